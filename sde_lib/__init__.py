@@ -1,0 +1,47 @@
+"""Score SDEs: one score, score_fn(x, t) = grad_x log p_t(x), drives every sampler and the likelihood."""
+
+from sde_lib.conversions import denoiser
+from sde_lib.distributions import Density, GaussianMixture, IsotropicGaussian
+from sde_lib.likelihood import Exact, Hutchinson, bits_per_dim, log_prob
+from sde_lib.samplers import (
+    EulerMaruyama,
+    Langevin,
+    PredictorCorrector,
+    ProbabilityFlow,
+    ReverseDiffusion,
+    decode,
+    encode,
+    langevin,
+    sample,
+)
+from sde_lib.score import DenoiserPrediction, EDMPreconditioning, EpsilonPrediction, ExactScore, NetworkScore
+from sde_lib.sde import SDE, VE, VP, SubVP
+
+__all__ = [
+    "SDE",
+    "VE",
+    "VP",
+    "DenoiserPrediction",
+    "Density",
+    "EDMPreconditioning",
+    "EpsilonPrediction",
+    "EulerMaruyama",
+    "Exact",
+    "ExactScore",
+    "GaussianMixture",
+    "Hutchinson",
+    "IsotropicGaussian",
+    "Langevin",
+    "NetworkScore",
+    "PredictorCorrector",
+    "ProbabilityFlow",
+    "ReverseDiffusion",
+    "SubVP",
+    "bits_per_dim",
+    "decode",
+    "denoiser",
+    "encode",
+    "langevin",
+    "log_prob",
+    "sample",
+]

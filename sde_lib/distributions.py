@@ -1,0 +1,162 @@
+"""Exact distributions: what every sampler and likelihood is checked against.
+
+A distribution gives `sample(key, n)`, `log_prob(x)` in nats and `score(x)`; those that stay exact under diffusion also give
+`at(sde, t)`, the distribution of x_t.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sde_lib.pytree import register_dataclass
+
+_HIGHEST = jax.lax.Precision.HIGHEST  # the oracle keeps full float32 on GPU and TPU
+
+
+@partial(register_dataclass, static=("shape",))
+@dataclass(frozen=True)
+class IsotropicGaussian:
+    """N(0, std² I) over arrays of the given shape."""
+
+    shape: tuple[int, ...]
+    std: Any
+
+    def sample(self, key: jax.Array, n: int) -> jax.Array:
+        """(n, *shape) draws."""
+        return self.std * jax.random.normal(key, (n, *self.shape))
+
+    def log_prob(self, x: jax.Array) -> jax.Array:
+        """log N(x; 0, std² I) in nats, (n,)."""
+        flat = x.reshape(x.shape[0], -1)
+        std = jnp.asarray(self.std, x.dtype)
+        return -0.5 * jnp.sum((flat / std) ** 2, 1) - flat.shape[1] * (jnp.log(std) + 0.5 * np.log(2 * np.pi))
+
+    def score(self, x: jax.Array) -> jax.Array:
+        """-x/std²."""
+        return -x / jnp.asarray(self.std, x.dtype) ** 2
+
+
+@partial(register_dataclass, static=("log_density",))
+@dataclass(frozen=True)
+class Density:
+    """Any density known up to a constant, from its log: the score is its gradient.
+
+    `log_density(x)` takes one point of any shape and returns a scalar in nats.
+    """
+
+    log_density: Callable[[jax.Array], jax.Array]
+
+    def log_prob(self, x: jax.Array) -> jax.Array:
+        """log-density of each row, up to the constant, (n,)."""
+        return jax.vmap(self.log_density)(x)
+
+    def score(self, x: jax.Array) -> jax.Array:
+        """The gradient of the log-density, like x."""
+        return jax.vmap(jax.grad(self.log_density))(x)
+
+
+@jax.tree_util.register_pytree_node_class
+class GaussianMixture:
+    """sum_k w_k N(m_k, S_k) in d dimensions, with full covariances, exact under every linear SDE.
+
+    Args:
+        weights: (k,), positive, sum 1.
+        means: (k, d).
+        covariances: (k, d, d), symmetric and positive semi-definite.
+
+    Each covariance is kept as its eigenbasis and its variances along it: diffusion then only moves the variances, to
+    alpha² v + sigma². Points may have any shape with d entries, such as images.
+    """
+
+    def __init__(self, weights: Any, means: Any, covariances: Any):
+        weights, means, covariances = (1.0 * jnp.asarray(a) for a in (weights, means, covariances))
+        if means.ndim != 2 or weights.shape != means.shape[:1] or covariances.shape != (*means.shape, means.shape[1]):
+            raise ValueError(
+                "GaussianMixture takes weights (k,), means (k, d) and covariances (k, d, d), "
+                f"not {weights.shape}, {means.shape} and {covariances.shape}"
+            )
+        traced = any(isinstance(a, jax.core.Tracer) for a in (weights, covariances))
+        if traced:
+            variances, basis = jnp.linalg.eigh(covariances)
+        else:
+            variances, basis = self._checked_eigh(np.asarray(weights, float), np.asarray(covariances, float))
+        self.log_weights = jnp.log(weights)
+        self.means = means
+        self.basis = jnp.asarray(basis, means.dtype)
+        self.variances = jnp.asarray(variances, means.dtype)
+
+    @staticmethod
+    def _checked_eigh(weights: np.ndarray, covariances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if (weights < 0).any() or abs(weights.sum() - 1) > 1e-4:
+            raise ValueError(f"GaussianMixture: weights must be positive and sum to 1, not {weights}: divide them by their sum")
+        scale = np.abs(covariances).max()
+        if np.abs(covariances - covariances.swapaxes(-1, -2)).max() > 1e-4 * scale:
+            raise ValueError("GaussianMixture: each covariance must be symmetric: use 0.5 * (S + S.T)")
+        variances, basis = np.linalg.eigh(covariances)
+        if variances.min() < -1e-5 * scale:
+            raise ValueError(f"GaussianMixture: each covariance must be positive semi-definite; an eigenvalue is {variances.min():.3g}")
+        return np.maximum(variances, 0), basis
+
+    def tree_flatten(self) -> tuple[tuple[Any, ...], None]:
+        return (self.log_weights, self.means, self.basis, self.variances), None
+
+    @classmethod
+    def tree_unflatten(cls, _: None, leaves: Any) -> "GaussianMixture":
+        mixture = object.__new__(cls)
+        mixture.log_weights, mixture.means, mixture.basis, mixture.variances = leaves
+        return mixture
+
+    @property
+    def covariances(self) -> jax.Array:
+        """(k, d, d)."""
+        return jnp.einsum("kij,kj,klj->kil", self.basis, self.variances, self.basis, precision=_HIGHEST)
+
+    def mean(self) -> jax.Array:
+        """The mixture's mean, (d,)."""
+        return jnp.exp(self.log_weights) @ self.means
+
+    def covariance(self) -> jax.Array:
+        """The mixture's covariance, (d, d)."""
+        weights, offsets = jnp.exp(self.log_weights), self.means - self.mean()
+        return jnp.einsum("k,kij->ij", weights, self.covariances) + jnp.einsum("k,ki,kj->ij", weights, offsets, offsets)
+
+    def sample(self, key: jax.Array, n: int) -> jax.Array:
+        """(n, d) draws."""
+        key_component, key_noise = jax.random.split(key)
+        k = jax.random.categorical(key_component, self.log_weights, shape=(n,))
+        z = jnp.sqrt(self.variances)[k] * jax.random.normal(key_noise, (n, self.means.shape[1]), self.means.dtype)
+        return self.means[k] + jnp.einsum("nij,nj->ni", self.basis[k], z, precision=_HIGHEST)
+
+    def log_prob(self, x: jax.Array) -> jax.Array:
+        """log sum_k w_k N(x; m_k, S_k) in nats, (n,)."""
+        return jax.nn.logsumexp(self._component_log_probs(self._whiten(x)), axis=1)
+
+    def score(self, x: jax.Array) -> jax.Array:
+        """The gradient of log_prob, like x: -sum_k r_k(x) S_k^-1 (x - m_k) with the posterior weights r_k."""
+        along = self._whiten(x)
+        responsibilities = jax.nn.softmax(self._component_log_probs(along), axis=1)
+        pull = responsibilities[:, :, None] * along / self.variances.astype(x.dtype)
+        return -jnp.einsum("kij,nkj->ni", self.basis.astype(x.dtype), pull, precision=_HIGHEST).reshape(x.shape)
+
+    def at(self, sde: Any, t: Any) -> "GaussianMixture":
+        """The exact distribution of x_t at one time: means alpha m_k, covariances alpha² S_k + sigma² I."""
+        dtype = self.means.dtype
+        alpha, sigma = jnp.asarray(sde.alpha(t), dtype), jnp.asarray(sde.sigma(t), dtype)
+        leaves = (self.log_weights, alpha * self.means, self.basis, alpha**2 * self.variances + sigma**2)
+        return self.tree_unflatten(None, leaves)
+
+    def _whiten(self, x: jax.Array) -> jax.Array:
+        """Offsets from each mean along each component's axes, (n, k, d)."""
+        offsets = x.reshape(x.shape[0], 1, -1) - self.means.astype(x.dtype)
+        return jnp.einsum("nki,kij->nkj", offsets, self.basis.astype(x.dtype), precision=_HIGHEST)
+
+    def _component_log_probs(self, along: jax.Array) -> jax.Array:
+        """log w_k + log N(x; m_k, S_k), (n, k), from the offsets along the axes."""
+        variances = self.variances.astype(along.dtype)
+        log_norm = self.log_weights.astype(along.dtype) - 0.5 * jnp.sum(jnp.log(2 * np.pi * variances), axis=1)
+        return log_norm - 0.5 * jnp.sum(along**2 / variances, axis=2)

@@ -1,0 +1,114 @@
+"""What every sampler shares: `sample`, its result, and each sample's own randomness."""
+
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sde_lib.score import ScoreFn
+from sde_lib.sde import SDE
+
+# All randomness of sample i comes from fold_in(key, i), split by purpose.
+_PRIOR, _NOISE = 0, 1
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What a sampler returns.
+
+    x: (n, *shape).
+    nfe: score evaluations per sample (for an adaptive solver, of the joint solve).
+    path: (frames, n, *shape), from x at t_max to x, evenly over the steps; None unless frames were asked for.
+    times: (frames,), the times of the frames; None without frames.
+    """
+
+    x: jax.Array
+    nfe: int
+    path: jax.Array | None = None
+    times: jax.Array | None = None
+
+
+class Sampler(Protocol):
+    """A frozen dataclass of its settings that turns x at t_max into a sample."""
+
+    def run(self, score_fn: ScoreFn, x: jax.Array, keys: jax.Array, cond: Any, frames: int) -> Samples:
+        """x (n, *shape) at t_max; keys (n,), one for each sample's noise."""
+        ...
+
+
+def sample(
+    sampler: Sampler,
+    score_fn: ScoreFn,
+    key: jax.Array,
+    n: int,
+    shape: tuple[int, ...],
+    *,
+    cond: Any = None,
+    prior: Any = None,
+    frames: int = 0,
+    first: int = 0,
+    batch_size: int | None = None,
+    dtype: Any = jnp.float32,
+) -> Samples:
+    """Draws n samples.
+
+    Sample i depends on (key, first + i) alone, whatever the batch: drawing 0..63 and then 64..127 with first=64 gives what drawing
+    128 at once does. (The steps of a joint adaptive solve are shared by its batch, which moves a result within its tolerance.)
+
+    Args:
+        sampler: its settings, such as `EulerMaruyama(steps=500)`.
+        score_fn: the score, which carries its SDE.
+        key: a typed key, `jax.random.key(seed)`.
+        n, shape: the result is (n, *shape).
+        cond: conditioning with n rows, handed to the score.
+        prior: distribution of x at t_max; default the SDE's prior. `data.at(sde, sde.t_max)` is the exact one.
+        frames: how many frames of the path to keep; 0 keeps none.
+        first: index of the first sample.
+        batch_size: how many to draw at once; default all.
+
+    Raises:
+        ValueError: for a bad argument.
+        RuntimeError: an adaptive solver reached its max_steps.
+    """
+    if n < 1:
+        raise ValueError(f"sample: n must be at least 1, not {n}")
+    if frames < 0 or frames == 1:
+        raise ValueError(f"sample: frames must be 0 (keep no path) or at least 2 (both ends), not {frames}")
+    batch_size = n if batch_size is None else min(batch_size, n)
+    if batch_size < 1:
+        raise ValueError(f"sample: batch_size must be at least 1, not {batch_size}")
+    prior = score_fn.sde.prior(shape) if prior is None else prior
+    batches = []
+    for start in range(0, n, batch_size):
+        # The last batch is filled up with samples that are dropped, so that it does not compile anew.
+        index = np.arange(start, start + batch_size)
+        rows = np.minimum(index, n - 1)
+        batch_cond = cond if cond is None else jax.tree.map(lambda c, rows=rows: c[rows], cond)
+        keys = _sample_keys(key, jnp.asarray(first + index))
+        x = _draw_prior(prior, keys).reshape(batch_size, *shape).astype(dtype)
+        noise_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, _NOISE)
+        batches.append(sampler.run(score_fn, x, noise_keys, batch_cond, frames))
+    if len(batches) == 1:
+        return batches[0]
+    path = None if batches[0].path is None else jnp.concatenate([b.path for b in batches], axis=1)[:, :n]
+    x = jnp.concatenate([b.x for b in batches])[:n]
+    return replace(batches[0], x=x, path=path, nfe=max(b.nfe for b in batches))
+
+
+@jax.jit
+def _sample_keys(key: jax.Array, index: jax.Array) -> jax.Array:
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+
+
+@jax.jit
+def _draw_prior(prior: Any, keys: jax.Array) -> jax.Array:
+    return jax.vmap(lambda key: prior.sample(jax.random.fold_in(key, _PRIOR), 1)[0])(keys)
+
+
+def host_sde(sde: SDE) -> SDE:
+    """The SDE with Python numbers for constants, so that tables are computed in float64; unchanged under a transformation."""
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(sde)):
+        return sde
+    return jax.tree.map(float, sde)

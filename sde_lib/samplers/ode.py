@@ -1,0 +1,180 @@
+"""The probability-flow ODE dx/dt = f x - ½ g² s, solved by diffrax (Song et al. 2021, arXiv:2011.13456, eq. 13)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import diffrax
+import jax
+import jax.numpy as jnp
+
+from sde_lib.conversions import denoiser, velocity_from_score
+from sde_lib.samplers.base import Samples
+from sde_lib.score import ScoreFn
+
+
+Norm = Callable[[Any], jax.Array]
+
+
+class Solution(NamedTuple):
+    """y at each saved time, steps tried, and diffrax's verdict."""
+
+    y: Any
+    steps: jax.Array
+    result: diffrax.RESULTS
+
+
+def max_over_samples(error: jax.Array) -> jax.Array:
+    """The largest, over the samples, of each sample's root mean square.
+
+    diffrax's own norm, an average over the batch, would hide the hard samples and make a result depend on the batch's size.
+    """
+    return jnp.sqrt(jnp.max(jnp.mean(jnp.abs(error) ** 2, axis=tuple(range(1, error.ndim)))))
+
+
+@dataclass(frozen=True)
+class ProbabilityFlow:
+    """Adaptive, or fixed-step, solution of the probability-flow ODE.
+
+    Args:
+        rtol, atol: tolerances of each step, relative and absolute.
+        solver: a diffrax solver of explicit Runge-Kutta type.
+        steps: this many equal steps in t instead of adaptive ones.
+        max_steps: an adaptive solve that needs more raises RuntimeError.
+        per_sample: each sample takes its own steps, and no longer depends on its batch; costs as many calls as the hardest one.
+        denoise: replace the last x by D(x, t_min), at one more score call.
+    """
+
+    rtol: float = 1e-5
+    atol: float = 1e-5
+    solver: diffrax.AbstractSolver = diffrax.Tsit5()
+    steps: int | None = None
+    max_steps: int = 4096
+    per_sample: bool = False
+    denoise: bool = False
+
+    def __post_init__(self) -> None:
+        if min(self.rtol, self.atol) < 0 or max(self.rtol, self.atol) <= 0:
+            raise ValueError(f"ProbabilityFlow: rtol and atol must be positive, not {self.rtol} and {self.atol}")
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"ProbabilityFlow: steps must be at least 1, not {self.steps}")
+
+    def run(self, score_fn: ScoreFn, x: jax.Array, keys: jax.Array, cond: Any, frames: int) -> Samples:
+        """See `sde_lib.samplers.base.Sampler`. Draws no noise."""
+        sde = score_fn.sde
+        times = jnp.linspace(sde.t_max, sde.t_min, max(frames, 2), dtype=x.dtype)
+        path, nfe = solve(self, flow_drift, x, times, (score_fn, cond))
+        x = _denoise(score_fn, path[-1], cond) if self.denoise else path[-1]
+        nfe += self.denoise
+        return Samples(x, nfe, path.at[-1].set(x), times) if frames else Samples(x, nfe)
+
+
+def flow_drift(t: Any, x: jax.Array, args: tuple[ScoreFn, Any]) -> jax.Array:
+    """f x - ½ g² s at time t; args are the score and its conditioning."""
+    score_fn, cond = args
+    return velocity_from_score(score_fn.sde, score_fn(x, t, cond), x, t)
+
+
+def encode(score_fn: ScoreFn, x: jax.Array, *, flow: ProbabilityFlow | None = None, cond: Any = None) -> Samples:
+    """Carries data at t_min along the probability flow to its latent at t_max; `.x` is like x."""
+    return _carry(score_fn, x, flow, cond, score_fn.sde.t_min, score_fn.sde.t_max)
+
+
+def decode(score_fn: ScoreFn, latent: jax.Array, *, flow: ProbabilityFlow | None = None, cond: Any = None) -> Samples:
+    """Carries latents at t_max back to t_min: the inverse of `encode`, within the solver's tolerance."""
+    return _carry(score_fn, latent, flow, cond, score_fn.sde.t_max, score_fn.sde.t_min)
+
+
+def _carry(score_fn: ScoreFn, x: jax.Array, flow: ProbabilityFlow | None, cond: Any, start: Any, end: Any) -> Samples:
+    times = jnp.stack([jnp.asarray(start, x.dtype), jnp.asarray(end, x.dtype)])
+    path, nfe = solve(flow or ProbabilityFlow(), flow_drift, x, times, (score_fn, cond))
+    return Samples(path[-1], nfe)
+
+
+def solve(
+    flow: ProbabilityFlow, drift: Callable[..., Any], y: Any, times: jax.Array, args: Any, norm: Norm = max_over_samples
+) -> tuple[Any, int]:
+    """Solves dy/dt = drift(t, y, args) from times[0] through times[-1]; returns y at each time, and the drift's evaluations.
+
+    `norm` turns a step's scaled error, shaped like y, into the number that must stay below 1. Every leaf of y, and of args after the
+    score, has the samples as rows: with `per_sample` the solve is mapped over them.
+
+    Raises RuntimeError when the solve did not reach its end.
+    """
+    tolerances = (jnp.asarray(flow.rtol, times.dtype), jnp.asarray(flow.atol, times.dtype))
+    kind = _Kind(drift, norm, flow.steps, flow.max_steps, flow.per_sample)
+    solution = _solve(y, times, args, tolerances, flow.solver, kind)
+    traced = isinstance(solution.steps, jax.core.Tracer)
+    if not traced and not bool(jnp.all(solution.result == diffrax.RESULTS.successful)):
+        raise RuntimeError(
+            f"the ODE solve did not reach its end in max_steps={flow.max_steps} steps at rtol={flow.rtol:g}, atol={flow.atol:g}: "
+            "raise max_steps or loosen the tolerances; if that does not help, look for non-finite scores"
+        )
+    steps = solution.steps if traced else int(jnp.max(solution.steps))
+    return solution.y, evaluations(flow, steps)
+
+
+def evaluations(flow: ProbabilityFlow, steps: Any) -> Any:
+    """Calls of the drift in a solve of so many steps: diffrax counts steps, not calls.
+
+    A step evaluates each stage; with first-same-as-last the first is the previous step's last, and is evaluated once at the start.
+    """
+    tableau = getattr(flow.solver, "tableau", None)  # diffrax's Euler has none
+    stages, fsal = (tableau.num_stages, tableau.fsal) if tableau else (1, False)
+    return steps * (stages - fsal) + fsal
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What a compiled solve depends on apart from shapes."""
+
+    drift: Callable[..., Any]
+    norm: Norm
+    steps: int | None
+    max_steps: int
+    per_sample: bool
+
+
+@partial(jax.jit, static_argnames="kind")
+def _solve(y: Any, times: jax.Array, args: Any, tolerances: Any, solver: Any, kind: _Kind) -> Solution:
+    if not kind.per_sample:
+        return _solve_jointly(y, times, args, tolerances, solver, kind)
+    score_fn, *rows = args
+
+    def alone(y: Any, rows: Any) -> Solution:
+        y, rows = jax.tree.map(lambda leaf: leaf[None], (y, rows))
+        solution = _solve_jointly(y, times, (score_fn, *rows), tolerances, solver, kind)
+        return solution._replace(y=jax.tree.map(lambda leaf: leaf[:, 0], solution.y))
+
+    solution = jax.vmap(alone)(y, rows)
+    return solution._replace(y=jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), solution.y))
+
+
+def _solve_jointly(y: Any, times: jax.Array, args: Any, tolerances: Any, solver: Any, kind: _Kind) -> Solution:
+    rtol, atol = tolerances
+    if kind.steps is None:
+        controller = diffrax.PIDController(rtol=rtol, atol=atol, norm=kind.norm)
+        # Steps grow tenfold at a time, so a first step on the scale of t_min costs one or two and suits either direction.
+        dt0, max_steps = 1e-3 * (times[-1] - times[0]), kind.max_steps
+    else:
+        controller, dt0, max_steps = diffrax.ConstantStepSize(), (times[-1] - times[0]) / kind.steps, kind.steps + 1
+    solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(kind.drift),
+        solver,
+        t0=times[0],
+        t1=times[-1],
+        dt0=dt0,
+        y0=y,
+        args=args,
+        saveat=diffrax.SaveAt(ts=times),
+        stepsize_controller=controller,
+        max_steps=max_steps,
+        throw=False,
+    )
+    return Solution(solution.ys, solution.stats["num_steps"], solution.result)
+
+
+@jax.jit
+def _denoise(score_fn: ScoreFn, x: jax.Array, cond: Any) -> jax.Array:
+    return denoiser(score_fn, x, score_fn.sde.t_min, cond)

@@ -1,0 +1,150 @@
+"""Scores: score_fn(x, t) = grad_x log p_t(x), from an exact distribution or from a network.
+
+A score is a pytree that carries its SDE: weights and constants are leaves, so another checkpoint never recompiles what uses it.
+x is (n, *shape); t is a scalar or (n,); cond is whatever the network takes, with n rows, or None. The result is like x.
+
+A parameterisation says how a raw network F becomes a score, in one place:
+
+    s(x, t) = skip(t) x + out(t) F(c_in(t) x, c_noise(t), cond)
+
+Writing it for the score itself, not for the denoiser, leaves no difference of nearly equal numbers at small sigma.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from sde_lib.pytree import register_dataclass
+from sde_lib.sde import SDE
+
+
+class ScoreFn(Protocol):
+    """What samplers, likelihoods and losses take."""
+
+    @property
+    def sde(self) -> SDE:
+        """The forward process whose marginals' score this is."""
+        ...
+
+    def __call__(self, x: jax.Array, t: Any, cond: Any = None) -> jax.Array: ...
+
+
+def per_sample(values: Any, x: jax.Array) -> jax.Array:
+    """A scalar or (n,) made ready to multiply x, in x's dtype."""
+    values = jnp.asarray(values, x.dtype)
+    return values.reshape(values.shape + (1,) * (x.ndim - values.ndim)) if values.ndim else values
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class ExactScore:
+    """The score of a distribution that stays exact under the SDE: the oracle, with a network's interface."""
+
+    distribution: Any
+    sde: SDE
+
+    def __call__(self, x: jax.Array, t: Any, cond: Any = None, *, key: jax.Array | None = None) -> jax.Array:
+        if jnp.ndim(t) == 0:
+            return self.distribution.at(self.sde, t).score(x)
+        return jax.vmap(lambda x_i, t_i: self.distribution.at(self.sde, t_i).score(x_i[None])[0])(x, jnp.asarray(t))
+
+
+class Parameterization(Protocol):
+    """Coefficients of s = skip x + out F(c_in x); each is a function of alpha and sigma."""
+
+    def skip(self, alpha: Any, sigma: Any) -> Any: ...
+
+    def out(self, alpha: Any, sigma: Any) -> Any: ...
+
+    def c_in(self, alpha: Any, sigma: Any) -> Any: ...
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class EpsilonPrediction:
+    """F predicts the noise: s = -F/sigma. Ho et al. 2020, arXiv:2006.11239, eq. 11. Input scaled to unit variance, exactly x for VP."""
+
+    def skip(self, alpha: Any, sigma: Any) -> Any:
+        return 0.0
+
+    def out(self, alpha: Any, sigma: Any) -> Any:
+        return -1 / sigma
+
+    def c_in(self, alpha: Any, sigma: Any) -> Any:
+        return 1 / jnp.sqrt(alpha**2 + sigma**2)
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class DenoiserPrediction:
+    """F predicts x_0: s = (alpha F - x)/sigma², by Tweedie's formula. Input scaled to unit variance."""
+
+    def skip(self, alpha: Any, sigma: Any) -> Any:
+        return -1 / sigma**2
+
+    def out(self, alpha: Any, sigma: Any) -> Any:
+        return alpha / sigma**2
+
+    def c_in(self, alpha: Any, sigma: Any) -> Any:
+        return 1 / jnp.sqrt(alpha**2 + sigma**2)
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class EDMPreconditioning:
+    """EDM's denoiser D = c_skip x + c_out F(c_in x), for any alpha. Karras et al. 2022, arXiv:2206.00364, eq. 7 and table 1.
+
+    With v = alpha² sigma_data² + sigma²: c_skip = alpha sigma_data²/v, c_out = sigma sigma_data/sqrt(v), c_in = 1/sqrt(v), hence
+    s = -x/v + alpha sigma_data/(sigma sqrt(v)) F. A network that is zero gives the exact score of N(0, sigma_data² I).
+    """
+
+    sigma_data: float = 0.5
+
+    def _variance(self, alpha: Any, sigma: Any) -> Any:
+        return (alpha * self.sigma_data) ** 2 + sigma**2
+
+    def skip(self, alpha: Any, sigma: Any) -> Any:
+        return -1 / self._variance(alpha, sigma)
+
+    def out(self, alpha: Any, sigma: Any) -> Any:
+        return alpha * self.sigma_data / (sigma * jnp.sqrt(self._variance(alpha, sigma)))
+
+    def c_in(self, alpha: Any, sigma: Any) -> Any:
+        return 1 / jnp.sqrt(self._variance(alpha, sigma))
+
+
+@partial(register_dataclass, static=("apply",))
+@dataclass(frozen=True)
+class NetworkScore:
+    """A network's score under an SDE.
+
+    Args:
+        apply: `apply(params, x, c_noise, cond, key)`, hashable, and equal for equal architectures. c_noise (n,) is
+            log(sigma/alpha)/4, EDM's noise label; key is a dropout key, or None to evaluate.
+        params: the network's weights, a pytree of arrays.
+        sde: the forward process it was trained under.
+        parameterization: how its output becomes a score.
+    """
+
+    apply: Callable[..., jax.Array]
+    params: Any
+    sde: SDE
+    parameterization: Parameterization
+
+    def __call__(self, x: jax.Array, t: Any, cond: Any = None, *, key: jax.Array | None = None) -> jax.Array:
+        t = jnp.asarray(t, x.dtype)
+        alpha, sigma, log_snr = self.sde.alpha(t), self.sde.sigma(t), self.sde.log_snr(t)
+        p = self.parameterization
+        c_noise = jnp.broadcast_to(jnp.asarray(-log_snr / 8, x.dtype), x.shape[:1])
+        raw = _apply(self.apply, self.params, per_sample(p.c_in(alpha, sigma), x) * x, c_noise, cond, key)
+        return per_sample(p.skip(alpha, sigma), x) * x + per_sample(p.out(alpha, sigma), x) * raw
+
+
+# One jitted call, so that samplers, likelihoods and checkpoints share one trace of the network per shape.
+@partial(jax.jit, static_argnums=0)
+def _apply(apply: Callable[..., jax.Array], params: Any, x: jax.Array, c_noise: jax.Array, cond: Any, key: Any) -> jax.Array:
+    return apply(params, x, c_noise, cond, key)

@@ -1,0 +1,193 @@
+"""Forward processes.
+
+Every linear Gaussian path is one SDE: dx = f(t) x dt + g(t) dw on [t_min, t_max], with x_t | x_0 ~ N(alpha(t) x_0, sigma(t)² I).
+A process is its two primitives `alpha` and `sigma`; all else is derived from them (Kingma et al. 2021, arXiv:2107.00630, eq. 6 and
+appendix A; Karras et al. 2022, arXiv:2206.00364, appendix B):
+
+    f = alpha'/alpha        g² = 2 sigma sigma' - 2 f sigma²        log SNR = log(alpha²/sigma²)
+
+Times are scalars or arrays, numpy or jax. On numpy numbers everything is computed in float64 on the host, which is what solver tables
+use; on jax arrays, in their own dtype and under any transformation.
+"""
+
+import dataclasses
+import math
+from dataclasses import KW_ONLY, dataclass
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sde_lib.distributions import IsotropicGaussian
+from sde_lib.pytree import register_dataclass
+
+# Bisection halves the interval until neighbouring floats are left, also in float64 and also near t_min.
+_BISECTIONS = 64
+# The step of the complex-step derivative is far below rounding, so the result is exact to machine precision.
+_COMPLEX_STEP = 1e-30
+
+
+def namespace(*values: Any) -> ModuleType:
+    """numpy for host numbers, jax.numpy as soon as one value lives on a device or is traced."""
+    return jnp if any(isinstance(v, jax.Array) for v in values) else np
+
+
+@dataclass(frozen=True)
+class SDE:
+    """A forward process dx = f(t) x dt + g(t) dw, given by its subclass's `alpha` and `sigma`.
+
+    An SDE is a pytree whose leaves are its constants: other constants never recompile what uses it. `t_min` is the one cut-off of
+    time: training, sampling and likelihood end there. A subclass's formulas must be analytic in t (no abs, no clip), since the host's
+    derivative is a complex step.
+    """
+
+    _: KW_ONLY
+    t_min: float = 1e-3
+    t_max: float = 1.0
+
+    def __init_subclass__(cls) -> None:
+        register_dataclass(dataclass(frozen=True)(cls))
+
+    def __post_init__(self) -> None:
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        if all(isinstance(v, (int, float)) for v in values.values()):  # traced constants cannot be checked
+            for name, value in values.items():
+                if not (math.isfinite(value) and value > 0):
+                    raise ValueError(f"{type(self).__name__}: {name} must be positive and finite, not {value}")
+            self._check_order("t_min", "t_max")
+            self._check()
+
+    def _check(self) -> None:
+        """Raises ValueError for constants that are out of order."""
+
+    def _check_order(self, low: str, high: str) -> None:
+        if not getattr(self, low) < getattr(self, high):
+            raise ValueError(
+                f"{type(self).__name__}: {low} must be less than {high}, "
+                f"but {low}={getattr(self, low)} and {high}={getattr(self, high)}"
+            )
+
+    def namespace(self, t: Any) -> ModuleType:
+        """Where to compute at time t: see `namespace`."""
+        return namespace(t, *(getattr(self, field.name) for field in dataclasses.fields(self)))
+
+    def alpha(self, t: Any) -> Any:
+        """The signal's scale: x_t given x_0 has mean alpha(t) x_0."""
+        raise TypeError(f"{type(self).__name__} must define alpha(t)")
+
+    def sigma(self, t: Any) -> Any:
+        """The noise's scale: x_t given x_0 has standard deviation sigma(t)."""
+        raise TypeError(f"{type(self).__name__} must define sigma(t)")
+
+    def alpha_and_derivative(self, t: Any) -> tuple[Any, Any]:
+        """alpha(t) and d alpha/dt."""
+        return self._with_derivative(self.alpha, t)
+
+    def sigma_and_derivative(self, t: Any) -> tuple[Any, Any]:
+        """sigma(t) and d sigma/dt."""
+        return self._with_derivative(self.sigma, t)
+
+    def f(self, t: Any) -> Any:
+        """Drift coefficient f(t) = d log alpha/dt."""
+        alpha, rate = self.alpha_and_derivative(t)
+        return rate / alpha
+
+    def g2(self, t: Any) -> Any:
+        """Squared diffusion g(t)² = 2 sigma sigma' - 2 f sigma² = -sigma² d(log SNR)/dt."""
+        sigma, rate = self.sigma_and_derivative(t)
+        return 2 * sigma * rate - 2 * self.f(t) * sigma**2
+
+    def log_snr(self, t: Any) -> Any:
+        """log(alpha(t)²/sigma(t)²), decreasing in t."""
+        xp = self.namespace(t)
+        return 2 * (xp.log(self.alpha(t)) - xp.log(self.sigma(t)))
+
+    def time_of_log_snr(self, log_snr: Any) -> Any:
+        """The time at which `log_snr` has this value, by bisection; values outside the SDE's range give its nearest end."""
+        xp = self.namespace(log_snr)
+        target = xp.asarray(log_snr, dtype=None if xp is jnp else float)
+        low = xp.full(target.shape, self.t_min, target.dtype)
+        high = xp.full(target.shape, self.t_max, target.dtype)
+
+        def halve(_: Any, interval: tuple[Any, Any]) -> tuple[Any, Any]:
+            low, high = interval
+            middle = 0.5 * (low + high)
+            early = self.log_snr(middle) > target
+            return xp.where(early, middle, low), xp.where(early, high, middle)
+
+        if xp is jnp:
+            low, high = jax.lax.fori_loop(0, _BISECTIONS, halve, (low, high))
+        else:
+            for i in range(_BISECTIONS):
+                low, high = halve(i, (low, high))
+        return 0.5 * (low + high)
+
+    def prior(self, shape: tuple[int, ...]) -> IsotropicGaussian:
+        """N(0, sigma(t_max)² I) over arrays of this shape: what x at t_max is close to, for data of zero mean."""
+        return IsotropicGaussian(shape, self.sigma(self.t_max))
+
+    def _with_derivative(self, function: Any, t: Any) -> tuple[Any, Any]:
+        if self.namespace(t) is jnp:
+            t = jnp.asarray(t, jnp.result_type(t, jnp.float32))
+            return jax.jvp(function, (t,), (jnp.ones_like(t),))
+        value = function(np.asarray(t, float) + 1j * _COMPLEX_STEP)
+        return value.real, value.imag / _COMPLEX_STEP
+
+
+class _LinearBeta(SDE):
+    """What VP and SubVP share: beta(t) = beta_min + t (beta_max - beta_min) and alpha = exp(-B/2), B its integral from 0 to t."""
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+
+    def _check(self) -> None:
+        self._check_order("beta_min", "beta_max")
+
+    def integral_of_beta(self, t: Any) -> Any:
+        """B(t) = integral of beta from 0 to t."""
+        return t * (self.beta_min + 0.5 * t * (self.beta_max - self.beta_min))
+
+    def alpha(self, t: Any) -> Any:
+        return self.namespace(t).exp(-0.5 * self.integral_of_beta(t))
+
+
+class VP(_LinearBeta):
+    """Variance preserving: alpha = exp(-B/2), sigma² = 1 - exp(-B), with B the integral of a linear beta.
+
+    Song et al. 2021, arXiv:2011.13456, eq. 11 and appendix C; the continuous limit of DDPM (Ho et al. 2020).
+    """
+
+    def sigma(self, t: Any) -> Any:
+        xp = self.namespace(t)
+        return xp.sqrt(-xp.expm1(-self.integral_of_beta(t)))
+
+
+class SubVP(_LinearBeta):
+    """Sub-variance preserving: alpha = exp(-B/2), sigma = 1 - exp(-B). Song et al. 2021, arXiv:2011.13456, eq. 13 and 29."""
+
+    def sigma(self, t: Any) -> Any:
+        return -self.namespace(t).expm1(-self.integral_of_beta(t))
+
+
+class VE(SDE):
+    """Variance exploding: alpha = 1, sigma = sigma_min (sigma_max/sigma_min)^t. Song et al. 2021, arXiv:2011.13456, eq. 9 and appendix C.
+
+    sigma_max should be about the largest distance between two data points (Song & Ermon 2020, arXiv:2006.09011, technique 1).
+    """
+
+    sigma_min: float = 0.01
+    sigma_max: float = 50.0
+    _: KW_ONLY
+    t_min: float = 1e-5
+
+    def _check(self) -> None:
+        self._check_order("sigma_min", "sigma_max")
+
+    def alpha(self, t: Any) -> Any:
+        return self.namespace(t).ones_like(t)
+
+    def sigma(self, t: Any) -> Any:
+        xp = self.namespace(t)
+        return self.sigma_min * xp.exp(t * xp.log(self.sigma_max / self.sigma_min))

@@ -1,0 +1,28 @@
+"""Exact targets that tests share: the same shapes throughout, so that they share compiled code too."""
+
+import numpy as np
+
+from sde_lib import VE, VP, GaussianMixture, SubVP
+
+SDES = [VP(), SubVP(), VE()]
+SDE_IDS = ["VP", "SubVP", "VE"]
+
+
+def random_mixture(seed: int, d: int, components: int = 3, spread: float = 1.0) -> GaussianMixture:
+    """A mixture with full covariances, eigenvalues about 0.1 to 1."""
+    rng = np.random.default_rng(seed)
+    weights = rng.dirichlet(np.full(components, 3.0))
+    factors = rng.normal(size=(components, d, d))
+    covariances = 0.1 * np.eye(d) + 0.2 * factors @ factors.transpose(0, 2, 1) / d
+    return GaussianMixture(weights, spread * rng.normal(size=(components, d)), covariances)
+
+
+def two_peaks(weight: float = 0.8, distance: float = 2.0, std: float = 0.25) -> GaussianMixture:
+    """Two isotropic peaks in the plane, on the first axis."""
+    means = np.array([[-distance / 2, 0.0], [distance / 2, 0.0]])
+    return GaussianMixture([weight, 1 - weight], means, np.broadcast_to(std**2 * np.eye(2), (2, 2, 2)))
+
+
+def normal(std: float = 0.5, d: int = 2) -> GaussianMixture:
+    """N(0, std² I), written with two components so that it compiles with `two_peaks`."""
+    return GaussianMixture([0.5, 0.5], np.zeros((2, d)), np.broadcast_to(std**2 * np.eye(d), (2, d, d)))

@@ -1,0 +1,241 @@
+"""Laws, orders and counts of the fixed-step samplers. Orders are measured without Monte Carlo: an affine score keeps a Gaussian Gaussian."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sde_lib import VE, VP, EulerMaruyama, ExactScore, PredictorCorrector, ProbabilityFlow, ReverseDiffusion, SubVP, sample
+from sde_lib.samplers import reverse_diffusion
+from sde_lib.samplers.linear import uniform_times
+from sde_lib.samplers.predictor_corrector import langevin_step_size
+from tests.oracles import SDE_IDS, SDES, normal, random_mixture, two_peaks
+
+N = 20_000
+SAMPLERS = {
+    "em": EulerMaruyama(steps=1000),
+    "reverse_diffusion": ReverseDiffusion(steps=1000),
+    "pc": PredictorCorrector(steps=1000),
+    "ode": ProbabilityFlow(rtol=1e-4, atol=1e-4),
+}
+each_sampler = pytest.mark.parametrize("name", SAMPLERS)
+each_sde = pytest.mark.parametrize("sde", SDES, ids=SDE_IDS)
+
+
+@functools.cache
+def draws(name, sde, target, seed):
+    return np.asarray(sample(SAMPLERS[name], ExactScore(target(), sde), jax.random.key(seed), N, (2,)).x, float)
+
+
+@each_sampler
+@each_sde
+def test_a_gaussian_gets_its_mean_and_standard_deviation(name, sde):
+    x = draws(name, sde, normal, 0)
+    np.testing.assert_allclose(x.std(), 0.5, rtol=0.015)
+    np.testing.assert_allclose(x.mean(), 0.0, atol=5 * 0.5 / np.sqrt(x.size))
+    # Tails too: the kurtosis of 2 N normal numbers is 3 with standard error sqrt(24/(2 N)).
+    np.testing.assert_allclose((x**4).mean() / (x**2).mean() ** 2, 3.0, atol=5 * np.sqrt(24 / x.size))
+
+
+@each_sampler
+@each_sde
+def test_two_peaks_get_their_weights(name, sde):
+    x = draws(name, sde, two_peaks, 1)
+    assert abs((x[:, 0] < 0).mean() - 0.8) < 0.01
+    for sign in (-1, 1):
+        peak = x[x[:, 0] * sign > 0] - np.array([sign, 0.0])
+        np.testing.assert_allclose(peak.mean(0), 0, atol=0.02)
+        np.testing.assert_allclose(peak.std(0), np.sqrt(0.25**2 + sde.sigma(sde.t_min) ** 2), rtol=0.03)
+
+
+def law_after(sampler, sde, data_std, prior_std=None):
+    """Mean gain and standard deviation of the sampler's law on N(0, data_std²), exactly, by its recursion in float64."""
+    times = uniform_times(sde, sampler.steps)
+    a, b, c = sampler.update(sde, times)
+    alpha, sigma = sde.alpha(times[:-1]), sde.sigma(times[:-1])
+    gain = alpha * data_std**2 / (alpha**2 * data_std**2 + sigma**2)  # D(x) = gain x
+    variance = (alpha[0] * data_std) ** 2 + sigma[0] ** 2
+    for a_i, b_i, c_i, gain_i in zip(a, b, c, gain, strict=True):
+        variance = (a_i + b_i * gain_i) ** 2 * variance + c_i**2
+    return np.sqrt(variance)
+
+
+@pytest.mark.parametrize("kind", [EulerMaruyama, ReverseDiffusion])
+@pytest.mark.parametrize("sde", [VP(), SubVP(), VE(sigma_min=1.0)], ids=SDE_IDS)
+def test_weak_order_one(kind, sde):
+    # VE's first-order error is proportional to sigma_min²: at 0.01 the second order hides it at any number of steps that one would take.
+    data_std = 0.5
+    exact = np.sqrt((sde.alpha(sde.t_min) * data_std) ** 2 + sde.sigma(sde.t_min) ** 2)
+    steps = np.array([500, 1000, 2000, 4000])
+    errors = [abs(law_after(kind(steps=int(n)), sde, data_std) - exact) for n in steps]
+    order = -np.polyfit(np.log(steps), np.log(errors), 1)[0]
+    assert abs(order - 1) < 0.15, (order, errors)
+
+
+@pytest.mark.parametrize("kind", [EulerMaruyama, ReverseDiffusion])
+@each_sde
+def test_the_compiled_scan_follows_the_recursion(kind, sde):
+    # At 20 steps the discretisation error is large, so agreement here is agreement of the code with its coefficients.
+    sampler, data_std = kind(steps=20), 0.5
+    prior = normal(data_std).at(sde, sde.t_max)
+    x = sample(sampler, ExactScore(normal(data_std), sde), jax.random.key(2), N, (2,), prior=prior).x
+    np.testing.assert_allclose(np.std(x), law_after(sampler, sde, data_std), rtol=5 / np.sqrt(2 * x.size))
+
+
+@each_sde
+def test_reverse_diffusion_has_the_forward_chain_s_variance(sde):
+    # q(x_t | x_s) = N(r x_s, v): alpha and sigma of the chain must compose, sigma_t² = r² sigma_s² + v.
+    times = uniform_times(sde, 50)
+    c = reverse_diffusion(sde, times).c
+    r = sde.alpha(times[:-1]) / sde.alpha(times[1:])
+    np.testing.assert_allclose(r**2 * sde.sigma(times[1:]) ** 2 + c**2, sde.sigma(times[:-1]) ** 2, rtol=1e-10)
+
+
+@pytest.mark.parametrize("predictor_name", ["em", "reverse_diffusion"])
+def test_zero_corrector_steps_leave_the_predictor_alone(predictor_name):
+    score_fn = ExactScore(random_mixture(1, 2), VP())
+    plain = {"em": EulerMaruyama(steps=30), "reverse_diffusion": ReverseDiffusion(steps=30)}[predictor_name]
+    wrapped = PredictorCorrector(steps=30, corrector_steps=0, predictor=type(plain)().update)
+    key = jax.random.key(0)
+    np.testing.assert_array_equal(sample(plain, score_fn, key, 16, (2,)).x, sample(wrapped, score_fn, key, 16, (2,)).x)
+
+
+@each_sde
+def test_correctors_repair_a_coarse_predictor(sde):
+    # 15 steps of the predictor alone are far off; Langevin steps at each level pull the law back.
+    score_fn, key = ExactScore(normal(0.5), sde), jax.random.key(3)
+    error = {}
+    for corrector_steps in (0, 10):
+        x = sample(PredictorCorrector(steps=15, corrector_steps=corrector_steps), score_fn, key, N, (2,)).x
+        error[corrector_steps] = abs(float(jnp.std(x)) - 0.5)
+    assert error[10] < 0.7 * error[0]
+
+
+def test_langevin_step_size_is_songs_in_many_dimensions_and_bounded_in_few():
+    sigma, scale = 0.3, 0.16**2
+    score = jax.random.normal(jax.random.key(0), (2, 200_000)) / sigma
+    songs = 2 * scale * score.shape[1] / jnp.sum(score**2, axis=1)
+    np.testing.assert_allclose(langevin_step_size(score, sigma, scale), songs, rtol=1e-3)
+    at_a_peak = langevin_step_size(jnp.zeros((1, 1)), sigma, scale)
+    np.testing.assert_allclose(at_a_peak, 2 * scale * sigma**2 * 1.01, rtol=1e-5)
+
+
+@each_sampler
+def test_a_sample_depends_on_its_own_index_alone(name):
+    sampler = {
+        "em": EulerMaruyama(steps=20),
+        "reverse_diffusion": ReverseDiffusion(steps=20),
+        "pc": PredictorCorrector(steps=20),
+        "ode": ProbabilityFlow(per_sample=True),
+    }[name]
+    score_fn, key = ExactScore(random_mixture(1, 2), VP()), jax.random.key(7)
+    together = sample(sampler, score_fn, key, 12, (2,)).x
+    tolerance = 3e-4 if name == "ode" else 1e-5  # rounding moves an adaptive solve within its tolerance
+    np.testing.assert_allclose(sample(sampler, score_fn, key, 12, (2,), batch_size=5).x, together, atol=tolerance)
+    np.testing.assert_allclose(sample(sampler, score_fn, key, 4, (2,), first=8).x, together[8:], atol=tolerance)
+    assert np.abs(np.diff(together, axis=0)).min() > 1e-6
+
+
+@each_sampler
+@pytest.mark.parametrize("denoise", [False, True])
+def test_nfe_is_the_number_of_calls(name, denoise):
+    calls = []
+
+    class Counting:
+        """A score that reports each of its calls from inside the compiled sampler."""
+
+        sde = VP()
+
+        def __call__(self, x, t, cond=None):
+            jax.debug.callback(lambda: calls.append(1))
+            return ExactScore(normal(), self.sde)(x, t)
+
+    jax.tree_util.register_pytree_node(Counting, lambda s: ((), None), lambda *_: Counting())
+    sampler = {
+        "em": EulerMaruyama(steps=7, denoise=denoise),
+        "reverse_diffusion": ReverseDiffusion(steps=7, denoise=denoise),
+        "pc": PredictorCorrector(steps=7, corrector_steps=3, denoise=denoise),
+        "ode": ProbabilityFlow(denoise=denoise),
+    }[name]
+    result = sample(sampler, Counting(), jax.random.key(0), 3, (2,))
+    jax.effects_barrier()
+    assert result.nfe == len(calls)
+
+
+@each_sampler
+def test_frames_are_the_path_and_cost_nothing_else(name):
+    sampler = {
+        "em": EulerMaruyama(steps=30, denoise=True),
+        "reverse_diffusion": ReverseDiffusion(steps=30),
+        "pc": PredictorCorrector(steps=30),
+        "ode": ProbabilityFlow(),
+    }[name]
+    score_fn, key = ExactScore(random_mixture(1, 2), VP()), jax.random.key(0)
+    result = sample(sampler, score_fn, key, 6, (2,), frames=4)
+    plain = sample(sampler, score_fn, key, 6, (2,))
+    assert plain.path is None and plain.nfe == result.nfe
+    np.testing.assert_allclose(plain.x, result.x, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(result.path[-1], result.x)
+    np.testing.assert_allclose(result.times, np.linspace(1.0, 1e-3, 4), rtol=1e-5)
+    if name != "ode":  # the same steps, cut off after a third of them, are the second frame
+        early = type(sampler)(steps=10)
+        early_score = ExactScore(random_mixture(1, 2), VP(t_min=float(result.times[1])))
+        np.testing.assert_allclose(sample(early, early_score, key, 6, (2,)).x, result.path[1], rtol=1e-3, atol=1e-3)
+
+
+@each_sampler
+def test_denoise_replaces_the_last_x_by_its_posterior_mean(name):
+    sde = VP(t_min=0.05)  # much noise left, so that denoising shows
+    sampler = {"em": EulerMaruyama, "reverse_diffusion": ReverseDiffusion, "pc": PredictorCorrector, "ode": ProbabilityFlow}[name]
+    score_fn, key = ExactScore(normal(0.5), sde), jax.random.key(0)
+    settings = {} if name == "ode" else {"steps": 20}
+    x = sample(sampler(**settings), score_fn, key, 8, (2,)).x
+    denoised = sample(sampler(**settings, denoise=True), score_fn, key, 8, (2,)).x
+    gain = sde.alpha(0.05) * 0.25 / (sde.alpha(0.05) ** 2 * 0.25 + sde.sigma(0.05) ** 2)
+    np.testing.assert_allclose(denoised, gain * x, rtol=1e-3, atol=1e-4)
+
+
+def test_other_constants_and_settings_do_not_compile_again():
+    traces = []
+
+    class Traced(ExactScore):
+        def __call__(self, x, t, cond=None, *, key=None):
+            traces.append(1)
+            return super().__call__(x, t)
+
+    def make(leaves):
+        return Traced(leaves[0], leaves[1])
+
+    jax.tree_util.register_pytree_node(Traced, lambda s: ((s.distribution, s.sde), None), lambda _, leaves: make(leaves))
+    for i, beta_max in enumerate((20.0, 15.0, 10.0)):
+        score_fn = Traced(random_mixture(i, 2), VP(beta_max=beta_max))
+        sample(PredictorCorrector(steps=5, snr=0.1 + 0.01 * i), score_fn, jax.random.key(i), 4, (2,))
+        counted = len(traces) if i == 0 else counted
+    assert len(traces) == counted
+
+
+def test_sampling_under_jit_gives_the_same():
+    score_fn, key = ExactScore(random_mixture(1, 2), VE()), jax.random.key(0)
+    plain = sample(EulerMaruyama(steps=10), score_fn, key, 4, (2,)).x
+    jitted = jax.jit(lambda score_fn: sample(EulerMaruyama(steps=10), score_fn, key, 4, (2,)).x)(score_fn)
+    np.testing.assert_allclose(plain, jitted, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "call, word",
+    [
+        (lambda s: sample(EulerMaruyama(), s, jax.random.key(0), 0, (2,)), "n must be at least 1"),
+        (lambda s: sample(EulerMaruyama(steps=0), s, jax.random.key(0), 2, (2,)), "steps"),
+        (lambda s: sample(EulerMaruyama(), s, jax.random.key(0), 2, (2,), frames=1), "frames"),
+        (lambda s: sample(EulerMaruyama(), s, jax.random.key(0), 2, (2,), batch_size=0), "batch_size"),
+        (lambda s: PredictorCorrector(snr=0.0), "snr"),
+        (lambda s: PredictorCorrector(corrector_steps=-1), "corrector_steps"),
+        (lambda s: ProbabilityFlow(rtol=-1.0), "rtol"),
+        (lambda s: ProbabilityFlow(steps=0), "steps"),
+    ],
+)
+def test_bad_settings_are_refused(call, word):
+    with pytest.raises(ValueError, match=word):
+        call(ExactScore(normal(), VP()))

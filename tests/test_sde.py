@@ -1,0 +1,96 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sde_lib import VE, VP, SubVP
+from tests.oracles import SDE_IDS, SDES
+
+TIMES = np.array([1e-5, 1e-3, 0.02, 0.3, 0.7, 1.0])
+
+
+def published(sde, t):
+    """(alpha, sigma, f, g²) as score_sde writes them, in float64: Song et al. 2021, eq. 29 to 32 and appendix C."""
+    if isinstance(sde, VE):
+        sigma = sde.sigma_min * (sde.sigma_max / sde.sigma_min) ** t
+        return np.ones_like(t), sigma, 0 * t, sigma**2 * 2 * np.log(sde.sigma_max / sde.sigma_min)
+    beta = sde.beta_min + t * (sde.beta_max - sde.beta_min)
+    log_alpha = -0.25 * t**2 * (sde.beta_max - sde.beta_min) - 0.5 * t * sde.beta_min
+    if isinstance(sde, VP):
+        return np.exp(log_alpha), np.sqrt(-np.expm1(2 * log_alpha)), -0.5 * beta, beta
+    return np.exp(log_alpha), -np.expm1(2 * log_alpha), -0.5 * beta, beta * -np.expm1(4 * log_alpha)
+
+
+OTHERS = [VP(beta_min=0.3, beta_max=8.0), SubVP(beta_min=0.02, beta_max=12.0), VE(sigma_min=0.05, sigma_max=380.0)]
+
+
+@pytest.mark.parametrize("sde", SDES + OTHERS, ids=str)
+def test_the_derived_forms_are_the_published_ones(sde):
+    alpha, sigma, f, g2 = published(sde, TIMES)
+    np.testing.assert_allclose(sde.alpha(TIMES), alpha, rtol=1e-12)
+    np.testing.assert_allclose(sde.sigma(TIMES), sigma, rtol=1e-9)  # the published VP std loses digits near 0
+    np.testing.assert_allclose(sde.f(TIMES), f, rtol=1e-9)
+    np.testing.assert_allclose(sde.g2(TIMES), g2, rtol=1e-9)
+
+
+@pytest.mark.parametrize("sde", SDES + OTHERS, ids=str)
+def test_float32_on_the_device_agrees_with_float64_on_the_host(sde):
+    device = jax.jit(lambda sde, t: (sde.alpha(t), sde.sigma(t), sde.f(t), sde.g2(t)))(sde, jnp.asarray(TIMES, jnp.float32))
+    host = (sde.alpha(TIMES), sde.sigma(TIMES), sde.f(TIMES), sde.g2(TIMES))
+    for on_device, on_host in zip(device, host, strict=True):
+        assert on_device.dtype == jnp.float32
+        np.testing.assert_allclose(on_device, on_host, rtol=2e-5)
+
+
+def test_sub_vp_sigma_near_zero_keeps_its_digits_in_float32():
+    # B(1e-5) = 1.00099e-6: 1 - exp(-B) in float32 would be off by percents.
+    t = jnp.float32(1e-5)
+    np.testing.assert_allclose(SubVP().sigma(t), 1.0009945e-6, rtol=1e-5)
+    np.testing.assert_allclose(VP().sigma(t), np.sqrt(1.0009945e-6), rtol=1e-5)
+
+
+@pytest.mark.parametrize("sde, std", [(VP(), 0.9999784), (SubVP(), 0.9999568), (VE(), 50.0), (VE(sigma_max=7.0), 7.0)], ids=str)
+def test_the_prior_has_the_sde_s_last_sigma(sde, std):
+    x = sde.prior((3, 2)).sample(jax.random.key(0), 40_000)
+    np.testing.assert_allclose(jnp.std(x), std, rtol=5 / np.sqrt(2 * x.size))
+    np.testing.assert_allclose(sde.prior((1,)).std, std, rtol=1e-6)
+    zeros = jnp.zeros((1, 3, 2))
+    np.testing.assert_allclose(sde.prior((3, 2)).log_prob(zeros), -6 * np.log(std * np.sqrt(2 * np.pi)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("sde", SDES + OTHERS, ids=str)
+def test_time_of_log_snr_inverts_log_snr(sde):
+    t = np.linspace(sde.t_min, sde.t_max, 50)
+    np.testing.assert_allclose(sde.time_of_log_snr(sde.log_snr(t)), t, rtol=1e-10)
+    on_device = jax.jit(lambda sde, t: sde.log_snr(sde.time_of_log_snr(sde.log_snr(t))))(sde, jnp.asarray(t, jnp.float32))
+    np.testing.assert_allclose(on_device, sde.log_snr(t), atol=2e-4)
+
+
+@pytest.mark.parametrize("sde", SDES, ids=SDE_IDS)
+def test_log_snr_s_rate_is_g2_over_sigma2(sde):
+    t, step = np.linspace(0.05, 0.95, 10), 1e-5
+    rate = (sde.log_snr(t + step) - sde.log_snr(t - step)) / (2 * step)
+    np.testing.assert_allclose(sde.g2(t), -(sde.sigma(t) ** 2) * rate, rtol=1e-6)
+
+
+def test_tree_structures_of_two_sdes_differ():
+    # jax's own registration calls these equal, and a trace cached for one then runs for the other.
+    structures = [jax.tree.structure(sde) for sde in SDES]
+    assert len({s: None for s in structures}) == 3
+    assert structures[0] != structures[1] and structures[0] != structures[2] and structures[1] != structures[2]
+    assert jax.tree.leaves(VE()) == [1e-5, 1.0, 0.01, 50.0] and jax.tree.unflatten(structures[2], [1e-5, 1.0, 0.01, 50.0]) == VE()
+
+
+@pytest.mark.parametrize(
+    "make, word",
+    [
+        (lambda: VP(beta_min=3.0, beta_max=2.0), "beta_min"),
+        (lambda: VE(sigma_min=-1.0), "sigma_min"),
+        (lambda: VE(sigma_min=2.0, sigma_max=1.0), "sigma_max"),
+        (lambda: VP(t_min=1.0), "t_min"),
+        (lambda: SubVP(beta_max=float("nan")), "beta_max"),
+    ],
+)
+def test_constants_out_of_order_are_refused(make, word):
+    with pytest.raises(ValueError, match=word):
+        make()
