@@ -122,7 +122,7 @@ class GaussianMixture:
 
     def covariance(self) -> jax.Array:
         """The mixture's covariance, (d, d)."""
-        weights, offsets = jnp.exp(self.log_weights), self.means - self.mean()
+        weights, offsets = jnp.exp(self.log_weights), self.means - self.mean()[None]
         return jnp.einsum("k,kij->ij", weights, self.covariances) + jnp.einsum("k,ki,kj->ij", weights, offsets, offsets)
 
     def sample(self, key: jax.Array, n: int) -> jax.Array:
@@ -140,7 +140,7 @@ class GaussianMixture:
         """The gradient of log_prob, like x: -sum_k r_k(x) S_k^-1 (x - m_k) with the posterior weights r_k."""
         along = self._whiten(x)
         responsibilities = jax.nn.softmax(self._component_log_probs(along), axis=1)
-        pull = responsibilities[:, :, None] * along / self.variances.astype(x.dtype)
+        pull = responsibilities[:, :, None] * along / self.variances.astype(x.dtype)[None]
         return -jnp.einsum("kij,nkj->ni", self.basis.astype(x.dtype), pull, precision=_HIGHEST).reshape(x.shape)
 
     def at(self, sde: Any, t: Any) -> "GaussianMixture":
@@ -152,11 +152,11 @@ class GaussianMixture:
 
     def _whiten(self, x: jax.Array) -> jax.Array:
         """Offsets from each mean along each component's axes, (n, k, d)."""
-        offsets = x.reshape(x.shape[0], 1, -1) - self.means.astype(x.dtype)
+        offsets = x.reshape(x.shape[0], 1, -1) - self.means.astype(x.dtype)[None]
         return jnp.einsum("nki,kij->nkj", offsets, self.basis.astype(x.dtype), precision=_HIGHEST)
 
     def _component_log_probs(self, along: jax.Array) -> jax.Array:
         """log w_k + log N(x; m_k, S_k), (n, k), from the offsets along the axes."""
         variances = self.variances.astype(along.dtype)
         log_norm = self.log_weights.astype(along.dtype) - 0.5 * jnp.sum(jnp.log(2 * np.pi * variances), axis=1)
-        return log_norm - 0.5 * jnp.sum(along**2 / variances, axis=2)
+        return log_norm[None] - 0.5 * jnp.sum(along**2 / variances[None], axis=2)

@@ -25,7 +25,7 @@ def register_dataclass(cls: T, static: tuple[str, ...] = ()) -> T:
         return [getattr(instance, name) for name in fields], (cls, *(getattr(instance, name) for name in static))
 
     def unflatten(structure: Any, children: Any) -> Any:
-        instance = object.__new__(cls)
+        instance: Any = object.__new__(cls)
         for name, value in zip((*fields, *static), (*children, *structure[1:]), strict=True):
             object.__setattr__(instance, name, value)
         return instance

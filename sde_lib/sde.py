@@ -65,8 +65,7 @@ class SDE:
     def _check_order(self, low: str, high: str) -> None:
         if not getattr(self, low) < getattr(self, high):
             raise ValueError(
-                f"{type(self).__name__}: {low} must be less than {high}, "
-                f"but {low}={getattr(self, low)} and {high}={getattr(self, high)}"
+                f"{type(self).__name__}: {low} must be less than {high}, but {low}={getattr(self, low)} and {high}={getattr(self, high)}"
             )
 
     def namespace(self, t: Any) -> ModuleType:

@@ -48,7 +48,10 @@ def test_a_chain_depends_on_its_own_index_alone_and_frames_are_its_path():
     np.testing.assert_allclose(whole.path[1], langevin(Langevin(steps=10), mixture, x, jax.random.key(1)).x, rtol=1e-5)
 
 
-@pytest.mark.parametrize("settings, word", [({"steps": 0}, "steps"), ({"step_size": 0.0}, "step_size"), ({"metropolis": True, "noise": 0.5}, "noise=1")])
+@pytest.mark.parametrize(
+    "settings, word",
+    [({"steps": 0}, "steps"), ({"step_size": 0.0}, "step_size"), ({"metropolis": True, "noise": 0.5}, "noise=1")],
+)
 def test_bad_settings_are_refused(settings, word):
     with pytest.raises(ValueError, match=word):
         Langevin(**settings)

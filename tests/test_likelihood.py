@@ -75,8 +75,8 @@ def test_exact_divergence_of_a_nonlinear_field_on_images(chunk):
 
 @pytest.mark.parametrize("per_sample", [False, True])
 def test_a_row_does_not_depend_on_its_batch(per_sample):
-    score_fn, x, exact, prior = setting(VP(), 2)
-    settings = dict(divergence=Hutchinson(probes=2), prior=prior, per_sample=per_sample)
+    score_fn, x, _, prior = setting(VP(), 2)
+    settings = {"divergence": Hutchinson(probes=2), "prior": prior, "per_sample": per_sample}
     whole = log_prob(score_fn, x, jax.random.key(0), **settings)
     part = log_prob(score_fn, x[40:], jax.random.key(0), first=40, **settings)
     np.testing.assert_allclose(part.probe_nats, whole.probe_nats[40:], atol=1e-4 if per_sample else 2e-3)

@@ -45,7 +45,9 @@ def test_encode_is_the_exact_map_of_a_gaussian(sde):
     np.testing.assert_allclose(encode(ExactScore(data, sde), x).x, ratio * x, rtol=1e-3)
 
 
-@pytest.mark.parametrize("flow", [ProbabilityFlow(steps=9), ProbabilityFlow(steps=9, solver=diffrax.Heun()), ProbabilityFlow(solver=diffrax.Dopri8())])
+@pytest.mark.parametrize(
+    "flow", [ProbabilityFlow(steps=9), ProbabilityFlow(steps=9, solver=diffrax.Heun()), ProbabilityFlow(solver=diffrax.Dopri8())]
+)
 def test_nfe_of_every_kind_of_solve_is_the_number_of_calls(flow):
     calls = []
 

@@ -92,7 +92,8 @@ def sample(
         batches.append(sampler.run(score_fn, x, noise_keys, batch_cond, frames))
     if len(batches) == 1:
         return batches[0]
-    path = None if batches[0].path is None else jnp.concatenate([b.path for b in batches], axis=1)[:, :n]
+    paths = [b.path for b in batches if b.path is not None]
+    path = jnp.concatenate(paths, axis=1)[:, :n] if paths else None
     x = jnp.concatenate([b.x for b in batches])[:n]
     return replace(batches[0], x=x, path=path, nfe=max(b.nfe for b in batches))
 

@@ -124,7 +124,5 @@ class LinearSampler:
 
     def run(self, score_fn: ScoreFn, x: jax.Array, keys: jax.Array, cond: Any, frames: int) -> Samples:
         """See `sde_lib.samplers.base.Sampler`."""
-        x, path, times = run_linear(
-            score_fn, x, keys, cond, frames, steps=self.steps, update=self.update, denoise=self.denoise
-        )
+        x, path, times = run_linear(score_fn, x, keys, cond, frames, steps=self.steps, update=self.update, denoise=self.denoise)
         return Samples(x, self.steps + self.denoise, path, times)

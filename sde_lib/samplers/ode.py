@@ -13,7 +13,6 @@ from sde_lib.conversions import denoiser, velocity_from_score
 from sde_lib.samplers.base import Samples
 from sde_lib.score import ScoreFn
 
-
 Norm = Callable[[Any], jax.Array]
 
 
@@ -48,7 +47,7 @@ class ProbabilityFlow:
 
     rtol: float = 1e-5
     atol: float = 1e-5
-    solver: diffrax.AbstractSolver = diffrax.Tsit5()
+    solver: diffrax.AbstractSolver = diffrax.Tsit5()  # noqa: RUF009 - immutable
     steps: int | None = None
     max_steps: int = 4096
     per_sample: bool = False
@@ -152,13 +151,12 @@ def _solve(y: Any, times: jax.Array, args: Any, tolerances: Any, solver: Any, ki
 
 
 def _solve_jointly(y: Any, times: jax.Array, args: Any, tolerances: Any, solver: Any, kind: _Kind) -> Solution:
-    rtol, atol = tolerances
+    span = times[-1] - times[0]
     if kind.steps is None:
-        controller = diffrax.PIDController(rtol=rtol, atol=atol, norm=kind.norm)
         # Steps grow tenfold at a time, so a first step on the scale of t_min costs one or two and suits either direction.
-        dt0, max_steps = 1e-3 * (times[-1] - times[0]), kind.max_steps
+        dt0, max_steps = 1e-3 * span, kind.max_steps
     else:
-        controller, dt0, max_steps = diffrax.ConstantStepSize(), (times[-1] - times[0]) / kind.steps, kind.steps + 1
+        dt0, max_steps = span / kind.steps, kind.steps + 1
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(kind.drift),
         solver,
@@ -168,11 +166,18 @@ def _solve_jointly(y: Any, times: jax.Array, args: Any, tolerances: Any, solver:
         y0=y,
         args=args,
         saveat=diffrax.SaveAt(ts=times),
-        stepsize_controller=controller,
+        stepsize_controller=_controller(tolerances, kind),
         max_steps=max_steps,
         throw=False,
     )
     return Solution(solution.ys, solution.stats["num_steps"], solution.result)
+
+
+def _controller(tolerances: Any, kind: _Kind) -> diffrax.AbstractStepSizeController:
+    if kind.steps is not None:
+        return diffrax.ConstantStepSize()
+    rtol, atol = tolerances
+    return diffrax.PIDController(rtol=rtol, atol=atol, norm=kind.norm)
 
 
 @jax.jit

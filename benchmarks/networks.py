@@ -1,0 +1,93 @@
+"""The two image networks at equal minutes of training on digits: python benchmarks/networks.py [--minutes=6] [--seeds=1].
+
+Each is trained by the same code on configs/digits.py, for as many steps as it makes in the given minutes on this machine (measured before),
+with the schedule stretched to that; then both are evaluated alike. configs/digits.py uses the better one.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from configs import digits
+from experiment.build import build_score
+from experiment.data import load_dataset
+from experiment.evaluation import evaluate_run
+from experiment.run import train
+from experiment.trainer import Trainer
+
+NETWORKS = {
+    "dit": {},
+    "unet": {"name": "unet", "width": 32, "channel_mults": (1, 2), "blocks": 1, "attention": (4,)},
+}
+
+
+def config_of(name: str, **train_settings: object) -> ConfigDict:
+    config = digits.get_config()
+    config.model.update(NETWORKS[name])
+    config.train.update(train_settings)
+    return config
+
+
+def progress(config: ConfigDict) -> Iterator[float]:
+    """Seconds per step of each window of 20 steps, after one to warm up."""
+    dataset = load_dataset(config.data.name)
+    trainer = Trainer(config, dataset)
+    for row in trainer.run(trainer.initial_state()):
+        if row.step > 20:
+            yield config.train.batch_size / row.row["images_per_second"]
+
+
+def seconds_per_step(repeats: int = 3) -> dict[str, float]:
+    """The median over windows in which the networks take turns: other users of the machine slow both alike."""
+    runs = {name: progress(config_of(name, steps=20 * (repeats + 1), log_every=20)) for name in NETWORKS}
+    seconds: dict[str, list[float]] = {name: [] for name in NETWORKS}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            seconds[name].append(next(run))
+    return {name: sorted(values)[repeats // 2] for name, values in seconds.items()}
+
+
+def compare(minutes: float, seeds: int, n: int, folder: Path) -> dict[str, dict]:
+    found = {}
+    for name, seconds in seconds_per_step().items():
+        steps = int(60 * minutes / seconds)
+        config = config_of(name, steps=steps, checkpoint_every=steps, log_every=max(steps // 20, 1))
+        weights = sum(leaf.size for leaf in jax.tree.leaves(build_score(config, load_dataset("digits")).params))
+        start = time.perf_counter()
+        train(config, folder / name)
+        spent = (time.perf_counter() - start) / 60
+        _, evaluation = evaluate_run(str(folder / name), ["em", "ode"], {"n": n, "seeds": seeds, "likelihood_n": 297})
+        found[name] = {"weights": weights, "steps": steps, "minutes": spent, "report": evaluation.report}
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=6.0)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--n", type=int, default=512)
+    parser.add_argument("--json", help="also write the figures to this file")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        found = compare(args.minutes, args.seeds, args.n, Path(folder))
+    for name, row in found.items():
+        print(f"{name}: {row['weights']:,} weights, {row['steps']} steps in {row['minutes']:.1f} minutes")
+        print(json.dumps(summary(row["report"])))
+    if args.json:
+        Path(args.json).write_text(json.dumps({"command": "python benchmarks/networks.py", **found}, indent=2))
+
+
+def summary(report: dict) -> dict:
+    """The figures that decide."""
+    metrics = {name: {m: v["mean"] for m, v in s["metrics"].items()} for name, s in report["samplers"].items()}
+    return {**metrics, "bits_per_dim": report["likelihood"].get("bits_per_dim")}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""Every key with its value. Other configs are differences from this one."""
+
+from typing import Any
+
+from ml_collections import ConfigDict, config_dict
+
+
+def get_config() -> Any:  # Any: a type checker knows no key of a ConfigDict
+    """VP score network on the digits."""
+    return ConfigDict(
+        {
+            "seed": 0,
+            "sde": {
+                "name": "vp",  # vp | subvp | ve
+                "beta_min": 0.1,
+                "beta_max": 20.0,
+                "sigma_min": 0.01,
+                "sigma_max": 50.0,
+                "t_min": config_dict.placeholder(float),  # None: the SDE's own
+            },
+            "model": {
+                "name": "dit",  # mlp | unet | dit; each takes the keys that its constructor names
+                "parameterization": "eps",  # eps | x0 | edm
+                "sigma_data": 0.5,
+                "width": 128,
+                "depth": 4,
+                "heads": 4,
+                "patch_size": 2,
+                "channel_mults": (1, 2),
+                "blocks": 2,
+                "attention": (),
+                "dropout": 0.0,
+                "class_conditional": False,
+                "dtype": "auto",  # bfloat16 on accelerators, float32 on CPU
+            },
+            "data": {
+                "name": "digits",
+                "path": "",  # a folder or zip of images, or an .npz
+                "dequantize": True,
+                "flip": False,
+                "cache": "",  # "": the user's cache folder
+            },
+            "train": {
+                "steps": 4000,
+                "batch_size": 128,
+                "lr": 1e-3,
+                "optimizer": "adam",  # adam | adamw
+                "weight_decay": 0.0,
+                "warmup": 200,
+                "schedule": "cosine",  # cosine | constant
+                "clip": 1.0,  # of the gradient's global norm; 0: none
+                "accumulate": 1,
+                "ema": 0.999,
+                "weighting": "sigma2",  # sigma2 | likelihood
+                "times": "uniform_t",  # uniform_t | uniform_log_snr
+                "checkpoint_every": 1000,
+                "keep": 3,
+                "log_every": 50,
+                "fsdp": 1,
+            },
+            "sample": {
+                "steps": 500,
+                "batch_size": 64,
+                "snr": 0.16,
+                "corrector_steps": 1,
+                "rtol": 1e-5,
+                "atol": 1e-5,
+                "denoise": True,
+            },
+            "eval": {
+                "samplers": ("em", "pc", "ode"),
+                "n": 1024,
+                "seeds": 3,
+                "likelihood_n": 256,
+                "probes": 4,
+                "rtol": 1e-5,  # of the likelihood's solve
+                "atol": 1e-5,
+                "seed": 0,  # of the first of the seeds
+                "batch_size": 128,
+                "reference": "train",  # train | test
+            },
+        }
+    )

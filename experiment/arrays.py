@@ -1,0 +1,102 @@
+"""`.npz` files: uint8 images or float vectors, with or without labels, with or without a split of their own."""
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from experiment.dataset import Dataset, Split, class_count, fixed_split
+from experiment.errors import UserError
+
+DATA_KEYS = ("x", "images", "data", "arr_0")  # arr_0 and arr_1 are what numpy.savez(file, x, labels) writes
+LABEL_KEYS = ("labels", "label", "y", "arr_1")
+MAX_CHANNELS = 4
+
+
+def load_npz(path: Path) -> Dataset:
+    """A data set from x (or images, data, arr_0) and, if there are, labels (or label, y, arr_1).
+
+    uint8 (n, h, w, c) or (n, h, w) are images, float (n, d) vectors. With x_train and x_test (y_train, y_test) these
+    are the splits, otherwise a fixed tenth is held out. An optional integer `levels` (default 256) is that of images.
+    Raises UserError for an unreadable file, pickled objects, a wrong dtype or shape, NaN, or values outside the levels.
+    """
+    arrays = _read(path)
+    levels = _levels(path, arrays)
+    if "x_train" in arrays and "x_test" in arrays:
+        train, test = (_named_split(path, arrays, part, levels) for part in ("train", "test"))
+        if train.x.shape[1:] != test.x.shape[1:] or train.x.dtype != test.x.dtype:
+            raise UserError(f"{path}: x_train is {_describe(train.x)}, x_test {_describe(test.x)}; save both alike")
+        if (train.labels is None) != (test.labels is None):
+            raise UserError(f"{path}: only one of x_train and x_test has labels; save y_train and y_test, or neither")
+    else:
+        x_key = next((k for k in DATA_KEYS if k in arrays), None)
+        if x_key is None:
+            raise UserError(f"{path}: no data among {', '.join(arrays) or 'no arrays'}; name them x, images or arr_0")
+        y_key = next((k for k in LABEL_KEYS if k in arrays), None)
+        x = _data(path, x_key, arrays[x_key], levels)
+        labels = _labels(path, y_key, arrays[y_key], len(x)) if y_key else None
+        train, test = fixed_split(x, labels, str(path))
+    is_images = train.x.dtype == np.uint8
+    return Dataset(path.stem, train, test, levels=levels if is_images else None, num_classes=class_count(train, test))
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {key: archive[key] for key in archive.files}
+    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        # ValueError also stands for object arrays; AttributeError for a bare .npy under this name
+        pickled = "pickle" in str(error) and zipfile.is_zipfile(path)
+        reason = "holds Python objects" if pickled else "is damaged or no .npz file"
+        raise UserError(f"cannot read {path}: it {reason}; save plain arrays with numpy.savez") from error
+
+
+def _named_split(path: Path, arrays: dict[str, np.ndarray], part: str, levels: int) -> Split:
+    x = _data(path, f"x_{part}", arrays[f"x_{part}"], levels)
+    key = next((f"{stem}_{part}" for stem in LABEL_KEYS if f"{stem}_{part}" in arrays), None)
+    return Split(x, _labels(path, key, arrays[key], len(x)) if key else None)
+
+
+def _levels(path: Path, arrays: dict[str, np.ndarray]) -> int:
+    value = arrays.get("levels", np.array(256))
+    if value.size != 1 or value.dtype.kind not in "iu" or not 2 <= int(value.item()) <= 256:
+        raise UserError(f"{path}: levels must be one integer from 2 to 256, not {value.tolist()!r:.40}")
+    return int(value.item())
+
+
+def _data(path: Path, key: str, x: np.ndarray, levels: int) -> np.ndarray:
+    """x as uint8 (n, h, w, c) or float32 (n, d)."""
+    if x.dtype == np.uint8 and x.ndim in (3, 4):
+        x = x[..., None] if x.ndim == 3 else x
+        if x.shape[-1] > MAX_CHANNELS:
+            raise UserError(f"{path}: {key} has shape {x.shape}; images are (n, h, w, c) with at most {MAX_CHANNELS} channels")
+        _not_empty(path, key, x)
+        if x.max() >= levels:
+            raise UserError(f"{path}: {key} has the value {x.max()}, outside its levels 0..{levels - 1}; correct one of them")
+        return x
+    if x.dtype.kind == "f" and x.ndim == 2:
+        _not_empty(path, key, x)
+        with np.errstate(over="ignore"):  # a float64 beyond float32 becomes inf, and is named below
+            x = x.astype(np.float32)
+        bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
+        if len(bad):
+            raise UserError(f"{path}: {key} has NaN or infinity in {len(bad)} row(s), first in row {bad[0]}; drop them")
+        return x
+    raise UserError(f"{path}: {key} is {_describe(x)}; it must be uint8 images (n, h, w[, c]) or float vectors (n, d)")
+
+
+def _not_empty(path: Path, key: str, x: np.ndarray) -> None:
+    if x.size == 0:
+        raise UserError(f"{path}: {key} is empty, of shape {x.shape}; save at least 2 examples")
+
+
+def _labels(path: Path, key: str, y: np.ndarray, n: int) -> np.ndarray:
+    if y.shape != (n,) or y.dtype.kind not in "iu":
+        raise UserError(f"{path}: {key} is {_describe(y)}; labels must be {n} integers, one for each example")
+    if n and (y.min() < 0 or y.max() >= 2**31 - 1):
+        raise UserError(f"{path}: {key} has values from {y.min()} to {y.max()}; labels count from 0")
+    return y.astype(np.int32)
+
+
+def _describe(x: np.ndarray) -> str:
+    return f"{x.dtype} of shape {x.shape}"

@@ -1,0 +1,164 @@
+"""From a config's names to objects, by explicit tables. A new SDE, network or sampler is a class and a line here."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from experiment.errors import UserError
+from models import MLP, Apply, DiT, UNet, split
+from sde_lib import VE, VP, NetworkScore, SubVP
+from sde_lib.losses import likelihood_weighting, sigma2_weighting, uniform_log_snr, uniform_t
+from sde_lib.samplers import EulerMaruyama, PredictorCorrector, ProbabilityFlow
+from sde_lib.score import DenoiserPrediction, EDMPreconditioning, EpsilonPrediction
+
+SDES = {"vp": VP, "subvp": SubVP, "ve": VE}
+MODELS = {"mlp": MLP, "unet": UNet, "dit": DiT}
+PARAMETERIZATIONS = {"eps": EpsilonPrediction, "x0": DenoiserPrediction, "edm": EDMPreconditioning}
+SAMPLERS = {"em": EulerMaruyama, "pc": PredictorCorrector, "ode": ProbabilityFlow}
+WEIGHTINGS = {"sigma2": sigma2_weighting, "likelihood": likelihood_weighting}
+TIMES = {"uniform_t": uniform_t, "uniform_log_snr": uniform_log_snr}
+
+
+def cosine(lr: float, steps: int) -> optax.Schedule:
+    """lr (1 + cos(pi k/steps))/2."""
+    return optax.cosine_decay_schedule(lr, steps)
+
+
+def constant(lr: float, steps: int) -> optax.Schedule:
+    """lr, whatever the step."""
+    return optax.constant_schedule(lr)
+
+
+def _adam(schedule: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
+    if weight_decay:
+        raise UserError(f"config.train.weight_decay is {weight_decay:g}, which adam does not use: set config.train.optimizer=adamw")
+    return optax.adam(schedule)
+
+
+def _adamw(schedule: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
+    return optax.adamw(schedule, weight_decay=weight_decay)
+
+
+SCHEDULES = {"cosine": cosine, "constant": constant}
+OPTIMIZERS: dict[str, Callable[[optax.Schedule, float], optax.GradientTransformation]] = {
+    "adam": _adam,
+    "adamw": _adamw,
+}
+
+NAMES: dict[str, Mapping[str, Any]] = {
+    "sde.name": SDES,
+    "model.name": MODELS,
+    "model.parameterization": PARAMETERIZATIONS,
+    "train.optimizer": OPTIMIZERS,
+    "train.schedule": SCHEDULES,
+    "train.weighting": WEIGHTINGS,
+    "train.times": TIMES,
+}
+
+
+def choose(table: Mapping[str, Any], name: str, what: str) -> Any:
+    """table[name]. Raises UserError with every name of the table."""
+    if name not in table:
+        raise UserError(f"{what} is {name!r}; it must be one of: {', '.join(table)}")
+    return table[name]
+
+
+def check_names(config: Any) -> None:
+    """Raises UserError for a name in the config that its table does not hold."""
+    for key, table in NAMES.items():
+        section, _, last = key.partition(".")
+        choose(table, config[section][last], f"config.{key}")
+    for name in config.eval.samplers:
+        choose(SAMPLERS, name, "a sampler of config.eval.samplers")
+
+
+def construct(cls: type, section: Mapping[str, Any], what: str, **given: Any) -> Any:
+    """cls with `given` and those keys of the section that its signature names; None leaves its default.
+
+    Raises UserError where the constructor raises ValueError.
+    """
+    signature = inspect.signature(cls.__init__)  # type: ignore[misc]  # of a flax class itself, it is its metaclass's
+    names = signature.parameters
+    options = {k: v for k, v in {**section, **given}.items() if k in names and v is not None}
+    try:
+        return cls(**options)
+    except ValueError as error:
+        raise UserError(f"{what}: {error}") from error
+
+
+def build_sde(config: Any) -> Any:
+    """The forward process of the `sde` section."""
+    return construct(choose(SDES, config.sde.name, "config.sde.name"), config.sde.to_dict(), "config.sde")
+
+
+def build_parameterization(config: Any) -> Any:
+    """How the network's output becomes a score: `model.parameterization`."""
+    cls = choose(PARAMETERIZATIONS, config.model.parameterization, "config.model.parameterization")
+    return construct(cls, config.model.to_dict(), "config.model")
+
+
+def build_sampler(name: str, config: Any) -> Any:
+    """The sampler with the `sample` section's settings."""
+    return construct(choose(SAMPLERS, name, "the sampler"), config.sample.to_dict(), "config.sample")
+
+
+def compute_dtype(name: str) -> jax.typing.DTypeLike:
+    """The network's compute dtype; "auto" is bfloat16 on accelerators, float32 on CPU, where bfloat16 is slower."""
+    if name == "auto":
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return jnp.dtype(name)
+
+
+def build_network(config: Any, dataset: Any) -> tuple[Apply, dict[str, Any]]:
+    """(apply, params): the network for the dataset's `shape` and `num_classes`, its weights drawn from config.seed."""
+    if config.model.class_conditional and not dataset.num_classes:
+        raise UserError(
+            f"config.model.class_conditional is true, but {config.data.path or config.data.name} has no labels: set it to false"
+        )
+    given: dict[str, Any] = {
+        "shape": tuple(dataset.shape),
+        "num_classes": dataset.num_classes if config.model.class_conditional else 0,
+        "dtype": compute_dtype(config.model.dtype),
+        "rngs": nnx.Rngs(config.seed),
+    }
+    cls = choose(MODELS, config.model.name, "config.model.name")
+    return split(construct(cls, config.model.to_dict(), "config.model", **given))
+
+
+def abstract_network(config: Any, dataset: Any) -> tuple[Apply, dict[str, Any]]:
+    """(apply, shapes): as `build_network`, with only the weights' shapes and dtypes, at no cost."""
+    found: list[Apply] = []
+
+    def weights() -> dict[str, Any]:
+        apply, params = build_network(config, dataset)
+        found.append(apply)
+        return params
+
+    shapes = jax.eval_shape(weights)
+    return found[0], shapes
+
+
+def build_score(config: Any, dataset: Any, params: Any = None) -> NetworkScore:
+    """The network's score under the config's SDE, with the weights `params`, or the initial ones."""
+    apply, weights = build_network(config, dataset) if params is None else (abstract_network(config, dataset)[0], params)
+    return NetworkScore(apply, weights, build_sde(config), build_parameterization(config))
+
+
+def build_schedule(config: Any) -> optax.Schedule:
+    """The learning rate at update k: the schedule's, times min(1, (k + 1)/warmup) while warming up."""
+    train = config.train
+    after = choose(SCHEDULES, train.schedule, "config.train.schedule")(train.lr, train.steps)
+    return lambda k: after(k) * jnp.minimum(1.0, (k + 1) / max(train.warmup, 1))
+
+
+def build_optimizer(config: Any) -> optax.GradientTransformation:
+    """Clip the gradient's global norm (clip > 0), then the optimizer under the schedule."""
+    train = config.train
+    make = choose(OPTIMIZERS, train.optimizer, "config.train.optimizer")
+    optimizer = make(build_schedule(config), train.weight_decay)
+    return optax.chain(optax.clip_by_global_norm(train.clip), optimizer) if train.clip else optimizer

@@ -1,0 +1,160 @@
+"""Checkpoints of the training state: orbax writes the arrays, a digest of every file tells whether they are as written.
+
+`<directory>/<step>/` holds one orbax item for each of params, ema and opt_state, `meta` with the step and the sums of
+the log's open window, and sha256.json. A checkpoint is written under another name and renamed when whole, and removed
+under another name too, so whatever is called by a number is complete.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from experiment.errors import UserError
+
+ITEMS = ("params", "ema", "opt_state")
+DIGESTS = "sha256.json"
+_UNFINISHED, _REMOVED, _DAMAGED = ".unfinished", ".removed", ".damaged"
+
+
+class Damaged(Exception):
+    """A checkpoint that is not as it was written."""
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_digests(folder: Path) -> None:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    found = {path.relative_to(folder).as_posix(): _digest(path) for path in files}
+    (folder / DIGESTS).write_text(json.dumps(found, indent=1))
+
+
+def _verify(folder: Path, items: tuple[str, ...]) -> None:
+    """Raises Damaged when a file of these items, or of the checkpoint as a whole, is missing or changed."""
+    try:
+        digests = json.loads((folder / DIGESTS).read_text())
+        for name, digest in digests.items():
+            if ("/" not in name or name.partition("/")[0] in items) and _digest(folder / name) != digest:
+                raise Damaged(f"{name} has changed")
+        if "meta/metadata" not in digests:
+            raise Damaged(f"{DIGESTS} is not whole")
+    except FileNotFoundError as error:
+        raise Damaged(f"{Path(error.filename).relative_to(folder)} is missing") from None
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise Damaged(f"{DIGESTS} cannot be read ({error})") from None
+
+
+def _flat(tree: Any) -> dict[str, Any]:
+    """The tree's leaves by name, independent of the classes of its nodes."""
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def _unflat(flat: dict[str, Any], like: Any) -> Any:
+    return jax.tree.unflatten(jax.tree.structure(like), [flat[name] for name in _flat(like)])
+
+
+class Checkpoints:
+    """The checkpoints of one run. One process writes (it holds the run's lock); any number may read.
+
+    Args:
+        directory: where they are.
+        keep: how many to keep, the newest.
+    """
+
+    def __init__(self, directory: Path, keep: int = 1):
+        self.directory, self.keep = directory.absolute(), keep
+        self._orbax = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+
+    def steps(self) -> list[int]:
+        """The steps at which there is a checkpoint, ascending."""
+        if not self.directory.is_dir():
+            return []
+        return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdigit() and path.is_dir())
+
+    def save(self, state: Any, window: dict[str, float]) -> None:
+        """Write the state whole, then remove the oldest checkpoints beyond `keep`."""
+        step = int(state["step"])
+        path = self.directory / str(step)
+        unfinished = path.with_name(path.name + _UNFINISHED)
+        items = {name: ocp.args.StandardSave(_flat(state[name])) for name in ITEMS}
+        meta = ocp.args.JsonSave({"step": step, "window": window})
+        self._orbax.save(unfinished, ocp.args.Composite(meta=meta, **items))
+        if jax.process_index() == 0:
+            _write_digests(unfinished)
+            unfinished.rename(path)
+            for old in self.steps()[: -self.keep]:
+                self._remove(self.directory / str(old))
+
+    def clean(self) -> None:
+        """Remove what an interrupted save or removal left. Only for the process that writes."""
+        if jax.process_index() == 0 and self.directory.is_dir():
+            for path in self.directory.iterdir():
+                if _UNFINISHED in path.name or path.name.endswith(_REMOVED):  # orbax's own name holds the first too
+                    shutil.rmtree(path, ignore_errors=True)
+
+    def _remove(self, path: Path) -> None:
+        # Renamed first: a removal that is cut short must not leave a checkpoint with holes.
+        shutil.rmtree(path.rename(path.with_name(path.name + _REMOVED)), ignore_errors=True)
+
+    def restore(self, like: Any, say: Callable[[str], None], repair: bool = False) -> tuple[Any, dict[str, Any]] | None:
+        """(state, meta) of the newest checkpoint that is whole, or None when there is none at all.
+
+        Args:
+            like: the state wanted, as shapes with dtypes and shardings; leave out the items that are not needed.
+            say: called with one line for each damaged checkpoint that was passed over.
+            repair: set the damaged ones aside under another name, so that training can write these steps again.
+
+        Raises UserError when there are checkpoints and none can be read.
+        """
+        damaged: list[tuple[int, str]] = []
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                state, meta = self._read(step, like)
+            except Damaged as error:
+                damaged.append((step, str(error)))
+                continue
+            for bad, reason in damaged:
+                self._pass_over(bad, reason, step, say, repair)
+            return state, meta
+        if self.steps() != steps:  # training went on while this process read
+            return self.restore(like, say, repair)
+        if damaged:
+            raise UserError(
+                f"no checkpoint in {self.directory} can be read (step {damaged[0][0]}: {damaged[0][1]}):"
+                " restore one from a copy, or train into another --workdir"
+            )
+        return None
+
+    def _pass_over(self, bad: int, reason: str, step: int, say: Callable[[str], None], repair: bool) -> None:
+        path = self.directory / str(bad)
+        if repair and jax.process_index() == 0:
+            aside = path.with_name(f"{bad}{_DAMAGED}")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+        say(f"the checkpoint of step {bad} is damaged ({reason}); using that of step {step}")
+
+    def _read(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+        path = self.directory / str(step)
+        wanted = {name: _flat(like[name]) for name in ITEMS if name in like}
+        _verify(path, ("meta", *wanted))
+        items = {name: ocp.args.StandardRestore(flat) for name, flat in wanted.items()}
+        try:
+            read = self._orbax.restore(path, ocp.args.Composite(meta=ocp.args.JsonRestore(), **items))
+        except Exception as error:  # whole, and yet not what `like` asks for: orbax raises many kinds
+            raise Damaged(" ".join(str(error).split())[:200] or type(error).__name__) from error
+        state = {name: _unflat(read[name], like[name]) for name in wanted}
+        if read["meta"]["step"] != step:
+            raise Damaged(f"it is of step {read['meta']['step']}")
+        if "step" in like:
+            state["step"] = jax.device_put(np.int32(step), like["step"].sharding)
+        return state, read["meta"]

@@ -1,0 +1,115 @@
+"""What the commands share: flags, quiet logs, and mistakes told in one line.
+
+def main() -> int | None: ...
+if __name__ == "__main__":
+    cli.run_app(main, config="configs/digits.py")
+"""
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from absl import app, flags
+from absl import logging as absl_logging
+from ml_collections import config_flags
+
+from experiment.config import KEYS, check_config, check_key, describe, nearest
+from experiment.errors import UserError
+
+MISTAKE, INTERRUPTED = 2, 130
+_LOUD = ("absl", "jax", "orbax", "tensorboardX", "etils")
+
+
+def run_app(main: Callable[[], int | None], config: str = "") -> None:
+    """Parse the command's flags, run main(), exit with its status.
+
+    A UserError, or a mistake in the flags, is one line on stderr and status 2; Ctrl-C is status 130 in silence; any
+    other exception is a bug and keeps its traceback.
+
+    Args:
+        main: the command; it reads its flags from absl.
+        config: for a command with --config=FILE and --config.section.key=value, the default file, beside the
+            command's own. The config, whole and checked, is then flags.FLAGS.config.
+    """
+    with mistakes_in_one_line():
+        _quiet()
+        app.define_help_flags()
+        parse_flags(sys.argv, str(Path(sys.argv[0]).resolve().parent / config) if config else "")
+        _compilation_cache()
+        status = main()
+    sys.stdout.flush()
+    sys.exit(status or 0)
+
+
+@contextlib.contextmanager
+def mistakes_in_one_line() -> Iterator[None]:
+    """A UserError inside becomes its line on stderr and SystemExit(2); KeyboardInterrupt SystemExit(130)."""
+    try:
+        yield
+    except UserError as error:
+        sys.stdout.flush()
+        print(" ".join(str(error).split()), file=sys.stderr)
+        sys.exit(MISTAKE)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+
+
+def parse_flags(argv: list[str], config: str = "", values: flags.FlagValues = flags.FLAGS) -> None:
+    """absl's parsing, every mistake as a UserError; `config`: the default of --config, "" for a command without."""
+    try:
+        if config:
+            _check_overrides(argv)
+            config_flags.DEFINE_config_file("config", config, "A file with get_config().", values, lock_config=True)
+        rest = values(argv)[1:]
+    except flags.UnrecognizedFlagError as error:
+        guess = nearest(error.flagname, values)
+        raise UserError(f"unknown flag --{error.flagname}: {f'did you mean --{guess}?' if guess else 'see --help'}") from None
+    except flags.Error as error:
+        raise UserError(_flag_mistake(str(error))) from None
+    if rest:
+        raise UserError(f"unexpected argument {rest[0]!r}: flags are written --name=value")
+    if config:
+        check_config(values.config)
+
+
+def _check_overrides(argv: list[str]) -> None:
+    """The names in --config.name and the file in --config, which ml_collections would answer with a traceback."""
+    for i, argument in enumerate(argv[1:], 1):
+        name, equals, value = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and name.startswith("config."):
+            check_key(name.removeprefix("config."))
+        elif argument.startswith("-") and name == "config":
+            _check_file(value if equals else "".join(argv[i + 1 : i + 2]))
+
+
+def _check_file(name: str) -> None:
+    if not Path(name).is_file():
+        there = sorted(Path(sys.argv[0]).resolve().parent.glob("configs/[!_]*.py"))
+        names = ", ".join(os.path.relpath(path) for path in there)
+        raise UserError(f"config file {name!r} does not exist; there are {names}")
+
+
+def _flag_mistake(text: str) -> str:
+    """absl's sentence, or for a config key what that key takes."""
+    flag, _, value = text.removeprefix("flag --config.").partition(": ")[0].partition("=")
+    override = text.startswith("flag --config.") and flag in KEYS
+    return f"config.{flag} is {value!r}; it takes {describe(flag)}" if override else text
+
+
+def _quiet() -> None:
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    for name in _LOUD:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
+
+def _compilation_cache() -> None:
+    """jax keeps compiled programs in the user's cache folder, or $JAX_COMPILATION_CACHE_DIR ("": nowhere)."""
+    from experiment.data import cache_folder
+
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder() / "compiled"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")

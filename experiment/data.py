@@ -1,0 +1,100 @@
+"""The one door to the data: a data set by name or by path, and the batches of a training run.
+
+Batch k is a pure function of (seed, k): nothing is iterated, nothing has to be saved, and a run resumes exactly.
+"""
+
+import os
+from collections.abc import Callable
+from functools import lru_cache, partial
+from pathlib import Path
+
+import numpy as np
+
+from experiment.arrays import load_npz
+from experiment.dataset import Dataset, Split
+from experiment.errors import UserError
+from experiment.images import load_images
+from experiment.toys import TOYS, load_toy
+
+__all__ = ["DATASETS", "Dataset", "Split", "batch_indices", "cache_folder", "load_dataset", "training_batch"]
+
+
+def _digits(cache: str) -> Dataset:
+    from experiment.digits import load_digits  # imports tensorflow-datasets, which takes a second
+
+    return load_digits(cache_folder(cache))
+
+
+def _toy(name: str, cache: str) -> Dataset:
+    return load_toy(name)
+
+
+# Every name that is ours; any other is looked up in tensorflow-datasets. A loader takes data.cache.
+DATASETS: dict[str, Callable[[str], Dataset]] = {"digits": _digits, **{name: partial(_toy, name) for name in TOYS}}
+
+FILES: dict[str, Callable[[Path], Dataset]] = {".npz": load_npz, ".zip": load_images}
+
+
+def load_dataset(name: str, path: str = "", cache: str = "") -> Dataset:
+    """The data set `name`, or, where `path` is given, the one that lies there (`name` is then unused).
+
+    `name`: one of DATASETS, or any prepared image set of tensorflow-datasets. `path`: a folder or zip of images, an
+    .npz, or the folder of a prepared tensorflow-datasets set. `cache`: where prepared data lie; "" is noise_compass in
+    the user's cache folder. Raises UserError for an unknown name (with the names there are) and for bad data.
+    """
+    if path:
+        return _from_path(Path(path).expanduser())
+    if name in DATASETS:
+        return DATASETS[name](cache)
+    from experiment.tfds_sets import load_named
+
+    return load_named(name, str(Path(cache).expanduser()) if cache else "", tuple(DATASETS))
+
+
+def _from_path(path: Path) -> Dataset:
+    if not path.exists():
+        raise UserError(f"data.path {path} does not exist; give a folder or zip of images, or an .npz file")
+    if (path / "dataset_info.json").is_file():
+        from experiment.tfds_sets import load_prepared
+
+        return load_prepared(path)
+    load = load_images if path.is_dir() else FILES.get(path.suffix.lower())
+    if load is None:
+        raise UserError(f"data.path {path} is neither a folder, nor a .zip, nor an .npz file; give one of these")
+    return load(path)
+
+
+def cache_folder(cache: str = "") -> Path:
+    """`cache`, or noise_compass under $XDG_CACHE_HOME, by default ~/.cache."""
+    if cache:
+        return Path(cache).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "noise_compass"
+
+
+def batch_indices(seed: int, step: int, batch_size: int, n: int) -> np.ndarray:
+    """Indices (batch_size,) int64 into n examples of batch `step`, a pure function of its arguments.
+
+    The batches lie end to end over an endless row of epochs, each a fresh shuffle of all n: place
+    p = step * batch_size + i holds element p mod n of the shuffle of epoch p // n. So each epoch has every example
+    exactly once, whether or not batch_size divides n.
+    Raises ValueError for n < 1, batch_size < 1 or step < 0.
+    """
+    if n < 1 or batch_size < 1 or step < 0:
+        raise ValueError(f"need n >= 1, batch_size >= 1 and step >= 0; got n={n}, batch_size={batch_size}, step={step}")
+    first = step * batch_size
+    last = first + batch_size
+    epochs = range(first // n, (last - 1) // n + 1)
+    return np.concatenate([_shuffle(seed, e, n)[max(first - e * n, 0) : last - e * n] for e in epochs])
+
+
+@lru_cache(maxsize=4)  # pure, so remembering is invisible; a run needs two at a time
+def _shuffle(seed: int, epoch: int, n: int) -> np.ndarray:
+    order = np.random.default_rng([seed % 2**64, epoch]).permutation(n)
+    order.flags.writeable = False
+    return order
+
+
+def training_batch(split: Split, seed: int, step: int, batch_size: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Batch `step` of a run with `seed`: x (batch_size, *shape), levels or vectors; labels (batch_size,) or None."""
+    index = batch_indices(seed, step, batch_size, len(split))
+    return split.x[index], None if split.labels is None else split.labels[index]

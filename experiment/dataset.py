@@ -1,0 +1,61 @@
+"""What every source of data gives, a `Dataset` of two `Split`s; and the fixed split of sources that have none."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from experiment.errors import UserError
+
+SPLIT_SEED = 20240229  # written down: the same images are held out on every machine, in every run
+TEST_FRACTION = 0.1
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Examples x: uint8 levels (n, h, w, c), or float32 vectors (n, d); labels int32 (n,), or None."""
+
+    x: np.ndarray
+    labels: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A named set of images (levels 2..256) or vectors (levels None) with classes 0..num_classes-1 (0: no labels)."""
+
+    name: str
+    train: Split
+    test: Split
+    levels: int | None
+    num_classes: int = 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one example: (h, w, c) or (d,)."""
+        return self.train.x.shape[1:]
+
+
+def fixed_split(x: np.ndarray, labels: np.ndarray | None, source: str) -> tuple[Split, Split]:
+    """Hold out a tenth of the n examples (rounded, at least one), the same for a given n; both keep their order.
+
+    Raises UserError where fewer than two examples leave nothing to split.
+    """
+    n = len(x)
+    if n < 2:
+        raise UserError(f"{source} holds {n} example(s); at least 2 are needed, one to train on and one to hold out")
+    n_test = max(1, round(TEST_FRACTION * n))
+    # RandomState: its stream is frozen by numpy's policy (NEP 19), default_rng's is not.
+    order = np.random.RandomState(SPLIT_SEED).permutation(n)
+    test, train = np.sort(order[:n_test]), np.sort(order[n_test:])
+    return _take(x, labels, train), _take(x, labels, test)
+
+
+def _take(x: np.ndarray, labels: np.ndarray | None, index: np.ndarray) -> Split:
+    return Split(x[index], None if labels is None else labels[index])
+
+
+def class_count(*splits: Split) -> int:
+    """Number of classes when labels are bare integers: the largest one plus 1; 0 without labels."""
+    return max((int(s.labels.max()) + 1 for s in splits if s.labels is not None and len(s)), default=0)

@@ -1,0 +1,161 @@
+"""Drawing samples from a run, a batch at a time, and the files that they go to: samples.npz and grid.png."""
+
+import contextlib
+import io
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from experiment.build import SAMPLERS, build_sampler, choose
+from experiment.errors import UserError
+from experiment.run import Run, load_run
+from sde_lib import sample
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Samples x (n, *shape) in the model's space; nfe, score calls per sample, the mean over the samples.
+
+    An adaptive solver may take another number of steps for each batch. batch_seconds: wall time of each batch, compilation in the first.
+    """
+
+    x: Array
+    nfe: float
+    batch_seconds: list[float]
+
+
+def check_sampler(name: str, steps: int | None = None) -> None:
+    """Raises UserError for an unknown name, with the list, and for steps < 1: before a run is loaded."""
+    choose(SAMPLERS, name, "the sampler")
+    if steps is not None and steps < 1:
+        raise UserError(f"--steps is {steps}: give at least 1, or leave it out for the run's config.sample.steps")
+
+
+def make_sampler(name: str, config: Any, steps: int | None = None) -> Any:
+    """The sampler `name` with the config's settings; `steps`, where given, replaces its number (for the ODE: fixed steps).
+
+    Raises UserError as `check_sampler` does.
+    """
+    check_sampler(name, steps)
+    sampler = build_sampler(name, config)
+    return sampler if steps is None else replace(sampler, steps=steps)
+
+
+def draw(run: Any, sampler: Any, key: jax.Array, n: int, batch_size: int, description: str, labels: Array | None = None) -> Draws:
+    """Draw n samples of the run's score; sample i depends on (key, i) alone. `labels`: (n,) classes, for a conditional network."""
+    batch_size, total, found, seconds = min(batch_size, n), 0, [], []
+    with progress(n, description) as bar:
+        for first in range(0, n, batch_size):
+            start = perf_counter()
+            result = draw_batch(run, sampler, key, first, batch_size, labels)
+            kept = min(batch_size, n - first)
+            found.append(np.asarray(result.x)[:kept])
+            seconds.append(perf_counter() - start)
+            total += kept * result.nfe
+            bar.update(kept)
+    return Draws(np.concatenate(found), total / n, seconds)
+
+
+def draw_batch(run: Any, sampler: Any, key: jax.Array, first: int, size: int, labels: Array | None = None, frames: int = 0) -> Any:
+    """Samples first .. first + size - 1. A last batch is drawn whole too, past n, so that one shape is compiled."""
+    cond = None if labels is None else padded(labels[first : first + size], size)
+    with solver_remedy():
+        result = sample(sampler, run.score_fn, key, size, tuple(run.shape), cond=cond, first=first, frames=frames)
+        jax.block_until_ready(result.x)
+        return result
+
+
+def padded(rows: Array, size: int) -> Array:
+    """The rows, the last one repeated to make `size` of them."""
+    return rows[np.minimum(np.arange(size), len(rows) - 1)]
+
+
+def class_labels(run: Any, n: int, seed: int) -> Array | None:
+    """(n,) classes in the training data's proportions for a class-conditional network; None for another."""
+    if not run.config.model.class_conditional:
+        return None
+    labels = run.dataset.train.labels
+    return labels[np.random.RandomState(seed).randint(len(labels), size=n)]
+
+
+@contextlib.contextmanager
+def solver_remedy() -> Iterator[None]:
+    """An adaptive solve that gave up becomes a UserError with the remedy."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "max_steps" not in str(error):
+            raise
+        raise UserError(
+            f"{error}. The training command with a larger --config.sample.rtol and --config.sample.atol (for the likelihood, --config.eval.rtol and "
+            "--config.eval.atol) notes them for this run; sample.py also takes --steps for fixed steps"
+        ) from error
+
+
+def progress(total: int, description: str, unit: str = "sample") -> tqdm:
+    """A bar with rate and time left; silent where stderr is no terminal."""
+    return tqdm(total=total, desc=description, unit=unit, disable=None, dynamic_ncols=True, smoothing=0.1)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace the file's content: written beside it, then renamed over it, so that it is never half there."""
+    beside = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(beside, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror}): choose another folder, or make room") from None
+
+
+def npz_bytes(x: Array) -> bytes:
+    """An .npz file that holds x as arr_0."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, x)
+    return buffer.getvalue()
+
+
+def draw_to_files(workdir: str, name: str, n: int, steps: int | None = None, seed: int = 0, out: str | None = None) -> str:
+    """Draw n samples of the run into samples/<name>/ (or `out`): samples.npz and grid.png. Returns a line that says what was done.
+
+    arr_0 of samples.npz is uint8 (n, h, w, c), 0..255, or float32 vectors (n, d).
+    Raises UserError for an unknown sampler, n or steps below 1, a missing run, or a folder that cannot be written.
+    """
+    if n < 1:
+        raise UserError(f"--n is {n}: give at least 1 sample")
+    if not 0 <= seed < 2**32:
+        raise UserError(f"--seed is {seed}: give an integer from 0 to 2^32 - 1")
+    check_sampler(name, steps)
+    run = load_run(workdir)
+    sampler = make_sampler(name, run.config, steps)
+    folder = Path(out).expanduser() if out else Path(run.workdir) / "samples" / name
+    labels = class_labels(run, n, seed)
+    start = perf_counter()
+    draws = draw(run, sampler, jax.random.key(seed), n, run.config.sample.batch_size, name, labels)
+    seconds = perf_counter() - start
+    write_samples(run, draws.x, folder)
+    return f"{name}: {n} samples, {draws.nfe:,.0f} NFE, {seconds:.1f} s with compilation, step {run.step}: {folder / 'samples.npz'}"
+
+
+def write_samples(run: Run, x: Array, folder: Path) -> None:
+    """samples.npz and grid.png of samples in the model's space."""
+    from experiment import plots
+
+    levels = np.asarray(run.scaling.to_data(x))
+    images = run.scaling.levels is not None
+    points = run.scaling.to_uint8(levels) if images else levels.astype(np.float32)
+    picture = plots.image_grid(points[:100]) if images else plots.scatter({"samples": points})
+    write_bytes(folder / "samples.npz", npz_bytes(points))
+    write_bytes(folder / "grid.png", picture)

@@ -1,0 +1,72 @@
+"""From the levels that the data have to the space that the network sees, and back; flips.
+
+Data with L levels: level k occupies the bin [2k/L - 1, 2(k+1)/L - 1) of [-1, 1), of width 2/L. Dequantisation places
+x = 2(k + u)/L - 1 with u uniform in its bin, so that a density over x is comparable with a probability over k:
+log2 P(k) >= E_u[log2 p(x)] + dim log2(2/L) (Theis et al. 2016, arXiv:1511.01844, section 3.1). Vectors pass unchanged.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = Any
+
+_GRID_BITS = 12  # u lies on the midpoints of 2^12 cells of its bin; every one survives float32, there and back
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """The map between integer levels 0..levels-1 and [-1, 1); the identity on vectors (levels None).
+
+    Frozen and hashable, so it may be a static argument of a jitted function. ValueError for levels not in 2..256.
+    """
+
+    levels: int | None
+
+    def __post_init__(self) -> None:
+        if self.levels is not None and not 2 <= self.levels <= 256:
+            raise ValueError(f"levels={self.levels}: data have 2 to 256 levels; use levels=None for vectors")
+
+    @property
+    def bin_width(self) -> float | None:
+        """Width of one level in model space, 2/levels; None for vectors."""
+        return None if self.levels is None else 2.0 / self.levels
+
+    def to_model(self, k: Array, key: Array | None = None) -> jax.Array:
+        """x = 2(k + u)/levels - 1, float32, like k in shape; u uniform from `key`, or 1/2 (bin centres) without one."""
+        k = jnp.asarray(k, jnp.float32)
+        if self.levels is None:
+            return k
+        u = 0.5 if key is None else _uniform_in_bin(key, k.shape)
+        return (k + u) * (2.0 / self.levels) - 1.0
+
+    def to_data(self, x: Array) -> jax.Array:
+        """The level whose bin holds x, uint8, clipped to 0..levels-1; the inverse of `to_model` for every u."""
+        x = jnp.asarray(x)
+        if self.levels is None:
+            return x
+        # The slack puts a bin's own lower edge, which float32 may round to just below itself, into that bin.
+        slack = self.levels * 2.0**-22
+        k = jnp.floor((x.astype(jnp.float32) + 1.0) * (self.levels / 2.0) + slack)
+        return jnp.clip(k, 0, self.levels - 1).astype(jnp.uint8)
+
+    def to_uint8(self, k: Array) -> np.ndarray:
+        """Levels as grey values of a picture, round(255 k/(levels - 1)); raises ValueError for vectors."""
+        if self.levels is None:
+            raise ValueError("vectors have no grey values: to_uint8 is for data with levels")
+        return np.rint(np.asarray(k, np.float64) * 255.0 / (self.levels - 1)).astype(np.uint8)
+
+
+def _uniform_in_bin(key: Array, shape: tuple[int, ...]) -> jax.Array:
+    """u = (j + 1/2)/2^m with j uniform: mean exactly 1/2, and never so near to an edge that k + u rounds across it."""
+    j = jax.random.bits(key, shape, jnp.uint16) >> (16 - _GRID_BITS)
+    return (j.astype(jnp.float32) + 0.5) * 2.0**-_GRID_BITS
+
+
+def random_flip(x: Array, key: Array) -> jax.Array:
+    """Mirror each image of x (n, h, w, c) left to right with probability 1/2, independently of the others."""
+    coin = jax.random.bernoulli(key, shape=(x.shape[0], 1, 1, 1))
+    return jnp.where(coin, jnp.flip(x, axis=2), x)

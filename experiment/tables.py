@@ -1,0 +1,65 @@
+"""The report's numbers as text: with their spread, to the digits that it leaves them, in rows."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from experiment.comparison import QUALITY
+
+OUTSIDE = 2.0  # floor standard deviations beyond which a value is called outside its floor
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """The value to so many significant digits; a dash where there is none."""
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if abs(value) >= 10 ** (digits - 1) else f"{value:#.{digits}g}".rstrip(".")
+
+
+def plus_minus(value: Mapping[str, Any]) -> str:
+    """ "mean ± sd", both to the sd's second digit; the mean alone where there is no sd."""
+    mean, sd = value["mean"], value["sd"]
+    if mean is None or not sd:
+        return number(mean)
+    places = int(np.clip(1 - np.floor(np.log10(sd)), 0, 8))
+    return f"{round(mean, places) + 0.0:.{places}f} ± {sd:.{places}f}"  # + 0.0: no "-0.000"
+
+
+def outside(value: Mapping[str, Any], kind: str) -> bool:
+    """Whether the mean lies more than 2 floor standard deviations above the floor's mean; of memorisation, above or below."""
+    excess = value["excess"]
+    return excess is not None and (excess if kind == QUALITY else abs(excess)) > OUTSIDE
+
+
+def text_table(report: Mapping[str, Any]) -> str:
+    """The report in a few lines for a terminal: a row for each sampler, one for the floor, and the likelihood."""
+    header, rows = table_rows(report, QUALITY)
+    cells = [header, *[[name, *(text for text, _ in row)] for name, row in rows]]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(header))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
+    return "\n".join([*lines, likelihood_line(report["likelihood"]), *report["notes"]])
+
+
+def likelihood_line(likelihood: Mapping[str, Any]) -> str:
+    """The held-out likelihood with both standard errors and its NFE, in a sentence."""
+    value = {"mean": likelihood["mean"], "sd": likelihood["se_images"]}
+    probes = likelihood["se_probes"]
+    of_probes = f"{probes:.2g}" if probes is not None else "unknown, with one probe,"
+    return (
+        f"held-out likelihood of the ODE: {plus_minus(value)} {likelihood['unit']}"
+        f" (± standard error over {likelihood['n']:,} examples; {of_probes} over probes), {likelihood['nfe']:,.0f} NFE"
+    )
+
+
+def table_rows(report: Mapping[str, Any], kind: str) -> tuple[list[str], list[tuple[str, list[tuple[str, bool]]]]]:
+    """(header, [(row name, [(cell, outside its floor), ...]), ...]) of the metrics of that kind; the last row is the floor."""
+    metrics = [name for name, m in report["metrics"].items() if m["kind"] == kind]
+    costs = ["NFE", "seconds"] if kind == QUALITY else []
+    header = ["sampler", *costs, *(report["metrics"][m]["label"] for m in metrics)]
+    rows = []
+    for name, d in report["samplers"].items():
+        cost = [(f"{d['nfe']:,.0f}", False), (number(d["seconds"]), False)][: len(costs)]
+        rows.append((name, cost + [(plus_minus(d["metrics"][m]), outside(d["metrics"][m], kind)) for m in metrics]))
+    rows.append(("noise floor", [("", False)] * len(costs) + [(plus_minus(report["floors"][m]), False) for m in metrics]))
+    return header, rows

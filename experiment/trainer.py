@@ -1,0 +1,267 @@
+"""Training: a pure step on a plain state, and a loop that yields what happened.
+
+The state is the pytree {params, ema, opt_state, step}. Batch k and noise k are functions of (seed, k) alone, so a run
+that stops and goes on is the run that never stopped.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiment.build import (
+    TIMES,
+    WEIGHTINGS,
+    abstract_network,
+    build_network,
+    build_optimizer,
+    build_parameterization,
+    build_schedule,
+    build_sde,
+)
+from experiment.data import batch_indices
+from experiment.errors import UserError
+from experiment.scaling import Scaling, random_flip
+from experiment.sharding import make_mesh, over_batch, put_rows, replicated, weight_shardings
+from sde_lib import NetworkScore
+from sde_lib.losses import denoising_score_matching
+
+State = dict[str, Any]
+Window = dict[str, jax.Array]
+
+# Steps given to the device before the host waits for one: enough to keep it busy, few enough to answer a signal.
+IN_FLIGHT = 2
+
+
+def empty_window() -> dict[str, float]:
+    """The sums between two rows of the log: losses, gradient norms, steps; and the first step not finite, or -1."""
+    return {"loss": 0.0, "grad_norm": 0.0, "steps": 0, "bad_step": -1}
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The state after `step` updates, the log's row if one is due, the sums since the last row."""
+
+    state: State
+    step: int
+    row: dict[str, float] | None
+    window: dict[str, float]
+
+
+class NotFinite(UserError):
+    """The loss, the gradient or a weight was not finite."""
+
+
+def check_finite(seen: dict[str, float], state: State, step: int) -> None:
+    """Raises NotFinite when a loss or gradient since the last row was not finite, or a weight is not now."""
+    if seen["bad_step"] >= 0:
+        raise NotFinite(f"the loss or its gradient is not finite at step {seen['bad_step']:d}")
+    if not _all_finite((state["params"], state["ema"])):
+        raise NotFinite(f"a weight is not finite at step {step}")
+
+
+@jax.jit
+def _all_finite(tree: Any) -> jax.Array:
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+
+
+class Clock:
+    """Images per second of training, without the first step, which compiles, and the caller's saving and logging."""
+
+    def __init__(self, batch_size: int):
+        self.batch_size, self.cold = batch_size, True
+        self.restart()
+
+    def restart(self) -> None:
+        self.images, self.start = 0, time.perf_counter()
+
+    def tick(self) -> None:
+        """One more step has been given to the device."""
+        if self.cold:
+            self.cold, self.first = False, time.perf_counter() - self.start
+            self.restart()
+        else:
+            self.images += self.batch_size
+
+    def skip(self, seconds: float) -> None:
+        """Leave out time that was not training's."""
+        self.start += seconds
+
+    def rate(self) -> float:
+        """Images per second since the last restart; of the first step when there was no other."""
+        return self.images / (time.perf_counter() - self.start) if self.images else self.batch_size / self.first
+
+
+def ema_decay(ema: float, step: Any) -> Any:
+    """min(ema, (1 + k)/(10 + k)) at update k: short at first, so that the initial weights are soon forgotten."""
+    return jnp.minimum(ema, (1.0 + step) / (10.0 + step))
+
+
+def micro_batches(batch: Any, n: int) -> Any:
+    """Arrays (b, ...) as (n, b/n, ...). Every n-th row goes together: each device keeps its share of each."""
+    return jax.tree.map(lambda x: x.reshape(x.shape[0] // n, n, *x.shape[1:]).swapaxes(0, 1), batch)
+
+
+class Trainer:
+    """A config and a dataset, as compiled functions on the mesh.
+
+    Raises UserError when the batch does not divide over accumulate x devices, or the config's objects cannot be built.
+    """
+
+    def __init__(self, config: Any, dataset: Any):
+        self.config, self.dataset = config, dataset
+        self.mesh = make_mesh(config.train.fsdp)
+        self._check()
+        self.scaling = Scaling(dataset.levels)
+        self.sde, self.parameterization = build_sde(config), build_parameterization(config)
+        self.weighting, self.times = WEIGHTINGS[config.train.weighting], TIMES[config.train.times]
+        self.optimizer, self.schedule = build_optimizer(config), build_schedule(config)
+        self.apply, weights = abstract_network(config, dataset)
+        self.abstract_state = jax.eval_shape(self._initial, weights)
+        self.shardings = weight_shardings(self.mesh, self.abstract_state)
+        whole, rows = replicated(self.mesh), over_batch(self.mesh)
+        self._step = jax.jit(
+            self.step,
+            in_shardings=(self.shardings, whole, rows, whole),
+            out_shardings=(self.shardings, whole, whole),
+            donate_argnums=(0, 1),
+        )
+
+    def _check(self) -> None:
+        train, devices = self.config.train, self.mesh.size
+        if self.config.data.flip and len(self.dataset.shape) != 3:
+            raise UserError("config.data.flip mirrors images, and this data set holds vectors: set it to false")
+        if train.batch_size % (train.accumulate * devices):
+            raise UserError(
+                f"config.train.batch_size is {train.batch_size}: it must be divisible by"
+                f" config.train.accumulate x devices, {train.accumulate} x {devices}"
+            )
+
+    @property
+    def weights(self) -> int:
+        """The number of the network's weights."""
+        return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(self.abstract_state["params"]))
+
+    def _initial(self, params: Any) -> State:
+        ema = jax.tree.map(jnp.copy, params)
+        return {
+            "params": params,
+            "ema": ema,
+            "opt_state": self.optimizer.init(params),
+            "step": jnp.zeros((), jnp.int32),
+        }
+
+    @property
+    def like(self) -> State:
+        """The state as shapes, dtypes and shardings: what a checkpoint is restored to."""
+        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), self.abstract_state, self.shardings)
+
+    def initial_state(self) -> State:
+        """The state at step 0, from config.seed."""
+        _, params = build_network(self.config, self.dataset)
+        return jax.jit(self._initial, out_shardings=self.shardings)(params)
+
+    def batch(self, step: int) -> dict[str, jax.Array]:
+        """Batch `step`, as the data hold it (integer levels for images), on the mesh."""
+        data = self.dataset.train
+        rows = batch_indices(self.config.seed, step, self.config.train.batch_size, len(data))
+        batch = {"x": put_rows(rows, data.x, self.mesh)}
+        if self.config.model.class_conditional:
+            batch["cond"] = put_rows(rows, data.labels, self.mesh)
+        return batch
+
+    def prepare(self, x: jax.Array, key: jax.Array) -> jax.Array:
+        """The data as the model sees them: flipped at random, dequantised, scaled."""
+        key_flip, key_scale = jax.random.split(key)
+        if self.config.data.flip:
+            x = random_flip(x, key_flip)
+        return self.scaling.to_model(x, key_scale if self.config.data.dequantize else None)
+
+    def loss(self, params: Any, batch: Any, key: jax.Array) -> jax.Array:
+        """Mean denoising score matching loss of a prepared batch."""
+        score_fn = NetworkScore(self.apply, params, self.sde, self.parameterization)
+        losses = denoising_score_matching(score_fn, batch["x"], key, batch.get("cond"), weighting=self.weighting, times=self.times)
+        return jnp.mean(losses)
+
+    def loss_and_grad(self, params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Any]:
+        """The batch's mean loss and its gradient, by micro-batches, the i-th with the key fold_in(key, i)."""
+        n = self.config.train.accumulate
+        value_and_grad = jax.value_and_grad(self.loss)
+        if n == 1:  # no loop: convolutions in a compiled loop are slow on CPU
+            return value_and_grad(params, batch, jax.random.fold_in(key, 0))
+
+        def add(total: Any, micro: Any) -> tuple[Any, None]:
+            i, rows = micro
+            return jax.tree.map(jnp.add, total, value_and_grad(params, rows, jax.random.fold_in(key, i))), None
+
+        zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+        total, _ = jax.lax.scan(add, zero, (jnp.arange(n), micro_batches(batch, n)))
+        return jax.tree.map(lambda x: x / n, total)
+
+    def step(self, state: State, window: Window, batch: Any, seed: jax.Array) -> tuple[State, Window, jax.Array]:
+        """One update. Pure: (state, sums, batch, seed) -> (state, sums, loss)."""
+        k = state["step"]
+        key_data, key_loss = jax.random.split(jax.random.fold_in(jax.random.key(seed), k))
+        batch = {**batch, "x": self.prepare(batch["x"], key_data)}
+        loss, grad = self.loss_and_grad(state["params"], batch, key_loss)
+        updates, opt_state = self.optimizer.update(grad, state["opt_state"], state["params"])
+        params = optax.apply_updates(state["params"], updates)
+        decay = ema_decay(self.config.train.ema, k)
+        ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state["ema"], params)
+        grad_norm = optax.global_norm(grad)
+        bad = ~(jnp.isfinite(loss) & jnp.isfinite(grad_norm)) & (window["bad_step"] < 0)
+        window = {
+            "loss": window["loss"] + loss,
+            "grad_norm": window["grad_norm"] + grad_norm,
+            "steps": window["steps"] + 1,
+            "bad_step": jnp.where(bad, k + 1, window["bad_step"]),
+        }
+        return {"params": params, "ema": ema, "opt_state": opt_state, "step": k + 1}, window, loss
+
+    def run(self, state: State, window: dict[str, float] | None = None, stop: Callable[[], bool] = lambda: False) -> Iterator[Progress]:
+        """Train from `state` to config.train.steps. Yields at the log's and checkpoints' steps and when `stop`.
+
+        The yielded state must be used before the loop goes on: the next step overwrites it. Raises NotFinite, naming
+        the step, before a state that is not finite is yielded.
+        """
+        train, step = self.config.train, int(state["step"])
+        sums = self._put_window(window or empty_window())
+        seed, in_flight, clock = jnp.uint32(self.config.seed), deque[jax.Array](), Clock(train.batch_size)
+        while step < train.steps:
+            state, sums, loss = self._step(state, sums, self.batch(step), seed)
+            step += 1
+            in_flight.append(loss)
+            if clock.cold or len(in_flight) > IN_FLIGHT:
+                in_flight.popleft().block_until_ready()
+            clock.tick()
+            logs = step % train.log_every == 0 or step == train.steps
+            if not (logs or step % train.checkpoint_every == 0 or stop()):
+                continue
+            seen = {name: value.item() for name, value in jax.device_get(sums).items()}
+            check_finite(seen, state, step)
+            row = self._row(step, seen, clock) if logs else None
+            yielded = time.perf_counter()
+            yield Progress(state, step, row, empty_window() if logs else seen)
+            clock.skip(time.perf_counter() - yielded)
+            if logs:
+                sums = self._put_window(empty_window())
+                clock.restart()
+
+    def _put_window(self, window: dict[str, float]) -> Window:
+        types = {"loss": jnp.float32, "grad_norm": jnp.float32, "steps": jnp.int32, "bad_step": jnp.int32}
+        return jax.device_put({k: np.asarray(window[k], t) for k, t in types.items()}, replicated(self.mesh))
+
+    def _row(self, step: int, seen: dict[str, float], clock: "Clock") -> dict[str, float]:
+        return {
+            "step": step,
+            "loss": seen["loss"] / seen["steps"],
+            "grad_norm": seen["grad_norm"] / seen["steps"],
+            "lr": np.asarray(self.schedule(step - 1)).item(),
+            "images_per_second": clock.rate(),
+        }

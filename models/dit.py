@@ -1,0 +1,104 @@
+"""DiT, a transformer over image patches with adaLN-zero conditioning (Peebles & Xie 2023, arXiv:2212.09748)."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+
+from models.layers import Condition, Linear, SelfAttention, check_call, check_positive, image_shape, layer_norm, named
+
+MLP_RATIO = 4
+
+
+def patchify(x: jax.Array, size: int) -> jax.Array:
+    """Cut into patches of size x size pixels: (n, h, w, c) -> (n, (h/size)(w/size), size * size * c), both row by row."""
+    n, h, w, c = x.shape
+    x = x.reshape(n, h // size, size, w // size, size, c).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(n, (h // size) * (w // size), size * size * c)
+
+
+def unpatchify(tokens: jax.Array, size: int, shape: tuple[int, int, int]) -> jax.Array:
+    """The inverse of `patchify`: (n, (h/size)(w/size), size * size * c) -> (n, h, w, c) with shape = (h, w, c)."""
+    h, w, c = shape
+    x = tokens.reshape(tokens.shape[0], h // size, w // size, size, size, c).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(tokens.shape[0], h, w, c)
+
+
+def sincos_positions(rows: int, columns: int, width: int) -> np.ndarray:
+    """2-D sine-cosine table (rows * columns, width): a quarter of the width for each of sin/cos of row, sin/cos of column.
+
+    Frequencies 10000^(-k/K) as in ViT and DiT. Columns that 4 does not fill stay zero.
+    """
+    frequencies = 10000.0 ** (-np.arange(width // 4) / max(width // 4, 1))
+    row, column = np.divmod(np.arange(rows * columns), columns)
+    phases = [np.outer(row, frequencies), np.outer(column, frequencies)]
+    table = np.concatenate([f(p) for p in phases for f in (np.sin, np.cos)], axis=1)
+    return np.pad(table, ((0, 0), (0, width - table.shape[1]))).astype(np.float32)
+
+
+class DiTBlock(nnx.Module):
+    """Attention, then a two-layer perceptron, each as h + gate * f((1 + scale) norm(h) + shift). (n, tokens, width) -> same."""
+
+    def __init__(self, width: int, heads: int, dropout: float, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.attention = SelfAttention(width, heads, dtype=dtype, rngs=rngs)
+        self.inner = Linear(width, MLP_RATIO * width, dtype=dtype, rngs=rngs)
+        self.outer = Linear(MLP_RATIO * width, width, dtype=dtype, rngs=rngs)
+        self.dropout = nnx.Dropout(dropout)
+
+    def __call__(self, h: jax.Array, modulation: Sequence[jax.Array], rngs: nnx.Rngs | None) -> jax.Array:
+        """modulation: shift, scale, gate of the attention, then of the perceptron, each (n, width), float32."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation
+        u = self.attention(layer_norm(h, scale1, shift1))
+        h = h + gate1[:, None, :].astype(h.dtype) * self.dropout(u, deterministic=rngs is None, rngs=rngs)
+        u = self.outer(nnx.gelu(self.inner(layer_norm(h, scale2, shift2))))
+        return h + gate2[:, None, :].astype(h.dtype) * self.dropout(u, deterministic=rngs is None, rngs=rngs)
+
+
+class DiT(nnx.Module):
+    """Network for images: x (n, h, w, c), c_noise (n,), cond (n,) int or None -> like x, float32. Zero until trained.
+
+    shape: (h, w, c). width: channels per token. depth: blocks. heads: attention heads. patch_size: pixels per side of a token
+    (cost grows with the number of tokens, h w / patch_size^2). num_classes: 0 for no labels. dtype: the compute dtype.
+    The position table is learned, from a sine-cosine start.
+    Raises ValueError if heads does not divide width or patch_size does not divide h and w.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int] = (8, 8, 1),
+        *,
+        width: int = 128,
+        depth: int = 4,
+        heads: int = 4,
+        patch_size: int = 2,
+        dropout: float = 0.0,
+        num_classes: int = 0,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.shape, self.dtype = image_shape(shape, "DiT"), jnp.dtype(dtype)
+        check_positive(width=width, depth=depth, heads=heads, patch_size=patch_size)
+        height, columns, channels = self.shape
+        if height % patch_size or columns % patch_size:
+            raise ValueError(f"patch_size={patch_size} does not divide the image size {height}x{columns}: choose a common divisor of both")
+        self.depth, self.patch_size = depth, patch_size
+        values = patch_size * patch_size * channels
+        self.condition = Condition(width, num_classes, rngs=rngs)
+        # One product gives the modulation of every block and of the head: fewer, larger operations. Zero: adaLN-zero.
+        self.modulation = Linear(width, (6 * depth + 2) * width, zero=True, rngs=rngs)
+        self.inner = Linear(values, width, dtype=dtype, rngs=rngs)
+        self.positions = nnx.Param(jnp.asarray(sincos_positions(height // patch_size, columns // patch_size, width)))
+        self.blocks = named([DiTBlock(width, heads, dropout, dtype=dtype, rngs=rngs) for _ in range(depth)])
+        self.outer = Linear(width, values, zero=True, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array, c_noise: jax.Array, cond: jax.Array | None = None, rngs: nnx.Rngs | None = None) -> jax.Array:
+        check_call(self.shape, x, c_noise)
+        modulation = jnp.split(self.modulation(self.condition(c_noise, cond)), 6 * self.depth + 2, axis=-1)
+        h = self.inner(patchify(x.astype(self.dtype), self.patch_size)) + self.positions[...].astype(self.dtype)[None]
+        for i, block in enumerate(self.blocks.values()):
+            h = block(h, modulation[6 * i : 6 * i + 6], rngs)
+        shift, scale = modulation[-2:]
+        return unpatchify(self.outer(layer_norm(h, scale, shift)), self.patch_size, self.shape).astype(jnp.float32)

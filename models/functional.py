@@ -1,0 +1,45 @@
+"""A network as a pure function and a plain dict of arrays: split once, then `jax.jit` only."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+from flax import nnx
+
+Params = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Apply:
+    """The network's function, `apply(params, x, c_noise, cond=None, key=None)`. Holds the architecture, no arrays.
+
+    Hashable, and equal for two networks of the same class and options: as a static argument it never makes a new set of weights
+    compile again. key: for dropout; None is evaluation mode, without dropout.
+    """
+
+    graphdef: nnx.GraphDef[nnx.Module]
+    _hash: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # jit hashes its static arguments at every call, and walking the graph takes a millisecond: do it once.
+        object.__setattr__(self, "_hash", hash(self.graphdef))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __call__(
+        self,
+        params: Params,
+        x: jax.Array,
+        c_noise: jax.Array,
+        cond: jax.Array | None = None,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        network: Any = nnx.merge(self.graphdef, params)
+        return network(x, c_noise, cond, rngs=None if key is None else nnx.Rngs(dropout=key))
+
+
+def split(network: nnx.Module) -> tuple[Apply, Params]:
+    """The network as (apply, params): params a plain nested dict, string keys and float32 arrays."""
+    graphdef, state = nnx.split(network)
+    return Apply(graphdef), nnx.to_pure_dict(state)

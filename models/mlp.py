@@ -1,0 +1,61 @@
+"""A residual multi-layer perceptron for vectors."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from models.layers import Condition, Linear, check_call, check_positive, named
+
+
+class MLPBlock(nnx.Module):
+    """h + W2 dropout(silu((1 + scale) * W1 silu(h) + shift)); scale and shift come from the conditioning vector."""
+
+    def __init__(self, width: int, dropout: float, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.inner = Linear(width, width, dtype=dtype, rngs=rngs)
+        self.outer = Linear(width, width, zero=True, dtype=dtype, rngs=rngs)
+        self.dropout = nnx.Dropout(dropout)
+
+    def __call__(self, h: jax.Array, scale: jax.Array, shift: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
+        u = nnx.silu(self.inner(nnx.silu(h)) * (1 + scale) + shift)
+        return h + self.outer(self.dropout(u, deterministic=rngs is None, rngs=rngs))
+
+
+class MLP(nnx.Module):
+    """Network for vectors: x (n, d), c_noise (n,), cond (n,) int or None -> (n, d), float32. Zero until trained.
+
+    shape: (d,). width: hidden units. depth: residual blocks of two layers each. num_classes: 0 for no labels.
+    dtype: the compute dtype. Raises ValueError for a shape that is not a vector's.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int] = (2,),
+        *,
+        width: int = 128,
+        depth: int = 3,
+        dropout: float = 0.0,
+        num_classes: int = 0,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        if len(shape) != 1:
+            raise ValueError(f"MLP takes vectors of shape (d,), not {tuple(shape)}: use UNet or DiT for images")
+        check_positive(d=shape[0], width=width, depth=depth)
+        self.shape, self.depth, self.dtype = (int(shape[0]),), depth, jnp.dtype(dtype)
+        self.condition = Condition(width, num_classes, rngs=rngs)
+        # One product gives the modulation of every block: fewer, larger operations.
+        self.modulation = Linear(width, 2 * depth * width, zero=True, dtype=dtype, rngs=rngs)
+        self.inner = Linear(self.shape[0], width, dtype=dtype, rngs=rngs)
+        self.blocks = named([MLPBlock(width, dropout, dtype=dtype, rngs=rngs) for _ in range(depth)])
+        self.outer = Linear(width, self.shape[0], zero=True, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array, c_noise: jax.Array, cond: jax.Array | None = None, rngs: nnx.Rngs | None = None) -> jax.Array:
+        check_call(self.shape, x, c_noise)
+        modulation = jnp.split(self.modulation(self.condition(c_noise, cond)), 2 * self.depth, axis=-1)
+        h = self.inner(x.astype(self.dtype))
+        for i, block in enumerate(self.blocks.values()):
+            h = block(h, modulation[2 * i], modulation[2 * i + 1], rngs)
+        return self.outer(nnx.silu(h)).astype(jnp.float32)

@@ -1,0 +1,92 @@
+import numpy as np
+import pytest
+
+from experiment.data import load_dataset
+from experiment.errors import UserError
+
+rng = np.random.default_rng(0)
+IMAGES = rng.integers(0, 256, (40, 5, 6, 3), np.uint8)
+GREY = rng.integers(0, 17, (40, 5, 6), np.uint8)
+VECTORS = rng.normal(size=(40, 7))
+LABELS = np.arange(40) % 4
+
+
+def save(tmp_path, **arrays):
+    path = tmp_path / "set.npz"
+    np.savez(path, **arrays)
+    return str(path)
+
+
+def rows(*arrays):
+    return sorted(x.tobytes() for a in arrays for x in a)
+
+
+def test_images_with_labels_are_split_once_and_for_all(tmp_path):
+    dataset = load_dataset("", save(tmp_path, x=IMAGES, labels=LABELS))
+    assert (len(dataset.train), len(dataset.test), dataset.levels, dataset.num_classes) == (36, 4, 256, 4)
+    assert rows(dataset.train.x, dataset.test.x) == rows(IMAGES)
+    of = {x.tobytes(): y for x, y in zip(IMAGES, LABELS, strict=True)}
+    for split in (dataset.train, dataset.test):
+        assert [of[x.tobytes()] for x in split.x] == list(split.labels) and split.labels.dtype == np.int32
+    again = load_dataset("", save(tmp_path, arr_0=IMAGES, arr_1=LABELS))
+    np.testing.assert_array_equal(again.test.x, dataset.test.x)
+
+
+def test_greyscale_gets_its_channel_and_its_levels(tmp_path):
+    dataset = load_dataset("", save(tmp_path, images=GREY, levels=17))
+    assert dataset.shape == (5, 6, 1) and dataset.levels == 17 and dataset.train.labels is None
+    assert rows(dataset.train.x, dataset.test.x) == rows(GREY)
+
+
+def test_vectors_become_float32(tmp_path):
+    dataset = load_dataset("", save(tmp_path, x=VECTORS))
+    assert dataset.levels is None and dataset.shape == (7,)
+    assert rows(dataset.train.x, dataset.test.x) == rows(VECTORS.astype(np.float32))
+
+
+def test_splits_of_the_file_are_kept(tmp_path):
+    arrays = {"x_train": IMAGES[:30], "y_train": LABELS[:30], "x_test": IMAGES[30:], "y_test": LABELS[30:]}
+    dataset = load_dataset("", save(tmp_path, **arrays))
+    np.testing.assert_array_equal(dataset.train.x, IMAGES[:30])
+    np.testing.assert_array_equal(dataset.test.labels, LABELS[30:])
+
+
+WITH_NAN = np.where(np.arange(40)[:, None] == 3, np.nan, VECTORS)
+MISTAKES = {
+    "nan": ({"x": WITH_NAN}, "x has NaN or infinity in 1 row(s), first in row 3"),
+    "beyond float32": ({"x": VECTORS * 1e300}, "infinity"),
+    "objects": ({"x": np.array([{}, None], object)}, "holds Python objects"),
+    "float images": ({"x": IMAGES / 255}, "x is float64 of shape (40, 5, 6, 3)"),
+    "int64 images": ({"x": IMAGES.astype(int)}, "x is int64"),
+    "channels first": ({"x": np.zeros((9, 3, 32, 32), np.uint8)}, "(9, 3, 32, 32)"),
+    "empty": ({"x": np.zeros((0, 3))}, "empty"),
+    "one example": ({"x": VECTORS[:1]}, "at least 2"),
+    "no data": ({"weights": VECTORS}, "weights"),
+    "labels of another length": ({"x": IMAGES, "y": LABELS[:5]}, "y is int64 of shape (5,)"),
+    "float labels": ({"x": IMAGES, "y": LABELS / 2}, "y is float64"),
+    "negative labels": ({"x": IMAGES, "y": LABELS - 1}, "from -1 to 2"),
+    "beyond the levels": ({"x": np.full((9, 4, 4), 17, np.uint8), "levels": 17}, "value 17, outside its levels 0..16"),
+    "impossible levels": ({"x": GREY, "levels": 1000}, "levels must be one integer"),
+    "splits that differ": ({"x_train": IMAGES, "x_test": GREY}, "save both alike"),
+    "half labelled": ({"x_train": IMAGES, "x_test": IMAGES, "y_train": LABELS}, "only one of x_train and x_test"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_each_mistake_gets_one_line_that_names_it(tmp_path, mistake):
+    arrays, words = MISTAKES[mistake]
+    path = save(tmp_path, **arrays)
+    with pytest.raises(UserError) as error:
+        load_dataset("", path)
+    line = str(error.value)
+    assert words in line and path in line and "\n" not in line
+
+
+@pytest.mark.parametrize("content", [b"", b"no zip", "cut"])
+def test_damaged_files_are_named(tmp_path, content):
+    path = save(tmp_path, x=IMAGES)
+    whole = open(path, "rb").read()
+    with open(path, "wb") as file:
+        file.write(whole[: len(whole) // 2] if content == "cut" else content)
+    with pytest.raises(UserError, match=r"cannot read .*set.npz.*damaged"):
+        load_dataset("", path)

@@ -1,0 +1,169 @@
+"""The schema: what passes, and what each mistake is told; the command line's flags in one line each."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from absl import flags
+from ml_collections import ConfigDict
+
+from configs import base, cifar10, digits, toys
+from experiment import cli
+from experiment.config import (
+    FREE_ON_RESUME,
+    KEYS,
+    check_config,
+    check_key,
+    differences,
+    flatten,
+    load_config,
+    save_config,
+)
+from experiment.errors import UserError
+from experiment.provenance import provenance
+from tests.commands import ROOT
+
+
+@pytest.mark.parametrize("module", [base, digits, toys, cifar10])
+def test_our_configs_pass_and_come_back_from_json(module: Any, tmp_path: Path) -> None:
+    config = check_config(module.get_config())
+    assert set(flatten(config)) == set(KEYS)
+    save_config(tmp_path / "config.json", config, provenance={"python": "3"})
+    again, beside = load_config(tmp_path / "config.json")
+    assert flatten(again) == flatten(config)  # tuples too, which JSON does not have
+    assert beside == {"provenance": {"python": "3"}}
+    assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+
+
+MISTAKES = {
+    ("train.stpes", 3): "config.train.stpes: did you mean config.train.steps?",
+    ("trian.lr", 0.1): "config.trian.lr: did you mean config.train.lr?",
+    ("steps", 3): "did you mean config.",
+    ("train.steps", 0): "config.train.steps is 0; it takes an int, at least 1",
+    ("train.steps", 2.5): "config.train.steps is 2.5; it takes an int",
+    ("train.steps", True): "it takes an int",
+    ("train.lr", "fast"): "config.train.lr is 'fast'; it takes a float, above 0",
+    ("train.lr", float("nan")): "config.train.lr is nan",
+    ("train.lr", float("inf")): "config.train.lr is inf",
+    ("train.ema", 1.0): "config.train.ema is 1.0; it takes a float, at least 0, below 1",
+    ("model.channel_mults", 2): "it takes a tuple, each entry an int, at least 1",
+    ("model.channel_mults", (1, 0)): "it takes a tuple, each entry an int, at least 1",
+    ("model.dtype", "float16"): "it takes one of float32, bfloat16, auto",
+    ("data.flip", 1): "it takes true or false",
+    ("sde.t_min", 2.0): "it takes a float, above 0, below 1, or None",
+    ("sde.beta_max", 0.05): "config.sde.beta_min is 0.1: it must be below config.sde.beta_max",
+}
+
+
+@pytest.mark.parametrize("name, value", MISTAKES)
+def test_a_mistake_in_a_config_is_told(name: str, value: Any) -> None:
+    nested = base.get_config().to_dict()
+    section, _, last = name.rpartition(".")
+    (nested.setdefault(section, {}) if section else nested)[last] = value
+    with pytest.raises(UserError) as told:
+        check_config(ConfigDict(nested))
+    assert MISTAKES[name, value] in str(told.value) and "\n" not in str(told.value)
+
+
+def test_a_missing_key_and_a_section_are_told() -> None:
+    config = base.get_config()
+    del config.train["lr"]
+    with pytest.raises(UserError, match=r"config.train.lr is missing"):
+        check_config(config)
+    with pytest.raises(UserError, match=r"config.train is a section"):
+        check_key("train")
+
+
+def test_values_take_their_keys_types() -> None:
+    config = base.get_config()
+    config.train.lr = 1.0
+    nested = config.to_dict()
+    nested["train"]["lr"] = 1
+    nested["model"]["attention"] = [8, 4]
+    nested["eval"]["samplers"] = ("em, ode",)
+    checked = check_config(nested)
+    assert isinstance(checked.train.lr, float)
+    assert checked.model.attention == (8, 4)
+    assert checked.eval.samplers == ("em", "ode")
+
+
+def test_differences_name_the_keys_that_matter() -> None:
+    old, new = check_config(base.get_config()), base.get_config()
+    new.train.lr, new.train.steps, new.sample.steps, new.eval.seeds, new.sde.t_min = 0.002, 7, 3, 1, 0.01
+    new = check_config(new)
+    assert differences(old, new, FREE_ON_RESUME) == ["sde.t_min None -> 0.01", "train.lr 0.001 -> 0.002"]
+    assert len(differences(old, new)) == 5
+    assert differences(old, old) == []
+
+
+@pytest.fixture
+def parse(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    def parsed(*arguments: str) -> Any:
+        values, argv = flags.FlagValues(), [str(ROOT / "train.py"), *arguments]
+        monkeypatch.setattr("sys.argv", argv)  # where ml_collections looks for overrides
+        flags.DEFINE_string("workdir", "runs/digits", "", flag_values=values)
+        cli.parse_flags(argv, str(ROOT / "configs" / "digits.py"), values)
+        return values.config
+
+    return parsed
+
+
+def test_overrides_reach_the_config(parse: Callable[..., Any]) -> None:
+    config = parse(
+        "--config.train.steps=7",
+        "--config.train.lr=1",
+        "--config.model.channel_mults=1,2,4",
+        "--config.sde.t_min=0.01",
+        "--config.data.flip=true",
+        "--config.eval.samplers=em,ode",
+    )
+    checked = check_config(config)
+    assert (checked.train.steps, checked.train.lr, checked.sde.t_min, checked.data.flip) == (7, 1.0, 0.01, True)
+    assert checked.model.channel_mults == (1, 2, 4)
+    assert checked.eval.samplers == ("em", "ode")
+
+
+COMMAND_LINES = {
+    "--config.train.stpes=3": "did you mean config.train.steps?",
+    "--config.trian.steps=3": "did you mean config.train.steps?",
+    "--config.train.steps=three": "config.train.steps is 'three'; it takes an int, at least 1",
+    "--config.train.steps=1.5": "config.train.steps is '1.5'; it takes an int",
+    "--config.train.steps=-4": "config.train.steps is -4; it takes an int, at least 1",
+    "--config.train=3": "config.train is a section",
+    "--config.data.flip=maybe": "config.data.flip is 'maybe'; it takes true or false",
+    "--config.train.lr.x=3": "unknown config key config.train.lr.x",
+    "--config=configs/digit.py": "config file 'configs/digit.py' does not exist",
+    "--wrokdir=runs/x": "unknown flag --wrokdir: did you mean --workdir?",
+    "runs/x": "unexpected argument 'runs/x'",
+}
+
+
+@pytest.mark.parametrize("argument", COMMAND_LINES)
+def test_a_mistake_on_the_command_line_is_told(parse: Callable[..., Any], argument: str) -> None:
+    with pytest.raises(UserError) as told:
+        parse(argument)
+    assert COMMAND_LINES[argument] in str(told.value)
+
+
+def test_mistakes_become_one_line_and_bugs_keep_their_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended, cli.mistakes_in_one_line():
+        raise UserError("first\n  second")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "first second\n"
+    with pytest.raises(SystemExit) as ended, cli.mistakes_in_one_line():
+        raise KeyboardInterrupt
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == ""
+    with pytest.raises(ZeroDivisionError), cli.mistakes_in_one_line():
+        _ = 1 // 0
+
+
+def test_provenance_says_what_ran() -> None:
+    import jax
+
+    origin = provenance()
+    assert origin["versions"]["jax"] == jax.__version__
+    assert origin["device"].startswith("cpu")
+    commit = origin["git_commit"].removesuffix("+changes")
+    assert commit == "unknown" or (len(commit) == 40 and int(commit, 16) >= 0)

@@ -1,0 +1,306 @@
+import io
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from experiment.data import DATASETS, Split, batch_indices, load_dataset, training_batch
+from experiment.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("cache"))
+
+
+def test_digits_are_scikit_learns_each_once(cache):
+    ours, theirs = load_dataset("digits", cache=cache), load_digits()
+    assert (len(ours.train), len(ours.test)) == (1500, 297)
+    assert (ours.shape, ours.levels, ours.num_classes) == ((8, 8, 1), 17, 10)
+    assert ours.train.x.dtype == np.uint8 and ours.train.labels.dtype == np.int32
+    # All 1,797 images differ, so equal sorted lists mean: each once, none in both splits, each with its own label.
+    pairs = [(x.tobytes(), y) for s in (ours.train, ours.test) for x, y in zip(s.x, s.labels, strict=True)]
+    wanted = [(x.tobytes(), y) for x, y in zip(theirs.images.astype(np.uint8), theirs.target, strict=True)]
+    assert len({x for x, _ in wanted}) == 1797
+    assert sorted(pairs) == sorted(wanted)
+
+
+def test_digits_shuffle_is_the_one_written_down(cache):
+    order = np.random.RandomState(1797).permutation(1797)
+    ours, images = load_dataset("digits", cache=cache), load_digits().images[..., None]
+    np.testing.assert_array_equal(ours.train.x, images[order[:1500]])
+    np.testing.assert_array_equal(ours.test.x, images[order[1500:]])
+
+
+def snapshot(folder):
+    return {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in (Path(folder), *Path(folder).rglob("*"))}
+
+
+def test_second_load_writes_nothing(cache):
+    first = load_dataset("digits", cache=cache)
+    before = snapshot(cache)
+    second = load_dataset("digits", cache=cache)
+    assert snapshot(cache) == before
+    np.testing.assert_array_equal(first.train.x, second.train.x)
+
+
+def test_several_processes_prepare_at_once_in_silence(tmp_path):
+    code = "from experiment.data import load_dataset; print(int(load_dataset('digits').train.x.sum()))"
+    env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    args = [sys.executable, "-c", code]
+    processes = [subprocess.Popen(args, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    results = [(*p.communicate(), p.returncode) for p in processes]
+    total = str(int(load_dataset("digits", cache=str(tmp_path / "noise_compass")).train.x.sum()))
+    assert results == [(total + "\n", "", 0)] * 2
+    assert [p.name for p in (tmp_path / "noise_compass").iterdir()] == ["noise_compass_digits"]
+
+
+def test_faster_process_wins_and_the_slower_one_reads_its_set(tmp_path, monkeypatch):
+    from experiment import digits
+
+    def overtaken(source, target):  # another process finishes while this one is about to rename
+        if "incomplete" in str(source):  # tfds' own rename, inside our temporary folder
+            return rename(source, target)
+        monkeypatch.setattr(os, "rename", rename)
+        digits.load_digits(tmp_path)
+        overtaken.first = snapshot(target)
+        rename(source, target)
+
+    rename = os.rename
+    monkeypatch.setattr(os, "rename", overtaken)
+    assert len(digits.load_digits(tmp_path).train) == 1500
+    assert snapshot(tmp_path / "noise_compass_digits" / "1.0.0") == overtaken.first
+
+
+def test_cache_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    line = mistake("digits", cache=str(tmp_path / "file" / "cache"))
+    assert str(tmp_path / "file") in line and "set data.cache" in line
+
+
+@pytest.mark.parametrize("pattern, content", [("*train.array_record*", b""), ("*test.array_record*", None), ("*.json", b"{")])
+def test_damaged_cache_is_named(tmp_path, cache, pattern, content):
+    load_dataset("digits", cache=cache)
+    copy = tmp_path / "copy"
+    shutil.copytree(cache, copy)
+    for file in (copy / "noise_compass_digits").rglob(pattern):
+        whole = file.read_bytes()
+        file.write_bytes(whole[: len(whole) // 2] if content is None else content)
+    line = mistake("digits", cache=str(copy))
+    assert "damaged" in line and f"delete {copy}" in line
+
+
+def mistake(name, **where):
+    with pytest.raises(UserError) as error:
+        load_dataset(name, **where)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("typed, meant", [("digit", "digits"), ("two_moon", "two_moons"), ("cifar_10", "cifar10")])
+def test_unknown_name_gets_the_nearest_and_the_list(typed, meant):
+    line = mistake(typed)
+    assert f"did you mean {meant!r}?" in line and all(name in line for name in DATASETS)
+
+
+@pytest.mark.parametrize("name", ["", "no such set", "../digits", "gs://bucket/x", "huggingface:mnist", "a/b/c"])
+def test_names_that_are_no_names(name):
+    assert "unknown data set" in mistake(name)
+
+
+# A set of tensorflow-datasets
+
+
+class TinyColours(tfds.core.GeneratorBasedBuilder):
+    """Twelve 4x5 colour images in train, three in validation."""
+
+    VERSION = tfds.core.Version("1.2.0")
+
+    def _info(self):
+        features = {
+            "id": tfds.features.Scalar(np.int64),
+            "image": tfds.features.Tensor(shape=(4, 5, 3), dtype=np.uint8),
+            "label": tfds.features.ClassLabel(names=["red", "green", "blue", "grey"]),
+        }
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True)
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples(0, 12), "validation": self._generate_examples(12, 15)}
+
+    def _generate_examples(self, first, last):
+        for i in range(first, last):
+            yield i, {"id": i, "image": tiny(i), "label": i % 3}
+
+
+class TinyVectors(TinyColours):
+    def _info(self):
+        features = {"x": tfds.features.Tensor(shape=(3,), dtype=np.float32)}
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _generate_examples(self, first, last):
+        yield 0, {"x": np.zeros(3, np.float32)}
+
+
+class TinyPhotos(TinyColours):
+    """Twelve encoded PNGs in train, and no other split."""
+
+    SIZES = ((4, 5),)
+
+    def _info(self):
+        features = {"image": tfds.features.Image(shape=(None, None, 3))}
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True)
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples(0, 12)}
+
+    def _generate_examples(self, first, last):
+        for i in range(first, last):
+            height, width = self.SIZES[i % len(self.SIZES)]
+            buffer = io.BytesIO()
+            Image.fromarray(tiny(i)[:height, :width]).save(buffer, "png")
+            buffer.seek(0)
+            yield i, {"image": buffer}
+
+
+class TinyMixedPhotos(TinyPhotos):
+    SIZES = ((4, 5), (3, 3))
+
+
+def tiny(i):
+    return np.random.default_rng(i).integers(0, 256, (4, 5, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    folder = str(tmp_path_factory.mktemp("tfds"))
+    for builder in (TinyColours, TinyVectors, TinyPhotos, TinyMixedPhotos):
+        builder(data_dir=folder, file_format="array_record").download_and_prepare()
+    return folder
+
+
+def assert_is_tiny(dataset):
+    assert (dataset.shape, dataset.levels, dataset.num_classes) == ((4, 5, 3), 256, 4)
+    np.testing.assert_array_equal(dataset.train.x, [tiny(i) for i in range(12)])
+    np.testing.assert_array_equal(dataset.test.x, [tiny(i) for i in range(12, 15)])
+    np.testing.assert_array_equal(dataset.train.labels, np.arange(12) % 3)
+
+
+def test_tfds_set_by_name(prepared):
+    assert_is_tiny(load_dataset("tiny_colours", cache=prepared))
+    assert_is_tiny(load_dataset("tiny_colours:1.2.0", cache=prepared))
+
+
+def test_tfds_set_by_name_needs_neither_its_code_nor_tensorflow(prepared):
+    code = (
+        "import sys; from experiment.data import load_dataset\n"
+        f"d = load_dataset('tiny_colours', cache={prepared!r})\n"
+        "print(d.train.x.sum(), len(d.test), 'tensorflow' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    total = sum(int(tiny(i).sum()) for i in range(12))
+    assert (done.stdout, done.stderr) == (f"{total} 3 False\n", "")
+
+
+def test_tfds_set_by_its_folder(prepared):
+    assert_is_tiny(load_dataset("", prepared + "/tiny_colours/1.2.0"))
+
+
+def test_tfds_set_that_is_not_prepared(tmp_path):
+    line = mistake("cifar10", cache=str(tmp_path))
+    assert "pip install '.[tfds-prepare]'" in line and "tfds.builder('cifar10'" in line and "data.path" in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_tfds_set_without_images(prepared):
+    assert "holds no uint8 images, only x" in mistake("tiny_vectors", cache=prepared)
+
+
+def test_tfds_set_of_encoded_images_without_held_out_split(prepared, capfd):
+    dataset = load_dataset("tiny_photos", cache=prepared)
+    assert (len(dataset.train), len(dataset.test), dataset.num_classes) == (11, 1, 0)
+    assert {x.tobytes() for s in (dataset.train, dataset.test) for x in s.x} == {tiny(i).tobytes() for i in range(12)}
+    assert capfd.readouterr() == ("", "")
+
+
+def test_tfds_set_of_several_sizes(prepared):
+    assert "image 1 of train has 3x3x3, image 0 has 4x5x3" in mistake("tiny_mixed_photos", cache=prepared)
+
+
+def test_tfds_set_in_a_format_that_only_tensorflow_reads(prepared, tmp_path):
+    copy = tmp_path / "tiny_colours"
+    shutil.copytree(prepared + "/tiny_colours", copy)
+    info = copy / "1.2.0" / "dataset_info.json"
+    info.write_text(info.read_text().replace("array_record", "tfrecord"))
+    line = mistake("tiny_colours", cache=str(tmp_path))
+    assert "is prepared as tfrecord" in line and "file_format='array_record'" in line
+
+
+def test_tfds_version_that_there_is_not(prepared):
+    assert "cifar10:9.9.9" in mistake("cifar10:9.9.9", cache=prepared)
+
+
+def test_damaged_tfds_set_is_named(prepared, tmp_path):
+    shutil.copytree(prepared, tmp_path / "copy")
+    for file in (tmp_path / "copy" / "tiny_colours").rglob("*train.array_record*"):
+        file.write_bytes(file.read_bytes()[:1000])
+    assert "is damaged" in mistake("tiny_colours", cache=str(tmp_path / "copy"))
+
+
+# Batches
+
+
+@pytest.mark.parametrize("n, batch_size", [(10, 3), (10, 10), (10, 25), (7, 1), (1, 4), (64, 48)])
+def test_every_epoch_has_every_example_exactly_once(n, batch_size):
+    epochs = 6
+    steps = -(-epochs * n // batch_size)
+    row = np.concatenate([batch_indices(3, step, batch_size, n) for step in range(steps)])[: epochs * n]
+    for epoch in row.reshape(epochs, n):
+        np.testing.assert_array_equal(np.sort(epoch), np.arange(n))
+
+
+def test_batches_are_a_pure_function_of_seed_and_step():
+    forwards = [batch_indices(0, step, 32, 100) for step in range(40)]
+    for step in np.random.default_rng(0).permutation(40):  # any order, with other runs in between
+        batch_indices(1, int(step), 7, 100)
+        again = batch_indices(0, int(step), 32, 100)
+        np.testing.assert_array_equal(again, forwards[step])
+        again[:] = -1  # a caller that scribbles on its batch spoils no later one
+
+
+def test_epochs_and_seeds_shuffle_afresh():
+    n = 1000
+    rows = [batch_indices(seed, step, n, n) for seed in (0, 1, -1, 2**63) for step in range(4)]
+    for i, a in enumerate(rows):
+        for b in rows[:i]:
+            assert np.mean(a == b) < 0.02  # two independent shuffles agree in about one place
+
+
+def test_where_an_example_comes_is_uniform():
+    n, epochs = 8, 4000
+    places = np.array([np.argsort(batch_indices(0, epoch, n, n)) for epoch in range(epochs)])
+    counts = np.array([np.bincount(column, minlength=n) for column in places.T])
+    chi2 = np.sum((counts - epochs / n) ** 2 / (epochs / n))  # (n - 1)² = 49 degrees of freedom, sd about 10
+    assert 20 < chi2 < 90
+
+
+def test_nonsense_is_refused():
+    for arguments in ((0, -1, 4, 10), (0, 0, 0, 10), (0, 0, 4, 0)):
+        with pytest.raises(ValueError, match="need n >= 1"):
+            batch_indices(*arguments)
+
+
+def test_training_batch_gathers_images_with_their_labels():
+    split = Split(np.arange(30, dtype=np.uint8).reshape(30, 1, 1, 1), np.arange(30, dtype=np.int32))
+    x, labels = training_batch(split, seed=5, step=9, batch_size=8)
+    np.testing.assert_array_equal(x[:, 0, 0, 0], labels)
+    np.testing.assert_array_equal(labels, batch_indices(5, 9, 8, 30))
+    assert training_batch(Split(split.x), 5, 9, 8)[1] is None

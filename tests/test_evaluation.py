@@ -1,0 +1,260 @@
+"""The evaluation, through the door that networks take, on exact scores: what is right is within its floor, what is wrong is not."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import base
+from experiment.dataset import Dataset, Split
+from experiment.errors import UserError
+from experiment.evaluation import Settings, evaluate, plain
+from experiment.heldout import held_out_likelihood, likelihood_unit, summarise_likelihood
+from experiment.sampling import draw, draw_to_files, make_sampler, padded, write_samples
+from experiment.scaling import Scaling
+from sde_lib import VP, EulerMaruyama, ExactScore, ProbabilityFlow
+from tests.commands import ROOT, Command, trained
+from tests.oracles import two_peaks
+
+EM = EulerMaruyama(steps=150, denoise=True)
+LAW = two_peaks(distance=0.5)  # peaks that overlap: the chance in their weights would hide a wrong width
+QUALITY = ("sliced_w2", "energy", "auc", "auc_mlp")
+
+
+@dataclass(frozen=True)
+class Stretched:
+    """Another sampler's samples, stretched: their standard deviation is off by the factor."""
+
+    inner: Any
+    factor: float
+
+    def run(self, *arguments: Any) -> Any:
+        samples = self.inner.run(*arguments)
+        return dataclasses.replace(samples, x=self.factor * samples.x)
+
+
+@dataclass(frozen=True)
+class Copier:
+    """Draws training examples, as a network that has memorised them does."""
+
+    train: Any
+
+    def run(self, score_fn: Any, x: Any, keys: Any, cond: Any, frames: int) -> Any:
+        samples = EulerMaruyama(steps=8).run(score_fn, x, keys, cond, frames)
+        index = jax.vmap(lambda key: jax.random.randint(key, (), 0, len(self.train)))(keys)
+        return dataclasses.replace(samples, x=self.train[index])
+
+
+@pytest.fixture(scope="module")
+def mixture() -> Any:
+    """A run whose score is the exact one of its data."""
+    x = np.asarray(LAW.sample(jax.random.key(9), 3300))
+    return SimpleNamespace(
+        config=base.get_config(),
+        dataset=Dataset("mixture", Split(x[:3000]), Split(x[3000:]), None),
+        score_fn=ExactScore(LAW, VP()),
+        scaling=Scaling(None),
+        shape=(2,),
+        workdir=Path("unused"),
+        step=7,
+    )
+
+
+@pytest.fixture(scope="module")
+def report(mixture: Any) -> dict[str, Any]:
+    samplers = {
+        "em": EM,
+        "ode": ProbabilityFlow(denoise=True),
+        "stretched": Stretched(EM, 1.1),
+        "copier": Copier(jnp.asarray(mixture.dataset.train.x)),
+    }
+    settings = Settings(n=1000, seeds=2, batch_size=700, likelihood_n=60, probes=2)
+    return evaluate(mixture, samplers, settings).report
+
+
+@pytest.mark.parametrize("sampler", ["em", "ode"])
+@pytest.mark.parametrize("metric", QUALITY)
+def test_exact_scores_are_within_every_floor(report: Any, sampler: str, metric: str) -> None:
+    assert report["samplers"][sampler]["metrics"][metric]["excess"] < 2
+
+
+def test_a_standard_deviation_off_by_a_tenth_is_outside_its_floor(report: Any) -> None:
+    # Not outside that of the energy distance, which sees means far better than widths.
+    assert report["samplers"]["stretched"]["metrics"]["sliced_w2"]["excess"] > 3
+
+
+def test_memorised_samples_are_flagged_and_others_are_not(report: Any) -> None:
+    copies = report["samplers"]["copier"]["metrics"]
+    assert copies["nn_ratio"]["mean"] == 0 and copies["nn_ratio"]["excess"] < -5
+    assert copies["nn_close"]["mean"] == 1
+    assert copies["auc"]["excess"] < 2  # the quality metrics cannot know
+    assert abs(report["samplers"]["em"]["metrics"]["nn_ratio"]["excess"]) < 2
+
+
+def test_seeds_differ(report: Any) -> None:
+    assert len(set(report["samplers"]["em"]["metrics"]["sliced_w2"]["values"])) == 2
+
+
+def test_costs_are_those_of_the_samplers(report: Any, mixture: Any) -> None:
+    assert report["samplers"]["em"]["nfe"] == 151
+    assert 50 < report["samplers"]["ode"]["nfe"] < 1000
+    assert all(d["seconds"] > 0 and d["compile_seconds"] >= 0 for d in report["samplers"].values())
+    assert report["samplers"]["em"]["settings"] == {"class": "EulerMaruyama", "steps": 150, "denoise": True}
+
+
+def test_floors_say_their_size_and_notes_what_is_missing(report: Any) -> None:
+    assert report["protocol"]["compared"] == report["floors"]["auc"]["size"] == 1000
+    assert report["floors"]["nn_ratio"]["size"] == 150
+    notes = " ".join(report["notes"])
+    assert "2 sample seeds" in notes and "60 of the 300" in notes
+    assert "Fewer samples" in notes and "are compared" not in notes
+    assert "vectors" in report["left_out"]["fd_mixture"]
+
+
+def test_likelihood_of_vectors_is_the_exact_one(report: Any, mixture: Any) -> None:
+    # Along the axis on which the peaks lie the Jacobian is diagonal, so that Rademacher probes are exact.
+    x = mixture.dataset.test.x[:60]
+    exact = LAW.at(VP(), VP().t_min).log_prob(jnp.asarray(x))
+    assert report["likelihood"]["unit"] == "nats"
+    assert report["likelihood"]["mean"] == pytest.approx(float(exact.mean()), abs=3e-3)
+    assert report["likelihood"]["se_images"] == pytest.approx(float(exact.std(ddof=1)) / 60**0.5, rel=1e-2)
+    assert report["likelihood"]["se_probes"] < 1e-4
+
+
+def test_every_example_is_counted_once_whatever_the_batch(mixture: Any) -> None:
+    settings = Settings(likelihood_n=60, probes=1, batch_size=25)  # 25, 25, 10: the last batch is padded
+    summary, values = held_out_likelihood(mixture, settings)
+    exact = LAW.at(VP(), VP().t_min).log_prob(jnp.asarray(mixture.dataset.test.x[:60]))
+    np.testing.assert_allclose(values, exact, atol=3e-2)
+    assert summary["n"] == len(values) == 60
+    assert summary["se_probes"] is None
+
+
+def test_draws_do_not_depend_on_the_batch(mixture: Any) -> None:
+    key = jax.random.key(3)
+    together = draw(mixture, EM, key, 50, 50, "")
+    apart = draw(mixture, EM, key, 50, 16, "")
+    np.testing.assert_allclose(apart.x, together.x, atol=1e-5)
+    assert apart.nfe == together.nfe == 151
+    assert len(apart.batch_seconds) == 4
+
+
+def test_padding_repeats_the_last_row() -> None:
+    np.testing.assert_array_equal(padded(np.array([4, 5]), 4), [4, 5, 5, 5])
+
+
+@pytest.mark.parametrize(("levels", "bits"), [(2, 1.0), (256, 8.0), (17, np.log2(17))])
+def test_bits_per_dim_of_uniform_noise(levels: int, bits: float) -> None:
+    # The uniform density on [-1, 1]^d is 2^-d, and a fair L-sided die costs log2 L bits.
+    unit, convert = likelihood_unit(6, Scaling(levels).bin_width)
+    assert unit == "bits/dim"
+    assert convert(np.array(-6 * np.log(2))) == pytest.approx(bits)
+
+
+def test_standard_errors_over_examples_and_over_probes() -> None:
+    rng = np.random.default_rng(0)
+    between, within = 2.0, 0.5
+
+    def table() -> np.ndarray:
+        return between * rng.standard_normal((200, 1)) + within * rng.standard_normal((200, 4))
+
+    found = summarise_likelihood(table())
+    assert found["se_probes"] == pytest.approx(within / 800**0.5, rel=0.1)
+    assert found["se_images"] == pytest.approx((between**2 + within**2 / 4) ** 0.5 / 200**0.5, rel=0.15)
+    means = [summarise_likelihood(table())["mean"] for _ in range(400)]
+    assert np.std(means) == pytest.approx(found["se_images"], rel=0.2)
+
+
+def test_a_solver_that_gives_up_is_told_with_its_remedy(mixture: Any) -> None:
+    with pytest.raises(UserError, match=r"max_steps=3.*config\.sample\.rtol"):
+        draw(mixture, ProbabilityFlow(max_steps=3), jax.random.key(0), 20, 20, "")
+
+
+def test_samples_that_are_not_finite_are_told(mixture: Any) -> None:
+    with pytest.raises(UserError, match="not finite"):
+        evaluate(mixture, {"em": Stretched(EM, np.inf)}, Settings(n=50, seeds=1, batch_size=50))
+
+
+@pytest.mark.parametrize("setting", ["n", "seeds", "likelihood_n", "probes"])
+def test_settings_out_of_range_are_named(setting: str) -> None:
+    with pytest.raises(UserError, match=f"--{setting} is 0"):
+        Settings(**{setting: 0})
+
+
+def test_too_little_data_to_compare_with(mixture: Any) -> None:
+    small = Dataset("tiny", Split(mixture.dataset.train.x[:15]), mixture.dataset.test, None)
+    run = SimpleNamespace(**{**vars(mixture), "dataset": small})
+    with pytest.raises(UserError, match="15 examples"):
+        evaluate(run, {"em": EulerMaruyama(steps=8)}, Settings(n=20, seeds=1, batch_size=20))
+
+
+def test_plain_values_are_what_json_knows() -> None:
+    given = {"a": np.float32(1.5), "b": (np.int64(2), float("nan")), "c": np.array([np.inf, 1.0]), 3: None}
+    assert plain(given) == {"a": 1.5, "b": [2, None], "c": [None, 1.0], "3": None}
+
+
+def test_files_of_images_are_grey_values(tmp_path: Path) -> None:
+    run = SimpleNamespace(scaling=Scaling(17))
+    levels = np.arange(3 * 16).reshape(3, 4, 4, 1) % 17
+    write_samples(run, np.asarray(Scaling(17).to_model(levels)), tmp_path / "new" / "folder")
+    with np.load(tmp_path / "new" / "folder" / "samples.npz") as saved:
+        x = saved["arr_0"]
+    assert x.dtype == np.uint8
+    np.testing.assert_array_equal(x, np.rint(levels * 255 / 16))
+    picture = np.asarray(Image.open(tmp_path / "new" / "folder" / "grid.png").convert("L"))
+    assert set(np.unique(picture)) == {*np.unique(x), 96}  # the levels and the ground between, unblurred
+    assert not list((tmp_path / "new" / "folder").glob(".*"))
+
+
+def test_files_of_vectors_are_the_vectors(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).standard_normal((20, 2)).astype(np.float32)
+    write_samples(SimpleNamespace(scaling=Scaling(None)), x, tmp_path)
+    with np.load(tmp_path / "samples.npz") as saved:
+        np.testing.assert_array_equal(saved["arr_0"], x)
+
+
+def test_mistakes_in_sampling(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--n is 0"):
+        draw_to_files("nowhere", "em", 0)
+    with pytest.raises(UserError, match="--steps is -1"):
+        make_sampler("em", base.get_config(), -1)
+    with pytest.raises(UserError, match=r"'foo'.*em, pc, ode"):
+        make_sampler("foo", base.get_config())
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"):
+        write_samples(SimpleNamespace(scaling=Scaling(None)), np.ones((3, 2), np.float32), tmp_path / "file" / "folder")
+
+
+def test_steps_given_are_the_steps_taken() -> None:
+    assert make_sampler("em", base.get_config()).steps == 500
+    assert make_sampler("em", base.get_config(), 20).steps == 20
+
+
+def test_the_commands_on_a_trained_run(tmp_path: Path) -> None:
+    workdir = tmp_path / "run"
+    trained(workdir, train_steps=20, sample_steps=5, sample_batch_size=32)
+    sample = [str(ROOT / "sample.py"), f"--workdir={workdir}", "--sampler=em"]
+    done = Command(*sample, "--n=50").wait()
+    assert done.status == 0, done.err
+    assert len(done.out.splitlines()) == 1 and "50 samples, 6 NFE" in done.out
+    with np.load(workdir / "samples" / "em" / "samples.npz") as saved:
+        first = saved["arr_0"]
+    assert first.shape == (50, 2) and np.isfinite(first).all()
+    assert "em, pc, ode" in Command(*sample, "--sampler=x").wait().mistake
+    evaluate_py = [str(ROOT / "evaluate.py"), f"--workdir={workdir}", "--samplers=em"]
+    assert "--n is 3" in Command(*evaluate_py, "--n=3").wait().mistake
+    done = Command(*evaluate_py, "--n=30", "--seeds=1", "--likelihood_n=10").wait()
+    assert done.status == 0, done.err
+    assert done.out.splitlines()[-1] == str(workdir / "report" / "report.html")
+    report = json.loads((workdir / "report" / "report.json").read_text())
+    assert report["protocol"]["n"] == 30 and report["protocol"]["reference"] == "train"
+    assert report["checkpoint_step"] == 20 and report["trained_with"]["versions"] == report["versions"]
+    assert report["samplers"]["em"]["settings"]["steps"] == 5

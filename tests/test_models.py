@@ -1,0 +1,371 @@
+"""The networks: pure functions of (params, x, c_noise, cond, key), equal for equal architectures, zero until trained, able to learn."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from models import MLP, DiT, UNet, split
+from models.dit import DiTBlock, patchify, unpatchify
+from models.layers import Linear, SelfAttention, group_norm, layer_norm, noise_embedding
+from models.mlp import MLPBlock
+from models.unet import ResBlock, downsample, upsample
+
+NETWORKS = {
+    "mlp": partial(MLP, shape=(3,), width=16, depth=2),
+    "unet": partial(UNet, shape=(8, 8, 1), width=8, attention=(4,), heads=2),
+    "dit": partial(DiT, shape=(8, 8, 1), width=16, depth=2, heads=2, patch_size=2),
+}
+every_network = pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS)
+call = jax.jit(lambda apply, *args, key=None: apply(*args, key=key), static_argnums=0)
+
+
+def random_params(make, seed=0, **options):
+    """(apply, params) with random numbers in every place, so that no layer that starts at zero hides what comes before it."""
+    apply, shapes = split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0), **options)))
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        size = leaf.shape[0] ** -0.5 if path[-1].key == "kernel" and leaf.ndim == 2 else 0.2
+        return jnp.asarray((path[-1].key == "scale") + size * rng.standard_normal(leaf.shape), jnp.float32)
+
+    return apply, jax.tree.map_with_path(draw, shapes)
+
+
+def example(make, seed=0, **options):
+    """(apply, params, x, c_noise): random weights and a batch of five; three classes and dropout unless told."""
+    apply, params = random_params(make, seed, **{"num_classes": 3, "dropout": 0.3, **options})
+    x = jax.random.normal(jax.random.key(1), (5, *make.keywords["shape"]))
+    return apply, params, x, jnp.linspace(-1.0, 1.0, 5)
+
+
+def relative(a, b):
+    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+
+@every_network
+def test_an_untrained_network_gives_zero(make):
+    apply, params = split(make(rngs=nnx.Rngs(0), num_classes=3, dropout=0.3))
+    _, _, x, c_noise = example(make)
+    assert not np.any(call(apply, params, x, c_noise, jnp.arange(5) % 4))
+    assert max(float(jnp.abs(p).max()) for p in jax.tree.leaves(params)) > 0.1
+
+
+@every_network
+def test_three_sets_of_weights_are_traced_once(make):
+    traces = []
+
+    @partial(jax.jit, static_argnums=0)
+    def counted(apply, params, x, c_noise):
+        traces.append(apply)
+        return apply(params, x, c_noise)
+
+    outputs = []
+    for seed in range(3):
+        apply, params, x, c_noise = example(make, seed)
+        assert all(isinstance(k.key, str) for path, _ in jax.tree.leaves_with_path(params) for k in path)
+        outputs.append(counted(apply, params, x, c_noise))
+    assert len(traces) == 1
+    assert relative(outputs[0], outputs[1]) > 0.1
+
+
+@every_network
+def test_apply_is_equal_exactly_for_equal_options(make):
+    def architecture(seed=0, **options):
+        return split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(seed), **{"dropout": 0.1, **options})))[0]
+
+    assert architecture(0) == architecture(1) and hash(architecture(0)) == hash(architecture(1))
+    for other in ({"dropout": 0.2}, {"num_classes": 3}, {"width": 24}, {"dtype": "bfloat16"}):
+        assert architecture() != architecture(**other), other
+    assert architecture(dtype="bfloat16") == architecture(dtype=jnp.bfloat16)
+
+
+def test_built_networks_are_equal_and_hold_no_arrays_outside_params():
+    def make(seed):
+        return NETWORKS["mlp"](rngs=nnx.Rngs(seed), dropout=0.3, num_classes=3)
+
+    (a, p), (b, q) = split(make(0)), split(make(1))
+    abstract, _ = split(nnx.eval_shape(lambda: make(0)))
+    assert a == b == abstract and hash(a) == hash(b) == hash(abstract)
+    assert relative(p["inner"]["kernel"], q["inner"]["kernel"]) > 0.1
+    assert set(p) == {"blocks", "condition", "inner", "modulation", "outer"}  # no state of the dropout
+    assert set(p["blocks"]["00"]) == {"inner", "outer"}
+
+
+@every_network
+def test_a_row_does_not_depend_on_its_batch(make):
+    apply, params, x, c_noise = example(make)
+    labels = jnp.array([0, 1, 2, 3, 0])
+    batch = call(apply, params, x, c_noise, labels)
+    for i in range(5):
+        order = np.full(5, (i + 1) % 5)
+        order[i] = i  # the other rows all become the next one
+        other = call(apply, params, x[order], c_noise[order], labels[order])
+        np.testing.assert_allclose(batch[i], other[i], atol=1e-5, rtol=1e-5)
+    alone = call(apply, params, x[2:3], c_noise[2:3], labels[2:3])
+    np.testing.assert_allclose(batch[2], alone[0], atol=1e-5, rtol=1e-5)
+
+
+def test_noise_embedding_separates_levels():
+    c = jnp.linspace(-2.5, 2.5, 501)
+    e = np.asarray(noise_embedding(c))
+    distance = np.linalg.norm(e[:, None] - e[None], axis=-1) / np.sqrt(e.shape[1])
+    gap = np.abs(np.subtract.outer(np.asarray(c), np.asarray(c)))
+    assert distance[gap > 0.04].min() > 0.15  # log(sigma/alpha) apart by 0.16 or more, near or far: never alike
+    assert distance[(gap > 0) & (gap < 0.011)].max() < 0.25  # and smooth: no jump between neighbours
+    np.testing.assert_allclose(np.mean(e**2, axis=1), 1.0, rtol=1e-5)
+    fine = np.asarray(noise_embedding(jnp.linspace(-2.5, 2.5, 5001)))
+    assert np.linalg.norm(np.diff(fine, axis=0), axis=1).min() > 0.02  # float32 phases: bfloat16 would merge these
+
+
+@every_network
+def test_output_depends_on_the_noise_level(make):
+    apply, params, x, _ = example(make)
+    y = [call(apply, params, x, jnp.full(5, c)) for c in (-2.0, 0.0, 0.1, 2.0)]
+    for i in range(4):
+        for j in range(i):
+            assert relative(y[i], y[j]) > 0.01
+
+
+@every_network
+def test_labels(make):
+    apply, params, x, c_noise = example(make)
+    none = call(apply, params, x, c_noise)
+    outputs = [call(apply, params, x, c_noise, jnp.full(5, label)) for label in range(4)]
+    np.testing.assert_allclose(none, outputs[3], atol=1e-6)
+    for i in range(4):
+        for j in range(i):
+            assert relative(outputs[i], outputs[j]) > 0.01
+    wrong = call(apply, params, x, c_noise, jnp.array([0, 4, -1, 2, 3]))
+    isnan = np.isnan(np.asarray(wrong)).reshape(5, -1)
+    assert list(isnan.all(axis=1)) == list(isnan.any(axis=1)) == [False, True, True, False, False]
+
+
+@every_network
+def test_bad_calls_raise(make):
+    apply, params, x, c_noise = example(make)
+    with pytest.raises(ValueError, match="was built for x of shape"):
+        apply(params, x[..., None], c_noise)
+    with pytest.raises(ValueError, match="broadcast it first"):
+        apply(params, x, jnp.array(0.0))
+    with pytest.raises(ValueError, match="one integer label per example"):
+        apply(params, x, c_noise, jnp.zeros(5))
+    apply, params, x, c_noise = example(make, num_classes=0)
+    with pytest.raises(ValueError, match="num_classes, or pass cond=None"):
+        apply(params, x, c_noise, jnp.zeros(5, int))
+
+
+def test_attention_against_numpy():
+    width, heads, size = 12, 3, 4
+    attention = SelfAttention(width, heads, rngs=nnx.Rngs(0))
+    x = np.asarray(jax.random.normal(jax.random.key(0), (2, 7, width)))
+    q, k, v = np.split(x @ np.asarray(attention.qkv.kernel[...]), 3, axis=-1)
+    expected = np.zeros_like(x)
+    for h in range(heads):
+        s = slice(h * size, (h + 1) * size)
+        logits = np.einsum("nqd,nkd->nqk", q[..., s], k[..., s]) / np.sqrt(size)
+        weights = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+        expected[..., s] = weights @ v[..., s]
+    np.testing.assert_allclose(attention(jnp.asarray(x)), expected @ np.asarray(attention.out.kernel[...]), atol=1e-5)
+
+
+def test_dit_without_positions_moves_with_its_patches():
+    apply, params, x, c_noise = example(NETWORKS["dit"])
+    order = np.random.default_rng(0).permutation(16)
+
+    def shuffle(images):
+        return unpatchify(patchify(images, 2)[:, order], 2, (8, 8, 1))
+
+    assert relative(call(apply, params, shuffle(x), c_noise), shuffle(call(apply, params, x, c_noise))) > 0.1
+    params["positions"] = jnp.zeros_like(params["positions"])
+    np.testing.assert_allclose(call(apply, params, shuffle(x), c_noise), shuffle(call(apply, params, x, c_noise)), atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_patches_hold_their_pixels(size):
+    x = np.arange(2 * 4 * 8 * 3, dtype=np.float32).reshape(2, 4, 8, 3)
+    tokens = np.asarray(patchify(jnp.asarray(x), size))
+    expected = [x[:, r : r + size, c : c + size].reshape(2, -1) for r in range(0, 4, size) for c in range(0, 8, size)]
+    np.testing.assert_array_equal(tokens, np.stack(expected, axis=1))
+    np.testing.assert_array_equal(unpatchify(jnp.asarray(tokens), size, (4, 8, 3)), x)
+
+
+def test_adaln_zero_starts_as_the_identity():
+    """With the gates at zero, the head sees each patch alone: output patch k depends on input patch k, and on no other."""
+    apply, params = split(NETWORKS["dit"](rngs=nnx.Rngs(0)))
+    params["outer"]["kernel"] = jax.random.normal(jax.random.key(0), params["outer"]["kernel"].shape)
+    jacobian = jax.jit(jax.jacobian(lambda x: apply(params, x[None], jnp.zeros(1))[0]))(jax.random.normal(jax.random.key(1), (8, 8, 1)))
+    influence = np.abs(np.asarray(jacobian)).reshape(4, 2, 4, 2, 4, 2, 4, 2).sum(axis=(1, 3, 5, 7)).reshape(16, 16)
+    assert (np.diag(influence) > 0).all()
+    assert np.count_nonzero(influence) == 16
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_layer_norm_against_numpy(dtype):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(30.0, 2.0, (3, 5, 16)), dtype)
+    scale, shift = rng.normal(size=(2, 3, 16)).astype(np.float32)
+    exact = np.asarray(x, np.float64)
+    exact = (exact - exact.mean(-1, keepdims=True)) / exact.std(-1, keepdims=True)
+    expected = exact * (1 + scale[:, None]) + shift[:, None]
+    y = layer_norm(x, jnp.asarray(scale), jnp.asarray(shift))
+    assert y.dtype == dtype
+    tolerance = 1e-4 if dtype == jnp.float32 else 2.0**-8
+    np.testing.assert_allclose(np.asarray(y, np.float64), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(8, 2), (16, 4), (144, 24), (160, 32), (2, 1)])
+def test_group_norm_against_numpy(channels, groups):
+    x = np.random.default_rng(0).normal(300.0, 1.0, (2, 4, 4, channels)).astype(np.float32)  # E[x^2] - E[x]^2 would fail here
+    exact = x.astype(np.float64).reshape(2, 16, groups, channels // groups)
+    exact = (exact - exact.mean((1, 3), keepdims=True)) / exact.std((1, 3), keepdims=True)
+    norm = group_norm(channels, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    np.testing.assert_allclose(norm(jnp.asarray(x)), exact.reshape(x.shape), atol=1e-3)
+
+
+def test_resampling():
+    x = jnp.arange(2.0 * 4 * 6 * 3).reshape(2, 4, 6, 3)
+    np.testing.assert_array_equal(upsample(x), np.kron(x, np.ones((1, 2, 2, 1))))
+    np.testing.assert_array_equal(downsample(x)[:, 1, 2], np.asarray(x)[:, 2:4, 4:6].mean((1, 2)))
+
+
+@every_network
+def test_dropout_follows_its_key(make):
+    apply, params, x, c_noise = example(make)
+    without, _ = random_params(make, num_classes=3)
+    a, again, b = (call(apply, params, x, c_noise, key=jax.random.key(seed)) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(a, again)
+    assert relative(a, b) > 0.01
+    np.testing.assert_allclose(call(apply, params, x, c_noise), call(without, params, x, c_noise), atol=1e-6)
+
+
+def _mlp_block(dropout):
+    return MLPBlock(8, dropout, dtype=jnp.float32, rngs=nnx.Rngs(0)), jnp.ones((2, 8)), (jnp.ones((2, 8)), jnp.ones((2, 8)))
+
+
+def _res_block(dropout):
+    return ResBlock(4, 4, 8, 0, dropout, dtype=jnp.float32, rngs=nnx.Rngs(0)), jnp.ones((2, 4, 4, 4)), (jnp.ones((2, 8)),)
+
+
+def _dit_block(dropout):
+    modulation = [jnp.ones((2, 8)) * m for m in (1, 1, 0, 1, 1, 1)]  # first gate shut: nothing non-linear follows a mask
+    return DiTBlock(8, 2, dropout, dtype=jnp.float32, rngs=nnx.Rngs(0)), jnp.ones((2, 3, 8)), (modulation,)
+
+
+@pytest.mark.parametrize("make", [_mlp_block, _res_block, _dit_block])
+def test_dropout_keeps_the_mean(make):
+    """Only linear maps follow the masks in these blocks, so the mean over keys is the output without dropout."""
+    block, x, args = make(0.4)
+    graphdef, state = nnx.split(block)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda p: p + 0.3 * rng.standard_normal(p.shape).astype(np.float32), nnx.to_pure_dict(state))
+    x = x + rng.standard_normal(x.shape).astype(np.float32)
+
+    def run(key):
+        return nnx.merge(graphdef, params)(x, *args, None if key is None else nnx.Rngs(dropout=key))
+
+    keys = jax.random.split(jax.random.key(4), 4000)
+    exact, draws = jax.jit(lambda: (run(None), jax.vmap(run)(keys)))()
+    draws = np.asarray(draws)
+    assert np.std(draws, axis=0).max() > 0.05
+    error = np.abs(draws.mean(axis=0) - exact) / (draws.std(axis=0) / np.sqrt(len(keys)) + 1e-5)
+    assert error.max() < 5.0
+
+
+@every_network
+def test_jvp_against_finite_differences(make):
+    apply, params, x, c_noise = example(make)
+    v = jax.random.normal(jax.random.key(7), x.shape)
+    d = jnp.linspace(0.05, 0.1, 5)  # small, for the embedding turns by 32 rad per unit of c_noise
+
+    def along(h):
+        return np.asarray(call(apply, params, x + h * v, c_noise + h * d), np.float64)
+
+    h = 2e-2
+    numerical = (8 * (along(h) - along(-h)) - (along(2 * h) - along(-2 * h))) / (12 * h)
+    _, tangent = jax.jit(lambda: jax.jvp(partial(apply, params), (x, c_noise), (v, d)))()
+    assert relative(np.asarray(tangent), numerical) < 1e-3
+
+
+@every_network
+def test_bfloat16_computes_near_float32(make):
+    apply, params, x, c_noise = example(make)
+    options = {"num_classes": 3, "dropout": 0.3, "dtype": "bfloat16"}
+    low, shapes = split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0), **options)))
+    assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(shapes))
+    y = call(low, params, x, c_noise)
+    assert y.dtype == jnp.float32
+    assert 2.0**-12 < relative(y, call(apply, params, x, c_noise)) < 2.0**-5
+
+
+def gaussian_denoiser(x, sigma, mean, std):
+    """E[x_0 | x_0 + sigma noise = x] for x_0 ~ N(mean, std^2), per coordinate."""
+    return (std**2 * x + sigma**2 * mean) / (std**2 + sigma**2)
+
+
+@pytest.mark.parametrize(("name", "tolerance"), [("mlp", 0.08), ("unet", 0.1), ("dit", 0.08)])
+def test_network_learns_the_denoiser_of_a_gaussian(name, tolerance):
+    """300 Adam steps on E[x_0 | x], closed form, whose mean and spread differ from coordinate to coordinate.
+
+    A network blind to c_noise stays above 0.12: measured.
+    """
+    network = NETWORKS[name](rngs=nnx.Rngs(0), **({"width": 64} if name == "mlp" else {}))
+    apply, params = split(network)
+    grid = np.linspace(-1.0, 1.0, np.prod(network.shape), dtype=np.float32).reshape(network.shape)
+    mean, std = jnp.asarray(grid)[None], jnp.asarray(0.6 + 0.4 * np.cos(3 * grid))[None]
+
+    def batch(key, n):
+        level, data, noise = jax.random.split(key, 3)
+        log_sigma = jax.random.uniform(level, (n,), minval=-2.0, maxval=2.0)
+        sigma = jnp.exp(log_sigma).reshape(n, *[1] * grid.ndim)
+        x = mean + std * jax.random.normal(data, (n, *network.shape))
+        x = x + sigma * jax.random.normal(noise, x.shape)
+        return x / jnp.sqrt(1 + sigma**2), log_sigma / 4, gaussian_denoiser(x, sigma, mean, std)
+
+    optimizer = optax.adam(optax.cosine_decay_schedule(5e-3, 300))
+
+    @jax.jit
+    def step(params, state, key):
+        x, c_noise, target = batch(key, 256 if name == "mlp" else 64)
+        gradient = jax.grad(lambda p: jnp.mean((apply(p, x, c_noise) - target) ** 2))(params)
+        update, state = optimizer.update(gradient, state)
+        return optax.apply_updates(params, update), state
+
+    state = optimizer.init(params)
+    for key in jax.random.split(jax.random.key(0), 300):
+        params, state = step(params, state, key)
+    x, c_noise, target = batch(jax.random.key(1), 500)
+    assert relative(call(apply, params, x, c_noise), target) < tolerance
+
+
+def test_linear_keeps_leading_axes():
+    layer = Linear(4, 6, rngs=nnx.Rngs(0))
+    x = np.random.default_rng(0).normal(size=(2, 3, 5, 4)).astype(np.float32)
+    np.testing.assert_allclose(layer(jnp.asarray(x)), x @ np.asarray(layer.kernel[...]), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (partial(MLP, (8, 8, 1)), "use UNet or DiT for images"),
+        (partial(MLP, (2,), depth=0), "depth must be a positive whole number; it is 0"),
+        (partial(UNet, (2,)), "use the MLP for vectors"),
+        (partial(UNet, (8, 8, 1), channel_mults=(1, 2, 2, 2, 2)), "divisible by 16; it is 8x8: shorten channel_mults"),
+        (partial(UNet, (8, 6, 1), channel_mults=(1, 2, 2)), "divisible by 4; it is 8x6"),
+        (partial(UNet, (8, 8, 1), channel_mults=()), "channel_mults is empty"),
+        (partial(UNet, (8, 8, 1), attention=(16, 4)), "resolution 16 does not occur: choose among 8, 4"),
+        (partial(UNet, (8, 8, 1), width=8, heads=3), "heads=3 does not divide .* 16 channels"),
+        (partial(DiT, (3,)), "use the MLP for vectors"),
+        (partial(DiT, (8, 8, 1), width=32, heads=5), "heads=5 does not divide .* 32"),
+        (partial(DiT, (8, 8, 1), patch_size=3), "patch_size=3 does not divide the image size 8x8"),
+        (partial(DiT, (8, 8, 1), patch_size=0), "patch_size must be a positive whole number; it is 0"),
+    ],
+)
+def test_bad_options_raise_in_one_line(make, message):
+    with pytest.raises(ValueError, match=message) as error:
+        make(rngs=nnx.Rngs(0))
+    assert "\n" not in str(error.value)

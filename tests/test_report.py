@@ -1,0 +1,203 @@
+"""The report's files: complete, valid, self-contained, and safe from what its data are called."""
+
+import base64
+import io
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import base
+from experiment import plots
+from experiment.dataset import Dataset, Split
+from experiment.evaluation import Settings, evaluate
+from experiment.report import write_report
+from experiment.scaling import Scaling
+from experiment.tables import number, outside, plus_minus, text_table
+from sde_lib import VP, EulerMaruyama, ExactScore
+from tests.oracles import random_mixture
+
+NAME = "<b>&sets</b>"
+LAW = random_mixture(seed=3, d=16, spread=0.5)
+
+
+class Page(HTMLParser):
+    """What a page loads, runs and says."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags: list[str] = []
+        self.loads: list[str] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.tags.append(tag)
+        self.loads += [value for name, value in attrs if name in ("src", "href", "srcset", "data", "action", "poster")]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def pictures() -> tuple[np.ndarray, np.ndarray]:
+    """600 pictures of 4x4, and the class of each."""
+    k = np.asarray(Scaling(17).to_data(LAW.sample(jax.random.key(0), 600))).reshape(-1, 4, 4, 1)
+    return k, (k.reshape(len(k), -1).astype(float) @ np.linspace(-1, 1, 16) > 0).astype(np.int32)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """A report on pictures of 4x4 with 17 levels, from their exact score; one seed."""
+    k, labels = pictures()
+    workdir = tmp_path_factory.mktemp("run")
+    rows = [{"step": s, "loss": 1 / s} for s in range(10, 200, 10)] + [{"step": 200, "loss": float("nan")}]
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = SimpleNamespace(
+        config=base.get_config(),
+        dataset=Dataset(NAME, Split(k[:500], labels[:500]), Split(k[500:], labels[500:]), 17, 2),
+        score_fn=ExactScore(LAW, VP()),
+        scaling=Scaling(17),
+        shape=(4, 4, 1),
+        workdir=workdir,
+        step=200,
+    )
+    em = EulerMaruyama(steps=50, denoise=True)
+    evaluation = evaluate(run, {"em": em, "twin": em}, Settings(n=300, seeds=1, batch_size=128, likelihood_n=20, rtol=1e-3, atol=1e-3))
+    path = write_report(run, evaluation, workdir / "report")
+    return path, evaluation
+
+
+@pytest.fixture(scope="module")
+def report(written: tuple[Path, Any]) -> Any:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads((written[0].parent / "report.json").read_text(), parse_constant=refuse)
+
+
+def test_report_json_has_every_number_with_its_floor(report: Any) -> None:
+    assert set(report["samplers"]) == {"em", "twin"}
+    names = {"sliced_w2", "energy", "auc", "auc_mlp", f"fd_{NAME}", "nn_ratio", "nn_close"}
+    assert set(report["metrics"]) == set(report["floors"]) == names
+    for sampler in report["samplers"].values():
+        assert set(sampler["metrics"]) == names
+        assert {"nfe", "seconds", "compile_seconds", "settings"} <= set(sampler)
+        for value in sampler["metrics"].values():
+            assert len(value["values"]) == 1 and value["sd"] is None and np.isfinite(value["mean"])
+    assert all(floor["sd"] > 0 and len(floor["values"]) >= 10 for floor in report["floors"].values())
+    assert {"mean", "se_images", "se_probes", "unit", "nfe", "n", "probes", "caveat"} <= set(report["likelihood"])
+
+
+def test_samplers_are_paired(report: Any) -> None:
+    # The same sampler under two names: the same x_T and noise, held against the same examples.
+    em, twin = (report["samplers"][name]["metrics"] for name in ("em", "twin"))
+    assert em == twin
+
+
+def test_report_json_says_where_its_numbers_come_from(report: Any) -> None:
+    assert report["seed"] == 0 and report["config"]["sde"]["name"] == "vp"
+    assert {"jax", "flax", "diffrax", "numpy", "scikit-learn"} <= set(report["versions"])
+    assert report["device"] and report["git_commit"] and report["date"].startswith("20")
+    assert report["protocol"]["compared"] == 250 and report["checkpoint_step"] == 200
+
+
+def test_a_reduced_report_says_so_in_both_files(written: tuple[Path, Any], report: Any) -> None:
+    text = Page(written[0].read_text()).text
+    for words in ("Fewer samples", "One sample seed", "250 are compared", "20 of the 100 held-out"):
+        assert words in " ".join(report["notes"])
+        assert words in text
+
+
+def test_bits_per_dim_of_the_exact_score(report: Any) -> None:
+    # -log2 p(x) per dimension, and log2(17/2) for the bins of width 2/17, of the dequantised pictures.
+    x = Scaling(17).to_model(pictures()[0][500:520], jax.random.key(0))
+    nats = jax.jit(lambda x: LAW.at(VP(), VP().t_min).log_prob(x))(x)
+    exact = -float(nats.mean()) / (16 * np.log(2)) + np.log2(17 / 2)
+    likelihood = report["likelihood"]
+    assert likelihood["unit"] == "bits/dim" and likelihood["n"] == 20
+    assert likelihood["se_probes"] < 0.05
+    assert abs(likelihood["mean"] - exact) < 4 * likelihood["se_probes"] + 2e-3
+
+
+def test_every_picture_of_the_report_is_a_file_and_in_the_page(written: tuple[Path, Any], report: Any) -> None:
+    embedded = {base64.b64decode(src.removeprefix("data:image/png;base64,")) for src in Page(written[0].read_text()).loads}
+    files = [figure["file"] for figure in report["figures"]]
+    assert {"quality.png", "samples_em.png", "strip_twin.png", "likelihood.png", "loss.png"} <= set(files)
+    for name in files:
+        content = (written[0].parent / name).read_bytes()
+        assert content in embedded
+        picture = np.asarray(Image.open(io.BytesIO(content)).convert("L"))
+        assert min(picture.shape) > 90 and len(np.unique(picture)) > 10  # not an empty frame
+
+
+def test_the_page_loads_nothing_and_runs_nothing(written: tuple[Path, Any]) -> None:
+    text = written[0].read_text()
+    page = Page(text)
+    assert page.loads and all(load.startswith("data:image/png;base64,") for load in page.loads)
+    assert not {"script", "link", "iframe", "object", "base"} & set(page.tags)
+    assert "@import" not in text and "url(" not in text
+    assert "prefers-color-scheme: dark" in text
+
+
+def test_names_are_escaped(written: tuple[Path, Any]) -> None:
+    page = Page(written[0].read_text())
+    assert "b" not in page.tags
+    assert NAME in page.text and f"fd_{NAME}" in page.text
+
+
+def test_the_page_says_what_the_likelihood_is_not(written: tuple[Path, Any]) -> None:
+    assert "never read it as the likelihood" in Page(written[0].read_text()).text
+
+
+def test_text_table_has_a_row_for_each_sampler_and_the_floor(written: tuple[Path, Any]) -> None:
+    lines = text_table(written[1].report).splitlines()
+    assert [line.split()[0] for line in lines[:4]] == ["sampler", "em", "twin", "noise"]
+    assert lines[1].split()[1] == "51"
+    assert "bits/dim" in lines[4]
+
+
+@pytest.mark.parametrize(
+    ("mean", "sd", "text"),
+    [
+        (0.61234, 0.0123, "0.612 ± 0.012"),
+        (123.4, 5.6, "123.4 ± 5.6"),
+        (0.5, None, "0.500"),
+        (None, None, "–"),
+        (-0.00003, 0.002, "0.0000 ± 0.0020"),
+    ],
+)
+def test_means_have_the_digits_of_their_spread(mean: Any, sd: Any, text: str) -> None:
+    assert plus_minus({"mean": mean, "sd": sd}) == text
+
+
+@pytest.mark.parametrize(("value", "text"), [(501.0, "501"), (122.4, "122"), (1.0, "1.00"), (0.01234, "0.0123"), (0.0, "0.00")])
+def test_numbers_have_three_digits(value: float, text: str) -> None:
+    assert number(value) == text
+
+
+def test_outside_is_above_for_quality_and_either_way_for_memorisation() -> None:
+    assert outside({"excess": 2.1}, "quality") and not outside({"excess": -9.0}, "quality")
+    assert outside({"excess": -9.0}, "memorisation") and not outside({"excess": None}, "quality")
+
+
+def test_tiles_are_in_reading_order() -> None:
+    images = np.arange(5, dtype=np.uint8).reshape(5, 1, 1, 1).repeat(2, axis=1).repeat(2, axis=2)
+    board = plots.tile(images, columns=3, gap=1, ground=99)[..., 0]
+    assert board.shape == (7, 10)
+    np.testing.assert_array_equal(board[1, [1, 4, 7]], [0, 1, 2])
+    np.testing.assert_array_equal(board[4, [1, 4, 7]], [3, 4, 99])
+    assert (board[3] == 99).all()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_grid_shows_the_pixels_that_it_is_given(channels: int) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (4, 5, 5, channels), np.uint8)
+    picture = np.asarray(Image.open(io.BytesIO(plots.image_grid(images))))[..., :3]
+    scale = picture.shape[0] // 13  # two rows of five pixels and three gaps
+    np.testing.assert_array_equal(picture[scale::scale, scale::scale][:5, :5], np.broadcast_to(images[0], (5, 5, 3)))

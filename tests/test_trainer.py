@@ -1,0 +1,196 @@
+"""The optimiser, the moving average and the accumulated gradient against their definitions; batches and noise."""
+
+from copy import copy
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from configs import toys
+from experiment.build import build_optimizer, build_schedule
+from experiment.config import check_config
+from experiment.data import batch_indices, load_dataset
+from experiment.dataset import Dataset, Split
+from experiment.errors import UserError
+from experiment.trainer import NotFinite, Trainer
+from sde_lib import NetworkScore
+from sde_lib.losses import denoising_score_matching
+from tests.commands import SMALL
+
+
+def config_with(**keys: Any) -> Any:
+    config = toys.get_config()
+    config.update_from_flattened_dict({**SMALL, **{k.replace("_", ".", 1): v for k, v in keys.items()}})
+    return check_config(config)
+
+
+@pytest.fixture(scope="module")
+def dataset() -> Dataset:
+    return load_dataset("checkerboard")
+
+
+@pytest.fixture(scope="module")
+def compiled(dataset: Dataset) -> Trainer:
+    return Trainer(config_with(train_ema=0.5, train_lr=0.01), dataset)
+
+
+def looped(compiled: Trainer, **keys: Any) -> Trainer:
+    """The compiled trainer with other settings of its loop; those of its step stay."""
+    trainer = copy(compiled)
+    trainer.config = config_with(train_ema=0.5, train_lr=0.01, **keys)
+    return trainer
+
+
+def host(tree: Any) -> Any:
+    return jax.tree.map(np.array, tree)
+
+
+def test_schedule_warms_up_then_follows_the_cosine() -> None:
+    schedule = build_schedule(config_with(train_lr=0.5, train_warmup=10, train_steps=100, train_schedule="cosine"))
+    k = np.arange(100)
+    expected = 0.5 * np.minimum(1, (k + 1) / 10) * (1 + np.cos(np.pi * k / 100)) / 2
+    np.testing.assert_allclose([np.asarray(schedule(i)) for i in k], expected, rtol=1e-5, atol=1e-7)
+    constant = build_schedule(config_with(train_lr=0.5, train_warmup=0))
+    np.testing.assert_allclose([np.asarray(constant(i)) for i in k], 0.5)
+
+
+@pytest.mark.parametrize("name, weight_decay", [("adam", 0.0), ("adamw", 0.3)])
+def test_optimizer_is_adam_on_the_clipped_gradient(name: str, weight_decay: float) -> None:
+    """Kingma & Ba 2015, algorithm 1; decoupled decay as in Loshchilov & Hutter 2019, algorithm 2."""
+    config = config_with(train_optimizer=name, train_weight_decay=weight_decay, train_clip=2.0, train_schedule="constant", train_warmup=0)
+    optimizer, lr = build_optimizer(config), config.train.lr
+    rng = np.random.default_rng(0)
+    # a norm of 40, then of 0.4: only the first is clipped, which a scale-free first step alone would not show
+    grads = [rng.normal(size=16) * scale for scale in (10.0, 0.1, 1.0)]
+    params = rng.normal(size=16)
+    ours, state = jnp.asarray(params, jnp.float32), optimizer.init(jnp.asarray(params, jnp.float32))
+    m = v = np.zeros(16)
+    for k, grad in enumerate(grads):
+        updates, state = optimizer.update(jnp.asarray(grad, jnp.float32), state, ours)
+        ours = optax.apply_updates(ours, updates)
+        g = grad * min(1, 2.0 / np.linalg.norm(grad))
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+        adam = (m / (1 - 0.9 ** (k + 1))) / (np.sqrt(v / (1 - 0.999 ** (k + 1))) + 1e-8)
+        params = params - lr * (adam + weight_decay * params)
+    np.testing.assert_allclose(np.asarray(ours), params, rtol=1e-5)
+
+
+def test_ema_follows_its_recursion(compiled: Trainer) -> None:
+    trainer = looped(compiled, train_steps=12, train_log_every=1)
+    state = trainer.initial_state()
+    ema, seen = jax.tree.map(np.float64, host(state["params"])), 0
+    for now in trainer.run(state):
+        k = now.step - 1
+        decay = min(0.5, (1 + k) / (10 + k))  # reaches 0.5 at k = 8
+        ema = jax.tree.map(lambda e, p, d=decay: d * e + (1 - d) * np.float64(p), ema, host(now.state["params"]))
+        jax.tree.map(lambda e, x: np.testing.assert_allclose(x, e, atol=1e-6), ema, host(now.state["ema"]))
+        seen = now.step
+    assert seen == 12
+
+
+def test_accumulated_gradient_is_the_big_batchs(dataset: Dataset) -> None:
+    """The scan over micro-batches against one gradient of the mean over all of their examples."""
+    trainer = Trainer(config_with(train_accumulate=2), dataset)
+    params = jax.tree.map(lambda x: x + 0.1, trainer.initial_state()["params"])  # off the zero of the last layer
+    key, batch = jax.random.key(1), {"x": jnp.asarray(dataset.train.x[:16])}
+
+    def big(params: Any) -> jax.Array:
+        score_fn = NetworkScore(trainer.apply, params, trainer.sde, trainer.parameterization)
+        losses = [denoising_score_matching(score_fn, batch["x"][i::2], jax.random.fold_in(key, i)) for i in range(2)]
+        return jnp.mean(jnp.concatenate(losses))
+
+    loss, grad = jax.jit(trainer.loss_and_grad)(params, batch, key)
+    expected_loss, expected = jax.jit(jax.value_and_grad(big))(params)
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
+    assert float(optax.global_norm(expected)) > 0.1
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5), grad, expected)
+
+
+def test_noise_depends_on_seed_and_step_alone(compiled: Trainer) -> None:
+    """A step from the same weights at the same k is the same whatever came before; at another k or seed it is not."""
+    first = compiled.initial_state()
+
+    def update(seed: int, k: int) -> Any:
+        trainer = looped(compiled, seed=seed, train_steps=100, train_log_every=1)
+        trainer.batch = lambda step: compiled.batch(0)  # the same data, so that only the noise differs
+        state = jax.device_put({**jax.tree.map(jnp.copy, first), "step": jnp.int32(k)}, trainer.shardings)
+        return host(next(trainer.run(state)).state["params"])
+
+    same, again, later, other = update(0, 13), update(0, 13), update(0, 14), update(1, 13)
+    jax.tree.map(np.testing.assert_array_equal, same, again)
+    for different in (later, other):
+        assert any(np.any(x != y) for x, y in zip(jax.tree.leaves(same), jax.tree.leaves(different), strict=True))
+
+
+def test_prepare_dequantises_and_flips() -> None:
+    images = np.zeros((64, 2, 3, 1), np.uint8)
+    images[:, :, 0] = 3  # bright on the left
+    split = Split(images)
+    keys = {"model_name": "dit", "model_heads": 1, "model_patch_size": 1, "data_flip": True}
+    x = Trainer(config_with(**keys), Dataset("bars", split, split, 4)).prepare(jnp.asarray(images), jax.random.key(0))
+    bright = np.asarray(x[:, 0, :, 0] >= 0.5)  # level 3 of 4 lies in [1/2, 1), level 0 in [-1, -1/2)
+    assert np.array_equal(np.asarray(x) < -0.5, np.repeat(~bright[:, None], 2, 1)[..., None])
+    left, right = bright[:, 0], bright[:, 2]
+    assert np.all(left ^ right) and 20 <= left.sum() <= 44  # 64 fair coins, three standard deviations
+    assert len(np.unique(x)) > 100  # spread over the bins
+    keys |= {"data_flip": False, "data_dequantize": False}
+    x = Trainer(config_with(**keys), Dataset("bars", split, split, 4)).prepare(jnp.asarray(images), jax.random.key(0))
+    np.testing.assert_allclose(x, (images + 0.5) / 2 - 1)
+
+
+@pytest.mark.parametrize("log_every", [7, 100])
+def test_a_loss_that_is_not_finite_names_its_step(compiled: Trainer, dataset: Dataset, log_every: int) -> None:
+    """One example is infinite: training stops at the first batch that holds it, and yields no bad state."""
+    x = dataset.train.x.copy()
+    trainer = looped(compiled, train_steps=500, train_log_every=log_every, train_checkpoint_every=7)
+    bad = batch_indices(0, 17, 16, len(x))[3]
+    x[bad] = np.inf
+    trainer.dataset = replace(dataset, train=Split(x))
+    assert all(bad not in batch_indices(0, k, 16, len(x)) for k in range(17))
+    seen = []
+    with pytest.raises(NotFinite, match=r"not finite at step 18\b"):
+        for now in trainer.run(trainer.initial_state()):
+            assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(host(now.state)))
+            seen.append(now.step)
+    assert seen == [7, 14]
+
+
+def test_rows_are_means_over_their_steps(compiled: Trainer) -> None:
+    rows = [
+        [now.row for now in trainer.run(trainer.initial_state()) if now.row]
+        for every in (1, 4)
+        for trainer in [looped(compiled, train_steps=8, train_log_every=every)]
+    ]
+    for name in ("loss", "grad_norm"):
+        fine, coarse = ([row[name] for row in r] for r in rows)
+        np.testing.assert_allclose(coarse, np.reshape(fine, (2, 4)).mean(1), rtol=1e-5)
+    assert [row["lr"] for row in rows[1]] == [rows[0][3]["lr"], rows[0][7]["lr"]]
+
+
+def test_training_learns(compiled: Trainer) -> None:
+    """The zero network's loss is 1, that of the checkerboard's score far below."""
+    trainer = looped(compiled, train_steps=400, train_log_every=100)
+    first = next(looped(compiled, train_log_every=1).run(trainer.initial_state())).row
+    rows = [now.row for now in trainer.run(trainer.initial_state()) if now.row]
+    assert first and first["loss"] == pytest.approx(1, abs=0.5)
+    assert rows[-1]["loss"] < 0.6
+
+
+def test_objects_that_do_not_fit_the_data_are_told(dataset: Dataset) -> None:
+    mistakes = {
+        "batch_size is 10": {"train_batch_size": 10, "train_accumulate": 4},
+        "use UNet or DiT": {"data_name": "digits", "data_path": ""},
+        "has no labels": {"model_class_conditional": True},
+        "flip mirrors images": {"data_flip": True},
+        "weight_decay": {"train_weight_decay": 0.1},
+        "fsdp is 3": {"train_fsdp": 3},
+    }
+    images = Split(np.zeros((4, 8, 8, 1), np.uint8))
+    for text, keys in mistakes.items():
+        data = Dataset("digits", images, images, 17) if "data_name" in keys else dataset
+        with pytest.raises(UserError, match=text):
+            Trainer(config_with(**keys), data)

@@ -1,0 +1,17 @@
+"""Train, or go on: python train.py --config=configs/digits.py --workdir=runs/digits [--config.train.steps=4000 ...]."""
+
+from absl import flags
+
+from experiment import cli
+
+WORKDIR = flags.DEFINE_string("workdir", "runs/digits", "The run directory.")
+
+
+def main() -> int:
+    from experiment.run import train
+
+    return train(flags.FLAGS.config, WORKDIR.value)
+
+
+if __name__ == "__main__":
+    cli.run_app(main, config="configs/digits.py")
