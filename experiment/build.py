@@ -103,8 +103,10 @@ def build_parameterization(config: Any) -> Any:
 
 
 def build_sampler(name: str, config: Any) -> Any:
-    """The sampler with the `sample` section's settings."""
-    return construct(choose(SAMPLERS, name, "the sampler"), config.sample.to_dict(), "config.sample")
+    """The sampler with the `sample` section's settings. `steps` is for fixed-step samplers; the ODE solver chooses its own."""
+    cls = choose(SAMPLERS, name, "the sampler")
+    given = {"steps": None} if cls is ProbabilityFlow else {}
+    return construct(cls, config.sample.to_dict(), "config.sample", **given)
 
 
 def compute_dtype(name: str) -> jax.typing.DTypeLike:

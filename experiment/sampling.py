@@ -96,8 +96,8 @@ def solver_remedy() -> Iterator[None]:
         if "max_steps" not in str(error):
             raise
         raise UserError(
-            f"{error}. The training command with a larger --config.sample.rtol and --config.sample.atol (for the likelihood, --config.eval.rtol and "
-            "--config.eval.atol) notes them for this run; sample.py also takes --steps for fixed steps"
+            f"{error}. The training command with a larger --config.sample.rtol and --config.sample.atol (of samplers; config.eval's are "
+            "the likelihood's) notes them for this run; sample.py also takes --steps for fixed steps"
         ) from error
 
 

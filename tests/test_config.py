@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from configs import base, cifar10, digits, toys
 from experiment import cli
+from experiment.build import build_sampler
 from experiment.config import (
     FREE_ON_RESUME,
     KEYS,
@@ -167,3 +168,12 @@ def test_provenance_says_what_ran() -> None:
     assert origin["device"].startswith("cpu")
     commit = origin["git_commit"].removesuffix("+changes")
     assert commit == "unknown" or (len(commit) == 40 and int(commit, 16) >= 0)
+
+
+def test_each_sampler_takes_its_own_settings_from_the_sample_section() -> None:
+    config = base.get_config()
+    config.sample.update({"steps": 77, "rtol": 3e-4, "snr": 0.2})
+    assert build_sampler("em", config).steps == 77
+    assert (build_sampler("pc", config).steps, build_sampler("pc", config).snr) == (77, 0.2)
+    ode = build_sampler("ode", config)
+    assert ode.rtol == 3e-4 and ode.steps is None  # adaptive: `steps` would make it a fixed-step solve of 6 x 77 calls

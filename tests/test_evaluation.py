@@ -76,7 +76,7 @@ def report(mixture: Any) -> dict[str, Any]:
         "stretched": Stretched(EM, 1.1),
         "copier": Copier(jnp.asarray(mixture.dataset.train.x)),
     }
-    settings = Settings(n=1000, seeds=2, batch_size=700, likelihood_n=60, probes=2)
+    settings = Settings(n=600, seeds=2, batch_size=400, likelihood_n=60, probes=2)
     return evaluate(mixture, samplers, settings).report
 
 
@@ -111,7 +111,7 @@ def test_costs_are_those_of_the_samplers(report: Any, mixture: Any) -> None:
 
 
 def test_floors_say_their_size_and_notes_what_is_missing(report: Any) -> None:
-    assert report["protocol"]["compared"] == report["floors"]["auc"]["size"] == 1000
+    assert report["protocol"]["compared"] == report["floors"]["auc"]["size"] == 600
     assert report["floors"]["nn_ratio"]["size"] == 150
     notes = " ".join(report["notes"])
     assert "2 sample seeds" in notes and "60 of the 300" in notes
