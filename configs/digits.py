@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     config.train.weighting = "likelihood"
     config.train.times = "uniform_log_snr"
     config.train.clip = 20.0  # that weighting multiplies the loss by the range of log SNR, 19
-    config.train.steps = 3200
+    config.train.steps = 3000
     config.train.batch_size = 64
     config.train.lr = 2e-3
     config.sample.rtol = 1e-4
