@@ -1,13 +1,17 @@
 """What the samplers cost beyond their score calls, as ratios within one run: python benchmarks/overhead.py [--batch=64] [--steps=200].
 
-Prints, for the digits U-Net, untrained:
+Prints, for the network of configs/digits.py, untrained:
 
 * each fixed-step sampler: time / (score calls x time of one jitted score call);
 * the ODE sampler, and the likelihood with one probe: time per NFE over the same;
 * how often Python traced the network over three checkpoints, all samplers and the likelihood, for one batch shape;
-* peak memory of a sampling process with 1,000 steps against one with 10.
 
-The machine may be shared, so every figure is a median over rounds in which all are timed in turn.
+and, with the exact score of a Gaussian on a state of 1 MiB, of which 1,000 kept steps would be 1 GiB,
+
+* peak memory of a sampling process with 1,000 steps over one with 10.
+
+The machine may be shared, so every ratio is a median over rounds, in each of which it is taken against score calls just before and after.
+Takes about five minutes on two CPU cores.
 """
 
 import argparse
@@ -23,13 +27,16 @@ from dataclasses import dataclass, field, replace
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
+from tqdm import tqdm
 
-from models import UNet, split
+from configs import digits
+from experiment.build import build_score
+from experiment.data import load_dataset
 from sde_lib import (
     VP,
-    EDMPreconditioning,
     EulerMaruyama,
+    ExactScore,
+    GaussianMixture,
     Hutchinson,
     NetworkScore,
     PredictorCorrector,
@@ -39,7 +46,7 @@ from sde_lib import (
     sample,
 )
 
-SHAPE = (8, 8, 1)
+STATE = (4096, 64)  # float32: 1 MiB
 
 
 @dataclass(frozen=True)
@@ -54,16 +61,15 @@ class Counted:
         return self.apply(*args)
 
 
-def digits_score(seed: int, traces: list) -> NetworkScore:
-    """An untrained U-Net of the digits size: it puts out zero, so the score is a Gaussian's, which the ODE solves in few steps."""
-    apply, params = split(UNet(shape=SHAPE, width=32, channel_mults=(1, 2), blocks=1, attention=(4,), rngs=nnx.Rngs(seed)))
-    return NetworkScore(Counted(apply, traces), params, VP(), EDMPreconditioning(0.5))
-
-
-def seconds(run: Callable) -> float:
-    start = time.perf_counter()
-    jax.block_until_ready(run())
-    return time.perf_counter() - start
+def checkpoints(count: int, traces: list) -> tuple[list[NetworkScore], tuple[int, ...]]:
+    """The digits network with `count` sets of weights, and an image's shape. Untrained it puts out zero: few ODE steps, as long each."""
+    config, dataset = digits.get_config(), load_dataset("digits")
+    scores = []
+    for seed in range(count):
+        config.seed = seed
+        score_fn = build_score(config, dataset)
+        scores.append(replace(score_fn, apply=Counted(score_fn.apply, traces)))
+    return scores, tuple(dataset.shape)
 
 
 def samplers(steps: int) -> dict:
@@ -75,36 +81,38 @@ def samplers(steps: int) -> dict:
     }
 
 
+def seconds(run: Callable) -> float:
+    start = time.perf_counter()
+    jax.block_until_ready(run())
+    return time.perf_counter() - start
+
+
 def measure(batch: int, steps: int, rounds: int) -> dict:
     """Every time per score call, as a ratio to one jitted score call; and the traces of three checkpoints."""
     traces: list = []
-    scores = [digits_score(seed, traces) for seed in range(3)]
-    key, x = jax.random.key(0), jax.random.normal(jax.random.key(1), (batch, *SHAPE))
-    score_call = jax.jit(lambda score_fn, x, t: score_fn(x, t))
+    scores, shape = checkpoints(3, traces)
+    key, x = jax.random.key(0), jax.random.normal(jax.random.key(1), (batch, *shape))
+    score_call, calls, t = jax.jit(lambda score_fn, x, t: score_fn(x, t)), max(steps // 4, 1), jnp.float32(0.5)
 
-    def calls(score_fn: NetworkScore) -> dict:
-        def one_call() -> jax.Array:
-            for _ in range(steps):
-                y = score_call(score_fn, x, jnp.float32(0.5))
-            return y
+    def uses(score_fn: NetworkScore) -> dict[str, Callable]:
+        drawn = {name: lambda s=s: sample(s, score_fn, key, batch, shape) for name, s in samplers(steps).items()}
+        return {**drawn, "likelihood": lambda: log_prob(score_fn, x, key, divergence=Hutchinson(probes=1), rtol=1e-3, atol=1e-3)}
 
-        kinds = {name: lambda s=s: sample(s, score_fn, key, batch, SHAPE) for name, s in samplers(steps).items()}
-        likelihood = lambda: log_prob(score_fn, x, key, divergence=Hutchinson(probes=1), rtol=1e-3, atol=1e-3)  # noqa: E731
-        return {"score": one_call, **kinds, "likelihood": likelihood}
+    def one_call() -> float:
+        return seconds(lambda: [score_call(scores[-1], x, t) for _ in range(calls)][-1]) / calls
 
     nfe = {}
-    for score_fn in scores:  # compiles, and counts traces over the checkpoints
-        for name, run in calls(score_fn).items():
-            result = jax.block_until_ready(run())
-            nfe[name] = steps if name == "score" else result.nfe
+    for score_fn in tqdm(scores, "checkpoints, with compilation", disable=None):
+        for name, run in uses(score_fn).items():
+            nfe[name] = jax.block_until_ready(run()).nfe
+        jax.block_until_ready(score_call(score_fn, x, t))
     counted = len(traces)
-    ratios: dict = {name: [] for name in nfe if name != "score"}
-    runs = calls(scores[-1])
-    for _ in range(rounds):
-        before = seconds(runs["score"]) / steps
-        for name in ratios:
-            spent = seconds(runs[name]) / nfe[name]
-            after = seconds(runs["score"]) / steps
+    ratios: dict[str, list[float]] = {name: [] for name in nfe}
+    for _ in tqdm(range(rounds), "rounds", disable=None):
+        before = one_call()
+        for name, run in uses(scores[-1]).items():
+            spent = seconds(run) / nfe[name]
+            after = one_call()
             ratios[name].append(spent / (0.5 * (before + after)))
             before = after
     return {
@@ -115,9 +123,16 @@ def measure(batch: int, steps: int, rounds: int) -> dict:
     }
 
 
-def peak_mib(batch: int, steps: int) -> float:
+def sample_gaussian(steps: int) -> None:
+    """What the processes do whose memory is measured."""
+    d = STATE[1]
+    score_fn = ExactScore(GaussianMixture([1.0], jnp.zeros((1, d)), 0.25 * jnp.eye(d)[None]), VP())
+    jax.block_until_ready(sample(EulerMaruyama(steps=steps), score_fn, jax.random.key(0), STATE[0], STATE[1:]))
+
+
+def peak_mib(steps: int) -> float:
     """Peak resident memory of a fresh process that samples, MiB."""
-    command = [sys.executable, __file__, f"--batch={batch}", f"--steps={steps}", "--peak"]
+    command = [sys.executable, __file__, f"--peak={steps}"]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
@@ -125,23 +140,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", help="also write the figures to this file")
-    parser.add_argument("--peak", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--peak", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.peak:
-        sampler = replace(EulerMaruyama(), steps=args.steps)
-        jax.block_until_ready(sample(sampler, digits_score(0, []), jax.random.key(0), args.batch, SHAPE).x)
+        sample_gaussian(args.peak)
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
         return
+    memory = {steps: statistics.median(peak_mib(steps) for _ in range(3)) for steps in (10, 1000)}
     found = measure(args.batch, args.steps, args.rounds)
-    memory = {steps: statistics.median(peak_mib(args.batch, steps) for _ in range(3)) for steps in (10, 1000)}
-    found |= {"peak_mib": memory, "device": str(jax.devices()[0].device_kind), "machine": platform.machine(), "jax": jax.__version__}
+    found |= {"peak_mib": memory, "device": jax.devices()[0].device_kind, "machine": platform.machine(), "jax": jax.__version__}
     print(f"time per score call, over one jitted score call (batch {args.batch}, median and range of {args.rounds} rounds)")
     for name, ratio in found["ratios"].items():
         low, high = found["spread"][name]
         print(f"  {name:18s} {ratio:5.3f}   [{low:.3f}, {high:.3f}]   {found['nfe'][name]} NFE")
-    print(f"traces of the network, 3 checkpoints x {len(found['ratios'])} ways to use it: {found['traces']}")
+    print(f"traces of the network, 3 checkpoints x {len(found['ratios'])} ways to use it and the score call: {found['traces']}")
     print(f"peak memory, 1,000 steps over 10: {memory[1000] / memory[10]:.3f}   ({memory[1000]:.0f} and {memory[10]:.0f} MiB)")
     if args.json:
         with open(args.json, "w") as file:

@@ -1,6 +1,5 @@
 """The evaluation, through the door that networks take, on exact scores: what is right is within its floor, what is wrong is not."""
 
-import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +37,7 @@ class Stretched:
 
     def run(self, *arguments: Any) -> Any:
         samples = self.inner.run(*arguments)
-        return dataclasses.replace(samples, x=self.factor * samples.x)
+        return samples._replace(x=self.factor * samples.x)
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class Copier:
     def run(self, score_fn: Any, x: Any, keys: Any, cond: Any, frames: int) -> Any:
         samples = EulerMaruyama(steps=8).run(score_fn, x, keys, cond, frames)
         index = jax.vmap(lambda key: jax.random.randint(key, (), 0, len(self.train)))(keys)
-        return dataclasses.replace(samples, x=self.train[index])
+        return samples._replace(x=self.train[index])
 
 
 @pytest.fixture(scope="module")

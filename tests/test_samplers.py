@@ -239,3 +239,10 @@ def test_sampling_under_jit_gives_the_same():
 def test_bad_settings_are_refused(call, word):
     with pytest.raises(ValueError, match=word):
         call(ExactScore(normal(), VP()))
+
+
+def test_block_until_ready_reaches_the_arrays_of_a_result():
+    # A timing that waits for the result, as jax.block_until_ready(sample(...)), must not return at once.
+    result = sample(EulerMaruyama(steps=2), ExactScore(normal(), VP()), jax.random.key(0), 3, (2,), frames=2)
+    leaves = jax.tree.leaves(result)
+    assert any(leaf is result.x for leaf in leaves) and any(leaf is result.path for leaf in leaves)

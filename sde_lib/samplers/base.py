@@ -1,7 +1,6 @@
 """What every sampler shares: `sample`, its result, and each sample's own randomness."""
 
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +13,8 @@ from sde_lib.sde import SDE
 _PRIOR, _NOISE = 0, 1
 
 
-@dataclass(frozen=True)
-class Samples:
-    """What a sampler returns.
+class Samples(NamedTuple):
+    """What a sampler returns: a pytree, so that `jax.block_until_ready(sample(...))` waits for it.
 
     x: (n, *shape).
     nfe: score evaluations per sample (for an adaptive solver, of the joint solve).
@@ -95,7 +93,7 @@ def sample(
     paths = [b.path for b in batches if b.path is not None]
     path = jnp.concatenate(paths, axis=1)[:, :n] if paths else None
     x = jnp.concatenate([b.x for b in batches])[:n]
-    return replace(batches[0], x=x, path=path, nfe=max(b.nfe for b in batches))
+    return batches[0]._replace(x=x, path=path, nfe=max(b.nfe for b in batches))
 
 
 @jax.jit
