@@ -1,8 +1,9 @@
 """Score SDEs: one score, score_fn(x, t) = grad_x log p_t(x), drives every sampler and the likelihood."""
 
-from sde_lib.conversions import denoiser
+from sde_lib.conversions import denoiser, noise
 from sde_lib.distributions import Density, GaussianMixture, IsotropicGaussian
 from sde_lib.likelihood import Exact, Hutchinson, bits_per_dim, log_prob
+from sde_lib.rescheduling import reschedule
 from sde_lib.samplers import (
     EulerMaruyama,
     Langevin,
@@ -14,13 +15,22 @@ from sde_lib.samplers import (
     langevin,
     sample,
 )
-from sde_lib.score import DenoiserPrediction, EDMPreconditioning, EpsilonPrediction, ExactScore, NetworkScore
-from sde_lib.sde import SDE, VE, VP, SubVP
+from sde_lib.score import (
+    DenoiserPrediction,
+    EDMPreconditioning,
+    EpsilonPrediction,
+    ExactScore,
+    NetworkScore,
+    VelocityPrediction,
+    VPrediction,
+)
+from sde_lib.sde import SDE, VE, VP, CosineVP, RectifiedFlow, SubVP
 
 __all__ = [
     "SDE",
     "VE",
     "VP",
+    "CosineVP",
     "DenoiserPrediction",
     "Density",
     "EDMPreconditioning",
@@ -35,13 +45,18 @@ __all__ = [
     "NetworkScore",
     "PredictorCorrector",
     "ProbabilityFlow",
+    "RectifiedFlow",
     "ReverseDiffusion",
     "SubVP",
+    "VPrediction",
+    "VelocityPrediction",
     "bits_per_dim",
     "decode",
     "denoiser",
     "encode",
     "langevin",
     "log_prob",
+    "noise",
+    "reschedule",
     "sample",
 ]

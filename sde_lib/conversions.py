@@ -50,3 +50,8 @@ def score_from_velocity(sde: SDE, velocity: jax.Array, x: jax.Array, t: Any) -> 
 def denoiser(score_fn: ScoreFn, x: jax.Array, t: Any, cond: Any = None) -> jax.Array:
     """E[x_0 | x_t = x] of the score's distribution: one score call."""
     return denoiser_from_score(score_fn.sde, score_fn(x, t, cond), x, t)
+
+
+def noise(score_fn: ScoreFn, x: jax.Array, t: Any, cond: Any = None) -> jax.Array:
+    """E[eps | x_t = x] of the score's distribution: one score call."""
+    return noise_from_score(score_fn.sde, score_fn(x, t, cond), t)

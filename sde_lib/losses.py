@@ -34,6 +34,15 @@ def likelihood_weighting(sde: SDE, t: jax.Array) -> jax.Array:
     return sde.g2(t) / sde.sigma(t) ** 2
 
 
+def flow_matching_weighting(sde: SDE, t: jax.Array) -> jax.Array:
+    """The noise's error as that of the velocity eps - x_0: ((alpha + sigma)/alpha)².
+
+    With `uniform_t` on `RectifiedFlow` the loss is conditional flow matching's (Lipman et al. 2023, arXiv:2210.02747, eq. 9).
+    """
+    alpha, sigma = sde.alpha(t), sde.sigma(t)
+    return ((alpha + sigma) / alpha) ** 2
+
+
 def uniform_t(sde: SDE, u: jax.Array) -> tuple[jax.Array, jax.Array]:
     """t uniform on [t_min, t_max]."""
     return sde.t_min + u * (sde.t_max - sde.t_min), jnp.ones_like(u)

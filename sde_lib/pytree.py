@@ -12,21 +12,21 @@ def register_dataclass(cls: T, static: tuple[str, ...] = ()) -> T:
     """Makes a dataclass a pytree: its fields are leaves, except those named in `static`.
 
     Unlike `jax.tree_util.register_dataclass`, whose tree structures of two classes with as many fields compare equal (jax 0.10 and 0.11: a
-    cached trace of one class then runs for another, VP's for VE), the class is part of the structure; and rebuilding an instance does
-    not run its checks, which placeholders would fail.
+    cached trace of one class then runs for another, VP's for VE), structures registered this way are compared with their class; and
+    rebuilding an instance does not run its checks, which placeholders would fail.
     """
     fields = [field.name for field in dataclasses.fields(cls) if field.name not in static]
 
     def flatten_with_keys(instance: Any) -> tuple[Any, Any]:
         children = [(jax.tree_util.GetAttrKey(name), getattr(instance, name)) for name in fields]
-        return children, (cls, *(getattr(instance, name) for name in static))
+        return children, tuple(getattr(instance, name) for name in static)
 
     def flatten(instance: Any) -> tuple[Any, Any]:
-        return [getattr(instance, name) for name in fields], (cls, *(getattr(instance, name) for name in static))
+        return [getattr(instance, name) for name in fields], tuple(getattr(instance, name) for name in static)
 
     def unflatten(structure: Any, children: Any) -> Any:
         instance: Any = object.__new__(cls)
-        for name, value in zip((*fields, *static), (*children, *structure[1:]), strict=True):
+        for name, value in zip((*fields, *static), (*children, *structure), strict=True):
             object.__setattr__(instance, name, value)
         return instance
 

@@ -117,6 +117,42 @@ class EDMPreconditioning:
         return 1 / jnp.sqrt(self._variance(alpha, sigma))
 
 
+@register_dataclass
+@dataclass(frozen=True)
+class VPrediction:
+    """F predicts v = (alpha eps - sigma x_0)/sqrt(alpha² + sigma²): s = -x/n² - alpha F/(sigma n), n² = alpha² + sigma².
+
+    Salimans & Ho 2022, arXiv:2202.00512, appendix D, there for alpha² + sigma² = 1. Input scaled to unit variance.
+    """
+
+    def skip(self, alpha: Any, sigma: Any) -> Any:
+        return -1 / (alpha**2 + sigma**2)
+
+    def out(self, alpha: Any, sigma: Any) -> Any:
+        return -alpha / (sigma * jnp.sqrt(alpha**2 + sigma**2))
+
+    def c_in(self, alpha: Any, sigma: Any) -> Any:
+        return 1 / jnp.sqrt(alpha**2 + sigma**2)
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class VelocityPrediction:
+    """F predicts eps - x_0, the velocity of `RectifiedFlow`: s = -(x + alpha F)/(sigma (alpha + sigma)).
+
+    Lipman et al. 2023, arXiv:2210.02747, eq. 23 with sigma_min = 0 and time reversed. On that path, alpha + sigma = 1, the input is x.
+    """
+
+    def skip(self, alpha: Any, sigma: Any) -> Any:
+        return -1 / (sigma * (alpha + sigma))
+
+    def out(self, alpha: Any, sigma: Any) -> Any:
+        return -alpha / (sigma * (alpha + sigma))
+
+    def c_in(self, alpha: Any, sigma: Any) -> Any:
+        return 1 / (alpha + sigma)
+
+
 @partial(register_dataclass, static=("apply",))
 @dataclass(frozen=True)
 class NetworkScore:

@@ -190,3 +190,56 @@ class VE(SDE):
     def sigma(self, t: Any) -> Any:
         xp = self.namespace(t)
         return self.sigma_min * xp.exp(t * xp.log(self.sigma_max / self.sigma_min))
+
+
+class CosineVP(SDE):
+    """Variance preserving with alpha = cos(a(t))/cos(a(0)), a(t) = (t + s)/(1 + s) pi/2, sigma² = 1 - alpha².
+
+    Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 17. Noise comes more evenly than with a linear beta. At t = 1 no signal is left and f
+    is infinite, so t_max lies before it (Lu et al. 2022, arXiv:2206.00927, appendix D.4).
+    """
+
+    s: float = 0.008
+    _: KW_ONLY
+    t_max: float = 0.9946
+
+    def _check(self) -> None:
+        _check_before_one(self)
+
+    def _angle(self, t: Any) -> Any:
+        return (t + self.s) / (1 + self.s) * (math.pi / 2)
+
+    def alpha(self, t: Any) -> Any:
+        xp = self.namespace(t)
+        return xp.cos(self._angle(t)) / xp.cos(self._angle(0.0))
+
+    def sigma(self, t: Any) -> Any:
+        # cos² a0 - cos² a = sin(a - a0) sin(a + a0): no difference of nearly equal squares at small t.
+        xp, start = self.namespace(t), self._angle(0.0)
+        moved = t / (1 + self.s) * (math.pi / 2)
+        return xp.sqrt(xp.sin(moved) * xp.sin(moved + 2 * start)) / xp.cos(start)
+
+
+class RectifiedFlow(SDE):
+    """The straight path alpha = 1 - t, sigma = t: flow matching as one more SDE, f = -1/(1 - t), g² = 2t/(1 - t).
+
+    Liu et al. 2023, arXiv:2209.03003; Lipman et al. 2023, arXiv:2210.02747. The probability flow's velocity is E[eps - x_0 | x]. At t = 1
+    f is infinite, so t_max lies before it.
+    """
+
+    _: KW_ONLY
+    t_max: float = 0.999
+
+    def _check(self) -> None:
+        _check_before_one(self)
+
+    def alpha(self, t: Any) -> Any:
+        return 1 - t
+
+    def sigma(self, t: Any) -> Any:
+        return 1 * t
+
+
+def _check_before_one(sde: SDE) -> None:
+    if not sde.t_max < 1:
+        raise ValueError(f"{type(sde).__name__}: t_max must be less than 1, where no signal is left, not {sde.t_max}")

@@ -3,9 +3,12 @@
 import numpy as np
 
 from sde_lib import VE, VP, GaussianMixture, SubVP
+from sde_lib.sde import CosineVP, RectifiedFlow
 
 SDES = [VP(), SubVP(), VE()]
 SDE_IDS = ["VP", "SubVP", "VE"]
+ALL_SDES = [*SDES, CosineVP(), RectifiedFlow()]
+ALL_SDE_IDS = [*SDE_IDS, "CosineVP", "RectifiedFlow"]
 
 
 def random_mixture(seed: int, d: int, components: int = 3, spread: float = 1.0) -> GaussianMixture:

@@ -3,15 +3,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sde_lib import RectifiedFlow
 from sde_lib.losses import (
     denoising_score_matching,
+    flow_matching_weighting,
     likelihood_weighting,
     sigma2_weighting,
     stratified_uniform,
     uniform_log_snr,
     uniform_t,
 )
-from sde_lib.score import EDMPreconditioning, NetworkScore
+from sde_lib.score import EDMPreconditioning, NetworkScore, VelocityPrediction
 from tests.oracles import SDE_IDS, SDES
 
 N, DATA_STD, MODEL_STD = 200_000, 0.5, 0.8
@@ -71,3 +73,18 @@ def test_the_dropout_key_reaches_the_network_and_differs_from_the_noise():
 
     denoising_score_matching(NetworkScore(apply, {}, SDES[0], EDMPreconditioning(0.5)), jnp.ones((4, 2)), jax.random.key(0))
     assert seen == [True]
+
+
+def test_flow_matching_weighting_is_the_velocity_s_error():
+    # Lipman et al. 2023, eq. 9: the mean of |v - (eps - x_0)|² at uniform times, with the same times and noise.
+    def apply(params, x, c_noise, cond, key):
+        return jnp.cos(x) * params
+
+    sde, x0, key = RectifiedFlow(), 0.5 * jax.random.normal(jax.random.key(0), (512, 3)), jax.random.key(1)
+    score_fn = NetworkScore(apply, jnp.float32(0.7), sde, VelocityPrediction())
+    loss = denoising_score_matching(score_fn, x0, key, weighting=flow_matching_weighting, times=uniform_t)
+    key_time, key_noise, _ = jax.random.split(key, 3)
+    t = (sde.t_min + stratified_uniform(key_time, 512) * (sde.t_max - sde.t_min))[:, None]
+    noise = jax.random.normal(key_noise, x0.shape)
+    velocity = 0.7 * jnp.cos((1 - t) * x0 + t * noise)
+    np.testing.assert_allclose(loss, jnp.mean((velocity - (noise - x0)) ** 2, axis=1), rtol=2e-3)

@@ -3,7 +3,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sde_lib import VP, DenoiserPrediction, EDMPreconditioning, EpsilonPrediction, ExactScore, NetworkScore, denoiser
+from sde_lib import (
+    VP,
+    DenoiserPrediction,
+    EDMPreconditioning,
+    EpsilonPrediction,
+    ExactScore,
+    NetworkScore,
+    RectifiedFlow,
+    VelocityPrediction,
+    VPrediction,
+    denoiser,
+)
 from sde_lib.conversions import (
     denoiser_from_score,
     noise_from_score,
@@ -12,7 +23,7 @@ from sde_lib.conversions import (
     score_from_velocity,
     velocity_from_score,
 )
-from tests.oracles import SDE_IDS, SDES, normal, random_mixture
+from tests.oracles import ALL_SDE_IDS, ALL_SDES, SDE_IDS, SDES, normal, random_mixture
 
 
 def posterior_by_quadrature(sde, t, weights, means, stds, x):
@@ -44,7 +55,7 @@ def test_a_time_for_each_sample_gives_what_one_time_gives(sde):
     np.testing.assert_allclose(score_fn(x, t), each, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("sde", SDES, ids=SDE_IDS)
+@pytest.mark.parametrize("sde", ALL_SDES, ids=ALL_SDE_IDS)
 def test_conversions_agree_with_the_denoiser_and_the_noise(sde):
     # By definition of the velocity, v = alpha' x0 + sigma' eps, with x = alpha x0 + sigma eps.
     t = 0.35
@@ -73,6 +84,11 @@ def ideal_network(sde, parameterization, std):
         denoised = alpha * std**2 * x / variance
         if isinstance(parameterization, DenoiserPrediction):
             return denoised
+        noise = sigma * x / variance
+        if isinstance(parameterization, VPrediction):
+            return (alpha * noise - sigma * denoised) / jnp.sqrt(alpha**2 + sigma**2)
+        if isinstance(parameterization, VelocityPrediction):
+            return noise - denoised
         v = alpha**2 * parameterization.sigma_data**2 + sigma**2
         c_skip = alpha * parameterization.sigma_data**2 / v
         return (denoised - c_skip * x) / (sigma * parameterization.sigma_data / jnp.sqrt(v))
@@ -80,8 +96,10 @@ def ideal_network(sde, parameterization, std):
     return apply
 
 
-@pytest.mark.parametrize("parameterization", [EpsilonPrediction(), DenoiserPrediction(), EDMPreconditioning(0.8)], ids=str)
-@pytest.mark.parametrize("sde", SDES, ids=SDE_IDS)
+@pytest.mark.parametrize(
+    "parameterization", [EpsilonPrediction(), DenoiserPrediction(), EDMPreconditioning(0.8), VPrediction(), VelocityPrediction()], ids=str
+)
+@pytest.mark.parametrize("sde", ALL_SDES, ids=ALL_SDE_IDS)
 def test_each_parameterization_turns_its_ideal_network_into_the_exact_score(sde, parameterization):
     std = 0.5
     t = jnp.array([0.05, 0.4, 0.9])
@@ -96,7 +114,7 @@ def test_each_parameterization_turns_its_ideal_network_into_the_exact_score(sde,
 def test_the_network_s_input_has_unit_variance(sde):
     t = jnp.array([0.01, 0.3, 1.0])
     alpha, sigma = sde.alpha(t), sde.sigma(t)
-    for p, data_std in ((EpsilonPrediction(), 1.0), (DenoiserPrediction(), 1.0), (EDMPreconditioning(0.3), 0.3)):
+    for p, data_std in ((EpsilonPrediction(), 1.0), (DenoiserPrediction(), 1.0), (VPrediction(), 1.0), (EDMPreconditioning(0.3), 0.3)):
         np.testing.assert_allclose(p.c_in(alpha, sigma) ** 2 * ((alpha * data_std) ** 2 + sigma**2), 1.0, rtol=1e-5)
 
 
@@ -138,3 +156,14 @@ def test_other_weights_and_other_constants_do_not_trace_the_network_again():
         for sde in (VP(), VP(beta_max=10.0)):
             NetworkScore(apply, jnp.float32(weight), sde, EpsilonPrediction())(jnp.ones((4, 2)), 0.5)
     assert traces == [(4, 2)]
+
+
+def test_a_velocity_network_s_output_is_the_rectified_flow_s_velocity():
+    # The probability-flow drift of the score that it gives is the network's own output.
+    def apply(params, x, c_noise, cond, key):
+        return jnp.sin(3 * x) + params
+
+    sde, t = RectifiedFlow(), 0.3
+    x = jax.random.normal(jax.random.key(0), (5, 2))
+    score_fn = NetworkScore(apply, jnp.float32(0.2), sde, VelocityPrediction())
+    np.testing.assert_allclose(velocity_from_score(sde, score_fn(x, t), x, t), apply(0.2, x, None, None, None), atol=1e-5)

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sde_lib import VE, VP, SubVP
+from sde_lib import VE, VP, CosineVP, RectifiedFlow, SubVP
 from tests.oracles import SDE_IDS, SDES
 
 TIMES = np.array([1e-5, 1e-3, 0.02, 0.3, 0.7, 1.0])
@@ -19,6 +19,29 @@ def published(sde, t):
     if isinstance(sde, VP):
         return np.exp(log_alpha), np.sqrt(-np.expm1(2 * log_alpha)), -0.5 * beta, beta
     return np.exp(log_alpha), -np.expm1(2 * log_alpha), -0.5 * beta, beta * -np.expm1(4 * log_alpha)
+
+
+@pytest.mark.parametrize("s", [0.008, 0.1])
+def test_the_cosine_schedule_is_nichol_and_dhariwal_s(s):
+    # Their alpha-bar is alpha², eq. 17; beta = -d log(alpha-bar)/dt, and a variance-preserving SDE has f = -beta/2, g² = beta.
+    sde = CosineVP(s=s)
+    t = np.array([1e-5, 1e-3, 0.1, 0.5, 0.9, sde.t_max])
+    angle = (t + s) / (1 + s) * np.pi / 2
+    alpha_bar = np.cos(angle) ** 2 / np.cos(s / (1 + s) * np.pi / 2) ** 2
+    beta = np.pi / (1 + s) * np.tan(angle)
+    np.testing.assert_allclose(sde.alpha(t) ** 2, alpha_bar, rtol=1e-12)
+    np.testing.assert_allclose(sde.sigma(t)[1:] ** 2, 1 - alpha_bar[1:], rtol=1e-9)
+    np.testing.assert_allclose(sde.f(t), -beta / 2, rtol=1e-9)
+    np.testing.assert_allclose(sde.g2(t), beta, rtol=1e-9)
+    on_device = jax.jit(lambda sde, t: sde.sigma(t))(sde, jnp.asarray(t, jnp.float32))
+    np.testing.assert_allclose(on_device, sde.sigma(t), rtol=2e-5)  # 1 - alpha² in float32 would lose all digits at 1e-5
+
+
+def test_the_rectified_flow_is_the_straight_path():
+    sde, t = RectifiedFlow(), np.array([1e-5, 0.1, 0.5, 0.999])
+    np.testing.assert_allclose(sde.alpha(t) + sde.sigma(t), 1.0, rtol=1e-15)
+    np.testing.assert_allclose(sde.f(t), -1 / (1 - t), rtol=1e-12)
+    np.testing.assert_allclose(sde.g2(t), 2 * t / (1 - t), rtol=1e-12)
 
 
 OTHERS = [VP(beta_min=0.3, beta_max=8.0), SubVP(beta_min=0.02, beta_max=12.0), VE(sigma_min=0.05, sigma_max=380.0)]
@@ -58,7 +81,7 @@ def test_the_prior_has_the_sde_s_last_sigma(sde, std):
     np.testing.assert_allclose(sde.prior((3, 2)).log_prob(zeros), -6 * np.log(std * np.sqrt(2 * np.pi)), rtol=1e-5)
 
 
-@pytest.mark.parametrize("sde", SDES + OTHERS, ids=str)
+@pytest.mark.parametrize("sde", [*SDES, *OTHERS, CosineVP(), RectifiedFlow()], ids=str)
 def test_time_of_log_snr_inverts_log_snr(sde):
     t = np.linspace(sde.t_min, sde.t_max, 50)
     np.testing.assert_allclose(sde.time_of_log_snr(sde.log_snr(t)), t, rtol=1e-10)
@@ -87,6 +110,8 @@ def test_tree_structures_of_two_sdes_differ():
         (lambda: VE(sigma_min=-1.0), "sigma_min"),
         (lambda: VE(sigma_min=2.0, sigma_max=1.0), "sigma_max"),
         (lambda: VP(t_min=1.0), "t_min"),
+        (lambda: CosineVP(t_max=1.0), "t_max must be less than 1"),
+        (lambda: RectifiedFlow(t_max=1.5), "t_max must be less than 1"),
         (lambda: SubVP(beta_max=float("nan")), "beta_max"),
     ],
 )

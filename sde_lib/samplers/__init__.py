@@ -1,24 +1,67 @@
 """Samplers: frozen dataclasses of their settings, run by `sample`."""
 
+from sde_lib.samplers.adams import DEIS, IPNDM, in_log_snr, in_rho, in_t
+from sde_lib.samplers.adaptive import AdaptiveSDE
+from sde_lib.samplers.annealed import AnnealedLangevin
 from sde_lib.samplers.base import Sampler, Samples, sample
+from sde_lib.samplers.exponential import (
+    DDIM,
+    DPMSolverPP2M,
+    DPMSolverPP3M,
+    DPMSolverPP3MPublished,
+    SDEDPMSolverPP1,
+    SDEDPMSolverPP2M,
+    SDEDPMSolverPP2MHeun,
+)
+from sde_lib.samplers.grids import Grid, Karras, Quadratic, Times, UniformLogSNR, UniformT
+from sde_lib.samplers.heun import Heun
 from sde_lib.samplers.langevin import Langevin, LangevinSamples, langevin
+from sde_lib.samplers.law import gaussian_kl, gaussian_law
+from sde_lib.samplers.linear import LinearSampler, Table
 from sde_lib.samplers.ode import ProbabilityFlow, decode, encode
 from sde_lib.samplers.predictor_corrector import PredictorCorrector
-from sde_lib.samplers.stochastic import EulerMaruyama, ReverseDiffusion, euler_maruyama, reverse_diffusion
+from sde_lib.samplers.stochastic import Ancestral, EulerMaruyama, ExponentialEuler, ReverseDiffusion
+from sde_lib.samplers.unipc import UniPC
 
 __all__ = [
+    "DDIM",
+    "DEIS",
+    "IPNDM",
+    "AdaptiveSDE",
+    "Ancestral",
+    "AnnealedLangevin",
+    "DPMSolverPP2M",
+    "DPMSolverPP3M",
+    "DPMSolverPP3MPublished",
     "EulerMaruyama",
+    "ExponentialEuler",
+    "Grid",
+    "Heun",
+    "Karras",
     "Langevin",
     "LangevinSamples",
+    "LinearSampler",
     "PredictorCorrector",
     "ProbabilityFlow",
+    "Quadratic",
     "ReverseDiffusion",
+    "SDEDPMSolverPP1",
+    "SDEDPMSolverPP2M",
+    "SDEDPMSolverPP2MHeun",
     "Sampler",
     "Samples",
+    "Table",
+    "Times",
+    "UniPC",
+    "UniformLogSNR",
+    "UniformT",
     "decode",
     "encode",
-    "euler_maruyama",
+    "gaussian_kl",
+    "gaussian_law",
+    "in_log_snr",
+    "in_rho",
+    "in_t",
     "langevin",
-    "reverse_diffusion",
     "sample",
 ]

@@ -1,17 +1,20 @@
 """Fixed-step samplers as tables of coefficients, and the one scan that runs them.
 
-A sampler that is linear in x, in the denoiser's output D and in the noise z makes each step from times[i] to times[i+1] as
+A sampler that is linear in x, in what the network has said so far and in noise is a table with a row for each score call:
 
-    x' = a_i x + b_i D(x, times[i]) + c_i z
+    e_i = p_i x + sum_{j >= 1} q_ij M_{i-j}              where the score is called; x itself for most methods
+    M_i = M(e_i, t_i)                                    the denoiser E[x_0 | x], or the noise E[eps | x]
+    x  <- a_i x + sum_{j >= 0} b_ij M_{i-j} + c_i z      z standard normal
 
-Its coefficients are computed once, on the host in float64, from the SDE and the times. They are arguments of the compiled scan: other
-coefficients never recompile it.
+Exponential integrators, multistep methods, Runge-Kutta methods (a row for each stage) and predictor-correctors without extra calls are all
+of this form. The table is computed once, on the host in float64, from the SDE and a time grid. It is an argument of the compiled scan:
+other constants, grids and settings of a method never recompile it.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -19,110 +22,167 @@ import numpy as np
 
 from sde_lib.conversions import denoiser
 from sde_lib.samplers.base import Samples, host_sde
+from sde_lib.samplers.grids import Grid, UniformT, check_grid
 from sde_lib.score import ScoreFn
 from sde_lib.sde import SDE
 
-
-class Coefficients(NamedTuple):
-    """x' = a x + b D + c z for each of N steps, three arrays (N,)."""
-
-    a: Any
-    b: Any
-    c: Any
-
-
-Update = Callable[[SDE, Any], Coefficients]
+Model = Callable[[ScoreFn, jax.Array, Any, Any], jax.Array]
 Correct = Callable[[ScoreFn, jax.Array, jax.Array, Any, Any, Any], jax.Array]
 
 
-def uniform_times(sde: SDE, steps: int) -> Any:
-    """steps + 1 times from t_max down to t_min, evenly spaced."""
-    return sde.namespace(sde.t_min).linspace(sde.t_max, sde.t_min, steps + 1)
+class Point(NamedTuple):
+    """Where a row calls the score: e = p x + sum_j q_j M_{-j}, p (N,), q (N, K - 1)."""
+
+    p: Any
+    q: Any
+
+
+class Table(NamedTuple):
+    """N rows, one for each score call; see the module's text.
+
+    t (N,): the time of each call. t_next (N,): the time at which x is after the row.
+    a (N,), b (N, K), c (N,): c is None for a method that draws no noise.
+    point: None where every call is at x itself.
+    """
+
+    t: Any
+    t_next: Any
+    a: Any
+    b: Any
+    c: Any = None
+    point: Point | None = None
+
+
+def columns(*values: Any) -> Any:
+    """(N, K) from K arrays (N,)."""
+    return (jnp if any(isinstance(v, jax.Array) for v in values) else np).stack(values, axis=1)
 
 
 def no_correction(score_fn: ScoreFn, x: jax.Array, keys: jax.Array, t: Any, settings: Any, cond: Any) -> jax.Array:
-    """What corrects the prediction of a sampler without a corrector."""
+    """What corrects the x of a row of a sampler without a corrector."""
     return x
 
 
 @dataclass(frozen=True)
-class _Step:
+class LinearSampler:
+    """A method that is a table: its subclasses define `update`, and if need be what follows.
+
+    Args:
+        steps: how many.
+        grid: where they are, a value of `sde_lib.samplers.grids`.
+        denoise: replace the last x by D(x, t_min), at one more score call.
+    """
+
+    steps: int = 500
+    grid: Grid = UniformT()  # noqa: RUF009 - immutable
+    denoise: bool = False
+
+    model: ClassVar[Any] = staticmethod(denoiser)  # a Model: what the table's M is
+    calls_per_step: ClassVar[int] = 1
+    least_steps: ClassVar[int] = 1  # a multistep method with fewer never reaches its order
+
+    def update(self, sde: SDE, times: Any) -> Table:
+        """The table of the steps between these times, (steps + 1,), decreasing."""
+        raise TypeError(f"{type(self).__name__} must define update(sde, times)")
+
+    @property
+    def nfe(self) -> int:
+        """Score calls per sample."""
+        return self.steps * self.calls_per_step + self.denoise
+
+    def at_nfe(self, nfe: int) -> Self:
+        """This sampler with as many steps as spend exactly `nfe` score calls. Raises ValueError where none do."""
+        steps, left = divmod(nfe - self.denoise, self.calls_per_step)
+        if left or steps < self.least_steps:
+            odd = f" and {self.calls_per_step} a step" if self.calls_per_step > 1 else ""
+            last = ", one of them for the final denoising" if self.denoise else ""
+            raise ValueError(f"{type(self).__name__} cannot spend {nfe} score calls{last}: it takes at least {self.least_steps} steps{odd}")
+        return replace(self, steps=steps)
+
+    def run(self, score_fn: ScoreFn, x: jax.Array, keys: jax.Array, cond: Any, frames: int) -> Samples:
+        """See `sde_lib.samplers.base.Sampler`."""
+        x, path, times = run_linear(self, score_fn, x, keys, cond, frames)
+        return Samples(x, self.nfe, path, times)
+
+
+@dataclass(frozen=True)
+class _Kind:
     """What the compiled scan depends on apart from shapes: one instance per kind of sampler."""
 
+    model: Model
     correct: Correct
     frames: int
     denoise: bool
 
 
+def table_of(sampler: LinearSampler, sde: SDE) -> Table:
+    """The sampler's table for the SDE. Raises ValueError for steps or a grid that it cannot take."""
+    if sampler.steps < sampler.least_steps:
+        raise ValueError(f"{type(sampler).__name__}: steps must be at least {sampler.least_steps}, not {sampler.steps}")
+    sde = host_sde(sde)
+    times = sampler.grid(sde, sampler.steps)
+    if isinstance(times, np.ndarray):  # traced times cannot be checked
+        check_grid(sde, times)
+    return sampler.update(sde, times)
+
+
 def run_linear(
+    sampler: LinearSampler,
     score_fn: ScoreFn,
     x: jax.Array,
     keys: jax.Array,
     cond: Any,
     frames: int,
     *,
-    steps: int,
-    update: Update,
-    denoise: bool,
     correct: Correct = no_correction,
-    correction: Callable[[SDE, Any], Any] = lambda sde, times: (),
+    correction: Callable[[SDE, Table], Any] = lambda sde, table: (),
 ) -> tuple[jax.Array, jax.Array | None, Any]:
-    """Runs `steps` steps of `update` from t_max to t_min, each followed by `correct`; returns x, the path and its times.
+    """Runs the rows of the sampler's table, each followed by `correct`; returns x, the path and its times.
 
-    `correction(sde, times)` gives the corrector's settings, arrays with a row for each step. With `denoise` the last x is replaced by
-    D(x, t_min), at the cost of one more score call.
+    `correction(sde, table)` gives the corrector's settings, arrays with an entry for each row.
     """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, not {steps}")
-    sde = host_sde(score_fn.sde)
-    times = uniform_times(sde, steps)
-    table = jax.tree.map(lambda v: jnp.asarray(v, x.dtype), (times, update(sde, times), correction(sde, times)))
-    last = np.round(np.arange(frames) * steps / max(frames - 1, 1)).astype(int)  # the step after which each frame is kept
-    slots = np.searchsorted(last, np.arange(1, steps + 1))
-    x, path = _scan(score_fn, x, keys, cond, table, jnp.asarray(slots), _Step(correct, frames, denoise))
-    return x, path, (table[0][last] if frames else None)
+    table = table_of(sampler, score_fn.sde)
+    settings = correction(host_sde(score_fn.sde), table)
+    table, settings = jax.tree.map(lambda v: jnp.asarray(v, x.dtype), (table, settings))
+    # The row after which each frame is kept, as a count of rows done.
+    last = np.round(np.arange(frames) * sampler.steps / max(frames - 1, 1)).astype(int) * sampler.calls_per_step
+    slots = jnp.asarray(np.searchsorted(last, np.arange(1, len(table.a) + 1)))
+    kind = _Kind(sampler.model, correct, frames, sampler.denoise)
+    x, path = _scan(score_fn, x, keys, cond, table, settings, slots, kind)
+    return x, path, (jnp.concatenate([table.t[:1], table.t_next])[last] if frames else None)
 
 
 @partial(jax.jit, static_argnames="kind")
 def _scan(
-    score_fn: ScoreFn, x: jax.Array, keys: jax.Array, cond: Any, table: Any, slots: jax.Array, kind: _Step
+    score_fn: ScoreFn, x: jax.Array, keys: jax.Array, cond: Any, table: Table, settings: Any, slots: jax.Array, kind: _Kind
 ) -> tuple[jax.Array, jax.Array | None]:
-    times, coefficients, correction = table
-    # Every step writes to the slot of the next frame to come, so the frame's own step writes last: no branch, and no stored path.
+    # Every row writes to the slot of the next frame to come, so the frame's own row writes last: no branch, and no stored path.
     path = jnp.zeros((kind.frames, *x.shape), x.dtype).at[0].set(x) if kind.frames else None
+    past = tuple(jnp.zeros_like(x) for _ in range(table.b.shape[1] - 1))
 
-    def step(carry: tuple[jax.Array, Any], row: Any) -> tuple[tuple[jax.Array, Any], None]:
-        x, path = carry
-        i, t, t_next, (a, b, c), settings, slot = row
-        step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
-        x = a * x + b * denoiser(score_fn, x, t, cond) + c * normal_like(step_keys, x)
-        x = kind.correct(score_fn, x, step_keys, t_next, settings, cond)
-        return (x, None if path is None else path.at[slot].set(x)), None
+    def step(carry: tuple[jax.Array, tuple[jax.Array, ...], Any], scanned: Any) -> tuple[Any, None]:
+        x, past, path = carry
+        i, row, row_settings, slot = scanned
+        row_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
+        e = x if row.point is None else _combine(row.point.p, x, row.point.q, past)
+        known = (kind.model(score_fn, e, row.t, cond), *past)
+        x = _combine(row.a, x, row.b, known)
+        if row.c is not None:
+            x = x + row.c * normal_like(row_keys, x)
+        x = kind.correct(score_fn, x, row_keys, row.t_next, row_settings, cond)
+        return (x, known[: len(past)], None if path is None else path.at[slot].set(x)), None
 
-    rows = (jnp.arange(len(slots)), times[:-1], times[1:], coefficients, correction, slots)
-    (x, path), _ = jax.lax.scan(step, (x, path), rows)
+    (x, _, path), _ = jax.lax.scan(step, (x, past, path), (jnp.arange(len(slots)), table, settings, slots))
     if kind.denoise:
-        x = denoiser(score_fn, x, times[-1], cond)
+        x = denoiser(score_fn, x, table.t_next[-1], cond)
         path = None if path is None else path.at[-1].set(x)
     return x, path
+
+
+def _combine(a: jax.Array, x: jax.Array, b: jax.Array, known: tuple[jax.Array, ...]) -> jax.Array:
+    return sum((b[j] * m for j, m in enumerate(known)), start=a * x)
 
 
 def normal_like(keys: jax.Array, x: jax.Array) -> jax.Array:
     """Standard normal noise like x, row i from keys[i] alone."""
     return jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(keys)
-
-
-class LinearSampler:
-    """A sampler that is its `update` alone; its subclasses are dataclasses with `steps` and `denoise`."""
-
-    steps: int
-    denoise: bool
-
-    def update(self, sde: SDE, times: Any) -> Coefficients:
-        """The coefficients of every step, from the SDE and steps + 1 times."""
-        raise TypeError(f"{type(self).__name__} must define update(sde, times)")
-
-    def run(self, score_fn: ScoreFn, x: jax.Array, keys: jax.Array, cond: Any, frames: int) -> Samples:
-        """See `sde_lib.samplers.base.Sampler`."""
-        x, path, times = run_linear(score_fn, x, keys, cond, frames, steps=self.steps, update=self.update, denoise=self.denoise)
-        return Samples(x, self.steps + self.denoise, path, times)

@@ -1,14 +1,15 @@
 """Predictor-corrector sampling: a step of the reverse SDE, then Langevin steps at the time it arrives at."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from sde_lib.samplers.base import Samples
-from sde_lib.samplers.linear import Update, normal_like, run_linear
-from sde_lib.samplers.stochastic import euler_maruyama
+from sde_lib.samplers.grids import Grid, UniformT
+from sde_lib.samplers.linear import LinearSampler, Table, normal_like, run_linear
+from sde_lib.samplers.stochastic import EulerMaruyama
 from sde_lib.score import ScoreFn, per_sample
 from sde_lib.sde import SDE
 
@@ -57,17 +58,19 @@ class PredictorCorrector:
     `snr` is nearer 0.01 than the 0.16 of VE (same paper, table 5).
 
     Args:
-        steps: predictor steps, uniform in t.
+        steps: predictor steps.
         snr: signal-to-noise ratio of a Langevin step: it keeps sqrt(1 - O(snr²)) of x.
         corrector_steps: Langevin steps after each predictor step; 0 leaves the predictor alone.
-        predictor: `euler_maruyama` or `reverse_diffusion`, from `sde_lib.samplers.stochastic`.
+        predictor: any sampler of `LinearSampler`'s kind that makes one call a step; its own steps, grid and denoise do not count.
+        grid: where the steps are.
         denoise: replace the last x by D(x, t_min).
     """
 
     steps: int = 500
     snr: float = 0.16
     corrector_steps: int = 1
-    predictor: Update = euler_maruyama
+    predictor: LinearSampler = EulerMaruyama()  # noqa: RUF009 - immutable
+    grid: Grid = UniformT()  # noqa: RUF009 - immutable
     denoise: bool = False
 
     def __post_init__(self) -> None:
@@ -75,23 +78,28 @@ class PredictorCorrector:
             raise ValueError(f"PredictorCorrector: corrector_steps must be 0 or more, not {self.corrector_steps}")
         if not 0 < self.snr < 1:
             raise ValueError(f"PredictorCorrector: snr must lie between 0 and 1, not {self.snr}")
+        if self.predictor.calls_per_step != 1:
+            raise ValueError(f"PredictorCorrector: the predictor must make one call a step, which {type(self.predictor).__name__} does not")
+
+    @property
+    def nfe(self) -> int:
+        """Score calls per sample."""
+        return self.steps * (1 + self.corrector_steps) + self.denoise
+
+    def at_nfe(self, nfe: int) -> "PredictorCorrector":
+        """This sampler with as many steps as spend exactly `nfe` score calls. Raises ValueError where none do."""
+        steps, left = divmod(nfe - self.denoise, 1 + self.corrector_steps)
+        if left or steps < self.predictor.least_steps:
+            raise ValueError(f"PredictorCorrector cannot spend {nfe} score calls: a step takes {1 + self.corrector_steps}")
+        return replace(self, steps=steps)
 
     def run(self, score_fn: ScoreFn, x: jax.Array, keys: jax.Array, cond: Any, frames: int) -> Samples:
         """See `sde_lib.samplers.base.Sampler`."""
 
-        def scale(sde: SDE, times: Any) -> Any:
-            return (sde.alpha(times[:-1]) / sde.alpha(times[1:]) * self.snr) ** 2
+        def scale(sde: SDE, table: Table) -> Any:
+            return (sde.alpha(table.t) / sde.alpha(table.t_next) * self.snr) ** 2
 
-        x, path, times = run_linear(
-            score_fn,
-            x,
-            keys,
-            cond,
-            frames,
-            steps=self.steps,
-            update=self.predictor,
-            denoise=self.denoise,
-            correct=_LangevinCorrector(self.corrector_steps),
-            correction=scale,
-        )
-        return Samples(x, self.steps * (1 + self.corrector_steps) + self.denoise, path, times)
+        sampler = replace(self.predictor, steps=self.steps, grid=self.grid, denoise=self.denoise)
+        corrector = _LangevinCorrector(self.corrector_steps)
+        x, path, times = run_linear(sampler, score_fn, x, keys, cond, frames, correct=corrector, correction=scale)
+        return Samples(x, self.nfe, path, times)

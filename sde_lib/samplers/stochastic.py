@@ -1,54 +1,101 @@
-"""First-order steps of the reverse SDE dx = [f x - g² s] dt + g dw (Anderson 1982; Song et al. 2021, arXiv:2011.13456, eq. 6).
+"""First-order steps of the reverse SDE, and of the family of equal marginals between it and the probability-flow ODE,
 
-Written in the denoiser, s = (alpha D - x)/sigma².
+    dx = [f x - ½ (1 + eta²) g² s] dt + eta g dw̄                eta = 0 the ODE, 1 the reverse SDE, more beyond
+
+(Anderson 1982; Song et al. 2021, arXiv:2011.13456, eq. 6; the family: Zhang & Chen 2023, arXiv:2204.13902, eq. 6; for constant eta the
+Fokker-Planck equations agree). Written in the denoiser, s = (alpha D - x)/sigma².
 """
 
 from dataclasses import dataclass
 from typing import Any
 
-from sde_lib.samplers.linear import Coefficients, LinearSampler
+import numpy as np
+
+from sde_lib.samplers.linear import LinearSampler, Table, columns
 from sde_lib.sde import SDE
 
 
-def euler_maruyama(sde: SDE, times: Any) -> Coefficients:
-    """x' = x - f x dt + g² s dt + g sqrt(dt) z, with dt = times[i] - times[i+1] > 0."""
-    t, dt = times[:-1], times[:-1] - times[1:]
-    g2_dt, sigma2 = sde.g2(t) * dt, sde.sigma(t) ** 2
-    return Coefficients(a=1 - sde.f(t) * dt - g2_dt / sigma2, b=g2_dt * sde.alpha(t) / sigma2, c=g2_dt**0.5)
-
-
-def reverse_diffusion(sde: SDE, times: Any) -> Coefficients:
-    """x' = (2 - r) x + v s + sqrt(v) z, which reverses the forward chain's own step from times[i+1] to times[i].
-
-    That step is x_i = r x_{i+1} + sqrt(v) z, with r = alpha_i/alpha_{i+1} and v = sigma_i² - r² sigma_{i+1}² (Song et al. 2021,
-    arXiv:2011.13456, eq. 46, there with r to first order for VP and exact for VE).
-    """
-    t, t_next = times[:-1], times[1:]
-    r = sde.alpha(t) / sde.alpha(t_next)
-    # v/sigma_i² = 1 - SNR_i/SNR_{i+1}: no difference of nearly equal variances.
-    share = -sde.namespace(t).expm1(sde.log_snr(t) - sde.log_snr(t_next))
-    return Coefficients(a=2 - r - share, b=share * sde.alpha(t), c=share**0.5 * sde.sigma(t))
+def check_eta(sampler: Any) -> None:
+    """Raises ValueError for a negative eta."""
+    if not sampler.eta >= 0:
+        raise ValueError(f"{type(sampler).__name__}: eta must be 0 (no noise) or more, not {sampler.eta}")
 
 
 @dataclass(frozen=True)
 class EulerMaruyama(LinearSampler):
-    """Euler-Maruyama on the reverse SDE, uniform in t: weak order 1. NFE = steps, and one more with `denoise`."""
+    """x' = x - [f x - ½ (1 + eta²) g² s] dt + eta g sqrt(dt) z: weak order 1.
 
-    steps: int = 500
-    denoise: bool = False
+    eta: 1 is the reverse SDE, 0 Euler's method on the ODE.
+    """
 
-    def update(self, sde: SDE, times: Any) -> Coefficients:
-        """See `euler_maruyama`."""
-        return euler_maruyama(sde, times)
+    eta: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_eta(self)
+
+    def update(self, sde: SDE, times: Any) -> Table:
+        t, t_next = times[:-1], times[1:]
+        g2_dt, sigma2 = sde.g2(t) * (t - t_next), sde.sigma(t) ** 2
+        pull = 0.5 * (1 + self.eta**2) * g2_dt / sigma2
+        return Table(t, t_next, 1 - sde.f(t) * (t - t_next) - pull, columns(pull * sde.alpha(t)), self.eta * g2_dt**0.5)
 
 
 @dataclass(frozen=True)
 class ReverseDiffusion(LinearSampler):
-    """The reverse-diffusion sampler, uniform in t: weak order 1. NFE = steps, and one more with `denoise`."""
+    """x' = (2 - r) x + v s + sqrt(v) z, which reverses the forward chain's own step between two times: weak order 1.
 
-    steps: int = 500
-    denoise: bool = False
+    That step is x_i = r x_{i+1} + sqrt(v) z, with r = alpha_i/alpha_{i+1} and v = sigma_i² - r² sigma_{i+1}² (Song et al. 2021,
+    arXiv:2011.13456, eq. 46, there with r to first order for VP and exact for VE).
+    """
 
-    def update(self, sde: SDE, times: Any) -> Coefficients:
-        """See `reverse_diffusion`."""
-        return reverse_diffusion(sde, times)
+    def update(self, sde: SDE, times: Any) -> Table:
+        t, t_next = times[:-1], times[1:]
+        r = sde.alpha(t) / sde.alpha(t_next)
+        # v/sigma_i² = 1 - SNR_i/SNR_{i+1}: no difference of nearly equal variances.
+        share = -sde.namespace(t).expm1(sde.log_snr(t) - sde.log_snr(t_next))
+        return Table(t, t_next, 2 - r - share, columns(share * sde.alpha(t)), share**0.5 * sde.sigma(t))
+
+
+@dataclass(frozen=True)
+class Ancestral(LinearSampler):
+    """A draw from q(x_s | x_t, x_0 = D), the posterior of the forward chain: DDPM's sampler, weak order 1.
+
+    With v = sigma_t² - (alpha_t/alpha_s)² sigma_s²:  x' = [(alpha_t/alpha_s) sigma_s² x + alpha_s v D]/sigma_t² + sigma_s sqrt(v)/sigma_t z
+    (Ho et al. 2020, arXiv:2006.11239, eq. 6 and 7, with the smaller of its two variances).
+    """
+
+    def update(self, sde: SDE, times: Any) -> Table:
+        t, t_next = times[:-1], times[1:]
+        r = sde.alpha(t) / sde.alpha(t_next)
+        share = -sde.namespace(t).expm1(sde.log_snr(t) - sde.log_snr(t_next))  # v/sigma_t²
+        sigma, sigma_next = sde.sigma(t), sde.sigma(t_next)
+        return Table(t, t_next, r * (sigma_next / sigma) ** 2, columns(sde.alpha(t_next) * share), sigma_next * share**0.5)
+
+
+@dataclass(frozen=True)
+class ExponentialEuler(LinearSampler):
+    """The linear drift f x exactly, the score frozen over the step: weak order 1 (Zhang & Chen 2023, arXiv:2204.13902, eq. 8).
+
+    x' = (alpha_s/alpha_t) x + ½ (1 + eta²) w s + eta alpha_s sqrt(rho_t² - rho_s²) z, with rho = sigma/alpha and
+    w = int_s^t (alpha_s/alpha) g² = alpha_s int alpha d(rho²). That the score changes as 1/sigma over a step, which a frozen denoiser
+    or noise (`DDIM`) does not, is what makes this method poor at few steps.
+
+    eta: 1 is the reverse SDE, 0 the ODE.
+    """
+
+    eta: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_eta(self)
+
+    def update(self, sde: SDE, times: Any) -> Table:
+        t, t_next = times[:-1], times[1:]
+        xp = sde.namespace(t)
+        nodes, weights = np.polynomial.legendre.leggauss(32)
+        middle, half = 0.5 * (t + t_next), 0.5 * (t - t_next)
+        inner = middle[:, None] + half[:, None] * nodes[None]  # g²/alpha is smooth in t
+        alpha, alpha_next, sigma2 = sde.alpha(t), sde.alpha(t_next), sde.sigma(t) ** 2
+        w = alpha_next * half * xp.sum(weights[None] * sde.g2(inner) / sde.alpha(inner), axis=1)
+        pull = 0.5 * (1 + self.eta**2) * w / sigma2
+        spread = -xp.expm1(sde.log_snr(t) - sde.log_snr(t_next)) * sigma2 * (alpha_next / alpha) ** 2
+        return Table(t, t_next, alpha_next / alpha - pull, columns(pull * alpha), self.eta * spread**0.5)

@@ -1,0 +1,43 @@
+"""A score under another SDE: paths of equal signal-to-noise ratio differ by a scale only."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+
+from sde_lib.pytree import register_dataclass
+from sde_lib.samplers.base import host_sde
+from sde_lib.score import ScoreFn, per_sample
+from sde_lib.sde import SDE
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class Rescheduled:
+    """The score of the same data under another SDE, exactly (Kingma et al. 2021, arXiv:2107.00630, section 5.1).
+
+    At time t of `sde` let u be the inner score's time of equal SNR and r = sigma_inner(u)/sigma(t). Then x_t and x_u/r have one law, and
+    s(x, t) = r s_inner(r x, u).
+    """
+
+    inner: ScoreFn
+    sde: SDE
+
+    def __call__(self, x: jax.Array, t: Any, cond: Any = None, *, key: jax.Array | None = None) -> jax.Array:
+        u = self.inner.sde.time_of_log_snr(self.sde.log_snr(t))
+        r = per_sample(self.inner.sde.sigma(u) / self.sde.sigma(t), x)
+        given = {} if key is None else {"key": key}
+        return r * self.inner(r * x, u, cond, **given)
+
+
+def reschedule(score_fn: ScoreFn, sde: SDE) -> Rescheduled:
+    """The score under another SDE, whose t_min and t_max are moved to where its log SNR leaves the range that the score knows.
+
+    Raises ValueError where the two ranges have nothing in common.
+    """
+    inner, outer = host_sde(score_fn.sde), host_sde(sde)
+    high = min(inner.log_snr(inner.t_min), outer.log_snr(outer.t_min))
+    low = max(inner.log_snr(inner.t_max), outer.log_snr(outer.t_max))
+    if not low < high:
+        raise ValueError("reschedule: the two SDEs have no log SNR in common; choose other constants")
+    return Rescheduled(score_fn, replace(outer, t_min=float(outer.time_of_log_snr(high)), t_max=float(outer.time_of_log_snr(low))))

@@ -1,0 +1,113 @@
+"""Adams-Bashforth methods in the noise: x_s = (alpha_s/alpha_t) x + sum_j C_j e_{-j}, with rho = sigma/alpha and e = E[eps | x]."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from sde_lib.conversions import noise
+from sde_lib.samplers.grids import Grid, UniformLogSNR
+from sde_lib.samplers.linear import LinearSampler, Table
+from sde_lib.sde import SDE
+
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(32)
+
+
+def in_t(sde: SDE, log_snr: Any) -> Any:
+    """The polynomial's variable is t: tAB-DEIS."""
+    return sde.time_of_log_snr(log_snr)
+
+
+def in_rho(sde: SDE, log_snr: Any) -> Any:
+    """The polynomial's variable is rho = sigma/alpha: rhoAB-DEIS, also known as the linear multistep method."""
+    return sde.namespace(log_snr).exp(-0.5 * log_snr)
+
+
+def in_log_snr(sde: SDE, log_snr: Any) -> Any:
+    """The polynomial's variable is log SNR: the noise-predicting twin of multistep DPM-Solver++."""
+    return log_snr
+
+
+@dataclass(frozen=True)
+class DEIS(LinearSampler):
+    """The noise as a polynomial through the last calls, integrated exactly (Zhang & Chen 2023, arXiv:2204.13902, eq. 14 and 15).
+
+    C_j = alpha_s int_{rho_t}^{rho_s} l_j d rho, with l_j the Lagrange polynomials of the last `order` calls. The first steps have
+    fewer calls to go by, and are of lower order.
+
+    Args:
+        order: calls that the polynomial goes through, 1 (DDIM) to 4.
+        variable: what it is a polynomial in: `in_t`, `in_rho` or `in_log_snr`.
+    """
+
+    grid: Grid = UniformLogSNR()  # noqa: RUF009 - immutable
+    order: int = 3
+    variable: Callable[[SDE, Any], Any] = in_t
+
+    model: ClassVar[Any] = staticmethod(noise)
+
+    def __post_init__(self) -> None:
+        if self.order not in (1, 2, 3, 4):
+            raise ValueError(f"DEIS: order must be 1, 2, 3 or 4, not {self.order}")
+
+    @property
+    def least_steps(self) -> int:  # type: ignore[override]  # depends on the order
+        """A run shorter than its order never reaches it."""
+        return self.order
+
+    def update(self, sde: SDE, times: Any) -> Table:
+        t, t_next = times[:-1], times[1:]
+        xp, log_snr = sde.namespace(t), sde.log_snr(times)
+        middle, half = 0.5 * (log_snr[1:] + log_snr[:-1]), 0.5 * (log_snr[1:] - log_snr[:-1])
+        inner = middle[:, None] + half[:, None] * _NODES[None]
+        d_rho = -0.5 * half[:, None] * _WEIGHTS[None] * xp.exp(-0.5 * inner)
+        at_nodes, at_calls = self.variable(sde, inner), self.variable(sde, log_snr)
+        steps, alpha, rows = len(t), sde.alpha(t_next), []
+        for i in range(steps):
+            known = [at_calls[i - j] for j in range(min(self.order, i + 1))]
+            weights = [
+                xp.sum(d_rho[i] * xp.prod(xp.stack([(at_nodes[i] - v) / (u - v) for k, v in enumerate(known) if k != j]), axis=0))
+                if len(known) > 1
+                else xp.sum(d_rho[i])
+                for j, u in enumerate(known)
+            ]
+            rows.append(alpha[i] * xp.stack(weights + [xp.zeros(())] * (self.order - len(known))))
+        return Table(t, t_next, alpha / sde.alpha(t), xp.stack(rows))
+
+
+@dataclass(frozen=True)
+class IPNDM(LinearSampler):
+    """DDIM's step with Adams-Bashforth's classic weights on the noise (Liu et al. 2022, arXiv:2202.09778; Zhang & Chen 2023, section 3.3).
+
+    e = {e; 3/2, -1/2; 23/12, -16/12, 5/12; 55/24, -59/24, 37/24, -9/24}, as many as there have been calls, up to `order`. Those weights
+    are exact for equal steps of a variable that the step is not linear in: order 2 at most, and still among the best at ten calls.
+    """
+
+    grid: Grid = UniformLogSNR()  # noqa: RUF009 - immutable
+    order: int = 4
+
+    model: ClassVar[Any] = staticmethod(noise)
+    _WEIGHTS: ClassVar[tuple[tuple[float, ...], ...]] = (
+        (1.0, 0.0, 0.0, 0.0),
+        (3 / 2, -1 / 2, 0.0, 0.0),
+        (23 / 12, -16 / 12, 5 / 12, 0.0),
+        (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+    )
+
+    def __post_init__(self) -> None:
+        if self.order not in (1, 2, 3, 4):
+            raise ValueError(f"IPNDM: order must be 1, 2, 3 or 4, not {self.order}")
+
+    @property
+    def least_steps(self) -> int:  # type: ignore[override]  # depends on the order
+        """A run shorter than its order never reaches it."""
+        return self.order
+
+    def update(self, sde: SDE, times: Any) -> Table:
+        t, t_next = times[:-1], times[1:]
+        xp, log_snr = sde.namespace(t), sde.log_snr(times)
+        # alpha_s (rho_s - rho_t), with rho_t/rho_s = exp(h).
+        move = -sde.sigma(t_next) * xp.expm1(0.5 * (log_snr[1:] - log_snr[:-1]))
+        weights = np.array([self._WEIGHTS[min(i + 1, self.order) - 1][: self.order] for i in range(len(t))])
+        return Table(t, t_next, sde.alpha(t_next) / sde.alpha(t), move[:, None] * weights)

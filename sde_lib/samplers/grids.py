@@ -1,0 +1,80 @@
+"""Time grids: steps + 1 decreasing times from an SDE's t_max to its t_min.
+
+A grid is a value, `grid(sde, steps)`. On an SDE of Python numbers it is computed in float64 on the host, and no grid recompiles a sampler.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sde_lib.sde import SDE
+
+Grid = Callable[[SDE, int], Any]
+
+
+@dataclass(frozen=True)
+class UniformT:
+    """Evenly in t."""
+
+    def __call__(self, sde: SDE, steps: int) -> Any:
+        return sde.namespace(sde.t_min).linspace(sde.t_max, sde.t_min, steps + 1)
+
+
+@dataclass(frozen=True)
+class UniformLogSNR:
+    """Evenly in log SNR (Lu et al. 2022, arXiv:2206.00927, section 3.3)."""
+
+    def __call__(self, sde: SDE, steps: int) -> Any:
+        xp = sde.namespace(sde.t_min)
+        return _through_log_snr(sde, xp.linspace(sde.log_snr(sde.t_max), sde.log_snr(sde.t_min), steps + 1))
+
+
+@dataclass(frozen=True)
+class Karras:
+    """(sigma/alpha)^(1/rho) evenly spaced: most steps at little noise (Karras et al. 2022, arXiv:2206.00364, eq. 5)."""
+
+    rho: float = 7.0
+
+    def __post_init__(self) -> None:
+        if not self.rho > 0:
+            raise ValueError(f"Karras: rho must be positive, not {self.rho}")
+
+    def __call__(self, sde: SDE, steps: int) -> Any:
+        xp = sde.namespace(sde.t_min)
+        ends = [xp.exp(-0.5 * sde.log_snr(t) / self.rho) for t in (sde.t_max, sde.t_min)]
+        return _through_log_snr(sde, -2 * self.rho * xp.log(xp.linspace(*ends, steps + 1)))
+
+
+@dataclass(frozen=True)
+class Quadratic:
+    """sqrt(t) evenly spaced (Song et al. 2021, arXiv:2010.02502, appendix D.2)."""
+
+    def __call__(self, sde: SDE, steps: int) -> Any:
+        return sde.namespace(sde.t_min).linspace(sde.t_max**0.5, sde.t_min**0.5, steps + 1) ** 2
+
+
+@dataclass(frozen=True)
+class Times:
+    """The caller's own times, one more than there are steps."""
+
+    values: tuple[float, ...]
+
+    def __call__(self, sde: SDE, steps: int) -> Any:
+        if len(self.values) != steps + 1:
+            raise ValueError(f"Times: {steps} steps need {steps + 1} times, not {len(self.values)}")
+        return sde.namespace(sde.t_min).asarray(self.values)
+
+
+def _through_log_snr(sde: SDE, log_snr: Any) -> Any:
+    """The times of these log SNR, of which the ends are t_max and t_min themselves."""
+    xp = sde.namespace(sde.t_min)
+    inner = sde.time_of_log_snr(log_snr[1:-1])
+    return xp.concatenate([xp.reshape(xp.asarray(sde.t_max), 1), inner, xp.reshape(xp.asarray(sde.t_min), 1)])
+
+
+def check_grid(sde: SDE, times: Any) -> None:
+    """Raises ValueError for times that do not decrease, or that leave [t_min, t_max] by more than rounding."""
+    if not (times[1:] < times[:-1]).all():
+        raise ValueError("a time grid must decrease from t_max to t_min at every step")
+    if times[0] > sde.t_max * (1 + 1e-9) or times[-1] < sde.t_min * (1 - 1e-9):
+        raise ValueError(f"a time grid must stay within the SDE's [t_min, t_max] = [{sde.t_min:g}, {sde.t_max:g}]")

@@ -1,0 +1,70 @@
+"""Every sampler that is a table, with the order that theory gives it: what the tests of the family are parametrised over."""
+
+from dataclasses import dataclass
+
+from sde_lib.samplers import (
+    DDIM,
+    DEIS,
+    IPNDM,
+    Ancestral,
+    DPMSolverPP2M,
+    DPMSolverPP3M,
+    DPMSolverPP3MPublished,
+    EulerMaruyama,
+    ExponentialEuler,
+    Heun,
+    LinearSampler,
+    ReverseDiffusion,
+    SDEDPMSolverPP1,
+    SDEDPMSolverPP2M,
+    SDEDPMSolverPP2MHeun,
+    UniformLogSNR,
+    UniPC,
+    in_log_snr,
+    in_rho,
+)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A sampler, its order (weak if it draws noise), whether it draws noise, and from how many steps a Gaussian shows the order."""
+
+    sampler: LinearSampler
+    order: int
+    noisy: bool = False
+    settled: int = 256
+
+
+FAMILY = {
+    "em": Method(EulerMaruyama(), 1, True),
+    "em, eta 0": Method(EulerMaruyama(eta=0.0), 1),
+    "em, eta 1.5": Method(EulerMaruyama(eta=1.5), 1, True),
+    "reverse_diffusion": Method(ReverseDiffusion(), 1, True),
+    "ancestral": Method(Ancestral(grid=UniformLogSNR()), 1, True),
+    "exponential_euler": Method(ExponentialEuler(), 1, True),
+    "exponential_euler, eta 0": Method(ExponentialEuler(eta=0.0), 1),
+    "ddim": Method(DDIM(), 1),
+    "ddim, eta 0.5": Method(DDIM(eta=0.5), 1, True),
+    "ddim, eta 1": Method(DDIM(eta=1.0), 1, True),
+    "dpmpp_2m": Method(DPMSolverPP2M(), 2),
+    "dpmpp_3m": Method(DPMSolverPP3M(), 3, settled=64),
+    "dpmpp_3m_published": Method(DPMSolverPP3MPublished(), 2),
+    "sde_dpmpp_1": Method(SDEDPMSolverPP1(), 1, True),
+    "sde_dpmpp_2m": Method(SDEDPMSolverPP2M(), 2, True),
+    "sde_dpmpp_2m, eta 0.5": Method(SDEDPMSolverPP2M(eta=0.5), 2, True),
+    "sde_dpmpp_2m, eta 1.4": Method(SDEDPMSolverPP2M(eta=1.4), 2, True),
+    "sde_dpmpp_2m_heun": Method(SDEDPMSolverPP2MHeun(), 2, True),
+    "deis_t, order 2": Method(DEIS(order=2), 2),
+    "deis_t": Method(DEIS(), 3, settled=64),
+    "deis_rho": Method(DEIS(variable=in_rho), 3),
+    "deis_log_snr": Method(DEIS(variable=in_log_snr), 3, settled=64),
+    "ipndm": Method(IPNDM(), 2),
+    "unip, order 2": Method(UniPC(order=2, corrector=False), 2),
+    "unip, order 3": Method(UniPC(corrector=False), 3, settled=64),
+    "unipc, order 1": Method(UniPC(order=1), 2),
+    "unipc, order 2": Method(UniPC(order=2), 3, settled=64),
+    "unipc, order 2, bh1": Method(UniPC(order=2, bh1=True), 3, settled=64),
+    "unipc": Method(UniPC(), 4, settled=128),
+    "heun": Method(Heun(), 2),
+    "heun, churn 5": Method(Heun(churn=5.0), 2, True),
+}

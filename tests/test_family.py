@@ -1,0 +1,309 @@
+"""The family of linear samplers: law and order of each on exact scores, and what known methods have in common.
+
+The laws on Gaussians are exact (float64, no samples); the orders on a mixture are those of the compiled code in float64.
+"""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sde_lib import VE, VP, ExactScore, GaussianMixture, PredictorCorrector, reschedule, sample
+from sde_lib.samplers import (
+    DDIM,
+    DEIS,
+    IPNDM,
+    Ancestral,
+    DPMSolverPP2M,
+    DPMSolverPP3M,
+    EulerMaruyama,
+    Heun,
+    Karras,
+    Quadratic,
+    SDEDPMSolverPP1,
+    SDEDPMSolverPP2M,
+    SDEDPMSolverPP2MHeun,
+    Times,
+    UniformLogSNR,
+    UniformT,
+    UniPC,
+    gaussian_kl,
+    gaussian_law,
+    in_log_snr,
+)
+from sde_lib.samplers.linear import run_linear, table_of
+from tests.family import FAMILY
+from tests.oracles import ALL_SDE_IDS, ALL_SDES, SDE_IDS, SDES, random_mixture
+
+each_method = pytest.mark.parametrize("name", FAMILY)
+each_sde = pytest.mark.parametrize("sde", ALL_SDES, ids=ALL_SDE_IDS)
+
+_FACTOR = np.random.default_rng(0).normal(size=(3, 3))
+MEAN, COVARIANCE = np.array([0.4, -0.3, 0.8]), 0.1 * np.eye(3) + 0.3 * _FACTOR @ _FACTOR.T
+
+
+def slope(steps, errors):
+    return -np.polyfit(np.log(steps), np.log(errors), 1)[0]
+
+
+@each_method
+@each_sde
+def test_the_law_on_a_gaussian_converges_with_the_method_s_order(name, sde):
+    method = FAMILY[name]
+    # VE's first-order error is proportional to sigma_min² for Euler-Maruyama: at 0.01 the second order hides it at any number of steps.
+    sde = VE(sigma_min=1.0) if isinstance(sde, VE) and type(method.sampler) is EulerMaruyama else sde
+    # The first steps of a multistep method are of lower order: after some hundred steps, at errors of 1e-7, theirs is what is left.
+    steps = [method.settled, 2 * method.settled, 4 * method.settled]
+    errors = [gaussian_kl(replace(method.sampler, steps=n), sde, MEAN, COVARIANCE) ** 0.5 for n in steps]
+    assert errors[0] < 0.5
+    # On a Gaussian some methods do better than in general; no order may be missing.
+    assert slope(steps, errors) > method.order - 0.2, errors
+
+
+@pytest.mark.parametrize("sde", ALL_SDES, ids=ALL_SDE_IDS)
+def test_the_order_on_a_mixture_is_the_theory_s(sde):
+    # In float64 and from the same latents, against a far finer solution by another method.
+    with jax.enable_x64(True):
+        data = random_mixture(3, 2)
+        score_fn, keys = ExactScore(data, sde), jax.random.split(jax.random.key(0), 16)
+        x = data.at(sde, sde.t_max).sample(jax.random.key(1), 16)
+        reference = {}
+        for fine in (Heun(steps=4000, grid=UniformLogSNR()), UniPC(steps=1000)):
+            reference[type(fine)] = run_linear(fine, score_fn, x, keys, None, 0)[0]
+        assert jnp.abs(reference[Heun] - reference[UniPC]).max() < 1e-5
+        steps, wrong = [80, 160, 320], {}
+        for name, method in FAMILY.items():
+            if not method.noisy:
+                found = [run_linear(replace(method.sampler, steps=n), score_fn, x, keys, None, 0)[0] for n in steps]
+                errors = [float(jnp.sqrt(jnp.mean((y - reference[UniPC]) ** 2))) for y in found]
+                if abs(slope(steps, errors) - method.order) > 0.2:
+                    wrong[name] = (slope(steps, errors), errors)
+    assert not wrong
+
+
+@each_method
+def test_the_compiled_scan_draws_the_exact_law(name):
+    # At few steps the law is far from the data's, so agreement is agreement of the code with its table.
+    sampler = replace(FAMILY[name].sampler, steps=8)
+    sde, n = VP(), 20_000
+    score_fn = ExactScore(GaussianMixture(np.ones(1), MEAN[None], COVARIANCE[None]), sde)
+    prior = (0.0, sde.sigma(sde.t_max))
+    mean, covariance = gaussian_law(sampler, sde, MEAN, COVARIANCE, prior=prior)
+    x = np.asarray(sample(sampler, score_fn, jax.random.key(4), n, (3,)).x, float)
+    scale = np.sqrt(np.diag(covariance))
+    np.testing.assert_allclose((x.mean(0) - mean) / scale, 0, atol=5 / np.sqrt(n))
+    correlation_error = (np.cov(x.T) - covariance) / np.outer(scale, scale)
+    np.testing.assert_allclose(correlation_error, 0, atol=5 * np.sqrt(2 / n))
+
+
+TWINS = {
+    "ddim of eta 1 is ancestral": (DDIM(eta=1.0), Ancestral(grid=UniformLogSNR())),
+    "sde-dpm-solver++ 1 is ancestral": (SDEDPMSolverPP1(), Ancestral(grid=UniformLogSNR())),
+    "sde-dpm-solver++ 1 of eta 0 is ddim": (SDEDPMSolverPP1(eta=0.0), DDIM()),
+    "sde-dpm-solver++ 2m of eta 0 is dpm-solver++ 2m": (SDEDPMSolverPP2M(eta=0.0), DPMSolverPP2M()),
+    "unip 1 is ddim": (UniPC(order=1, corrector=False), DDIM()),
+    "unip 2 is dpm-solver++ 2m": (UniPC(order=2, corrector=False), DPMSolverPP2M()),
+    "unip 3 is dpm-solver++ 3m": (UniPC(order=3, corrector=False), DPMSolverPP3M()),
+    "ipndm 1 is ddim": (IPNDM(order=1), DDIM()),
+    "deis 1 is ddim": (DEIS(order=1), DDIM()),
+    "deis in log snr is in t where log snr is linear in t": (DEIS(), DEIS(variable=in_log_snr)),
+    "a corrector of no steps leaves its predictor": (
+        PredictorCorrector(corrector_steps=0, predictor=UniPC(), grid=UniformLogSNR()),
+        UniPC(),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_known_twins_draw_the_same(name):
+    one, other = (replace(sampler, steps=12) for sampler in TWINS[name])
+    sde = VE() if "linear in t" in name else VP()
+    score_fn, key = ExactScore(random_mixture(1, 2), sde), jax.random.key(0)
+    a, b = (sample(sampler, score_fn, key, 64, (2,)).x for sampler in (one, other))
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5)
+    elsewhere = sample(replace(one, steps=13), score_fn, key, 64, (2,)).x
+    assert np.abs(elsewhere - a).max() > 1e-3
+
+
+def test_unipc_1_is_its_multistep_twin():
+    # Written for the points where it calls the network, UniPC-1 is DDIM plus half the last difference of D, carried over a step:
+    # x_{k+1} = q_k x_k + g_k D_k + ½ q_k g_{k-1} (D_k - D_{k-1}).
+    sde, steps = VP(), 12
+    score_fn = ExactScore(random_mixture(1, 2), sde)
+    result = sample(UniPC(order=1, steps=steps), score_fn, jax.random.key(0), 32, (2,), frames=2)
+    t = UniformLogSNR()(sde, steps)
+    q = sde.sigma(t[1:]) / sde.sigma(t[:-1])
+    g = sde.alpha(t[1:]) - q * sde.alpha(t[:-1])
+    x, last = result.path[0], None
+    for k in range(steps):
+        d = (x + sde.sigma(t[k]) ** 2 * score_fn(x, t[k])) / sde.alpha(t[k])
+        x = q[k] * x + g[k] * d + (0 if last is None else 0.5 * q[k] * g[k - 1] * (d - last))
+        last = d
+    np.testing.assert_allclose(result.x, x, rtol=1e-4, atol=1e-4)
+
+
+def test_multistep_methods_lead_at_eight_calls():
+    data, sde, key = random_mixture(5, 2), VP(), jax.random.key(0)
+    score_fn = ExactScore(data, sde)
+    kinds = {"heun": Heun(), "ddim": DDIM(), "dpmpp_2m": DPMSolverPP2M(), "ipndm": IPNDM(), "unipc": UniPC()}
+    fine = sample(UniPC(steps=400), score_fn, key, 2000, (2,)).x
+    error = {}
+    for name, sampler in kinds.items():
+        result = sample(sampler.at_nfe(8), score_fn, key, 2000, (2,))
+        assert result.nfe == 8
+        error[name] = float(jnp.mean(jnp.linalg.norm(result.x - fine, axis=1)))
+    for name in ("dpmpp_2m", "ipndm", "unipc"):
+        assert error[name] < error["heun"] / 5 and error[name] < error["ddim"] / 2, error
+
+
+def test_the_published_3m_loses_its_third_order_to_one_factor():
+    steps = [320, 640, 1280]
+    for name, least, most in (("dpmpp_3m", 2.8, 5.0), ("dpmpp_3m_published", 1.9, 2.1)):
+        errors = [gaussian_kl(replace(FAMILY[name].sampler, steps=n), VP(t_min=0.05), MEAN, COVARIANCE) ** 0.5 for n in steps]
+        assert least < slope(steps[:2] if name == "dpmpp_3m" else steps, errors[: 2 if name == "dpmpp_3m" else 3]) < most
+
+
+@pytest.mark.parametrize("grid", [UniformT(), UniformLogSNR(), Karras(), Karras(rho=3.0), Quadratic()], ids=str)
+@each_sde
+def test_grids_are_even_in_what_they_are_named_after(grid, sde):
+    t = grid(sde, 20)
+    assert (t[0], t[-1]) == (pytest.approx(sde.t_max, rel=1e-12), pytest.approx(sde.t_min, rel=1e-12)) and len(t) == 21
+    even = {
+        UniformT: lambda: t,
+        UniformLogSNR: lambda: sde.log_snr(t),
+        Karras: lambda: (sde.sigma(t) / sde.alpha(t)) ** (1 / grid.rho),
+        Quadratic: lambda: t**0.5,
+    }[type(grid)]()
+    np.testing.assert_allclose(np.diff(even), (even[-1] - even[0]) / 20, rtol=1e-6)
+
+
+def test_edm_s_published_noise_levels():
+    # Karras et al. 2022, eq. 5 with their defaults, written out.
+    sde = VE(sigma_min=0.002, sigma_max=80.0, t_min=1e-9)
+    i = np.arange(18)
+    levels = (80 ** (1 / 7) + i / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+    np.testing.assert_allclose(sde.sigma(Karras()(sde, 17)), levels, rtol=1e-6)
+
+
+def test_churn_is_edm_s_stochastic_sampler():
+    # Algorithm 2 of Karras et al. 2022, step by step, its noise taken from the table's own streams by running it without data.
+    sde, steps, churn = VE(sigma_min=0.02, sigma_max=20.0), 6, 3.0
+    table = table_of(Heun(steps=steps, churn=churn, churn_noise=1.007), sde)
+    sigma = sde.sigma(Karras()(sde, steps))
+    gamma = min(churn / steps, np.sqrt(2) - 1)
+    x, z = 0.7, np.random.default_rng(0).normal(size=steps)
+    by_table = x
+    for i in range(steps):
+        hat = sigma[i] * (1 + gamma) if i else sigma[0]
+        x = x + np.sqrt(hat**2 - sigma[i] ** 2) * 1.007 * z[i]
+        d = (x - np.tanh(x)) / hat  # a denoiser of our own
+        y = x + (sigma[i + 1] - hat) * d
+        x = x + (sigma[i + 1] - hat) * 0.5 * (d + (y - np.tanh(y)) / sigma[i + 1])
+    known = 0.0
+    for i in range(2 * steps):
+        e = table.point.p[i] * by_table + table.point.q[i, 0] * known
+        m = np.tanh(e)
+        by_table = table.a[i] * by_table + table.b[i] @ [m, known] + table.c[i] * (z[i // 2 + 1] if i % 2 and i // 2 + 1 < steps else 0.0)
+        known = m
+    np.testing.assert_allclose(by_table, x, rtol=1e-10)
+    np.testing.assert_allclose(sde.sigma(table.t[2::2]), sigma[1:-1] * (1 + gamma), rtol=1e-10)
+
+
+@pytest.mark.parametrize("target", ALL_SDES, ids=ALL_SDE_IDS)
+def test_a_rescheduled_score_gives_the_same_samples(target):
+    data, source = random_mixture(2, 2), VP()
+    score_fn = ExactScore(data, source)
+    other = reschedule(score_fn, target)
+    # A score under the target SDE, exactly; then the ODE from matched latents to matched samples.
+    x, t = data.at(other.sde, 0.4).sample(jax.random.key(1), 16), 0.4
+    np.testing.assert_allclose(other(x, t), ExactScore(data, other.sde)(x, t), rtol=2e-3, atol=2e-3)
+    back = reschedule(other, source)
+    start = data.at(other.sde, other.sde.t_max).sample(jax.random.key(0), 64)
+    r = source.sigma(back.sde.t_max) / other.sde.sigma(other.sde.t_max)
+    keys = jax.random.split(jax.random.key(0), 64)
+    fine = UniPC(steps=200)
+    there = run_linear(fine, other, start, keys, None, 0)[0] / other.sde.alpha(other.sde.t_min)
+    here = run_linear(fine, ExactScore(data, back.sde), r * start, keys, None, 0)[0] / source.alpha(back.sde.t_min)
+    np.testing.assert_allclose(there, here, atol=1e-3)
+
+
+def test_settings_and_grids_do_not_compile_again():
+    traces = []
+
+    class Traced(ExactScore):
+        def __call__(self, x, t, cond=None, *, key=None):
+            traces.append(1)
+            return super().__call__(x, t)
+
+    jax.tree_util.register_pytree_node(Traced, lambda s: ((s.distribution, s.sde), None), lambda _, leaves: Traced(*leaves))
+    counts = []
+    for i, (eta, grid) in enumerate([(0.0, UniformLogSNR()), (0.3, Karras()), (1.0, Times(tuple(np.linspace(1, 1e-3, 7))))]):
+        sample(DDIM(steps=6, eta=eta, grid=grid), Traced(random_mixture(i, 2), VP()), jax.random.key(i), 4, (2,))
+        counts.append(len(traces))
+    sample(SDEDPMSolverPP1(steps=6), Traced(random_mixture(0, 2), VP()), jax.random.key(0), 4, (2,))  # the same kind of table
+    assert counts[0] > 0 and [*counts, len(traces)] == [counts[0]] * 4
+
+
+def test_stochastic_second_order_methods_reach_a_micronat():
+    for sampler in (SDEDPMSolverPP2M(steps=128), SDEDPMSolverPP2M(steps=128, eta=0.5)):
+        assert gaussian_kl(sampler, VP(), [0.4], [[0.25]]) < 1e-6
+    errors = [gaussian_kl(SDEDPMSolverPP2MHeun(steps=n), VP(), MEAN, COVARIANCE) for n in (128, 256)]
+    assert errors[1] < errors[0] / 12  # the KL falls as the fourth power
+
+
+@pytest.mark.parametrize(
+    "call, word",
+    [
+        (lambda: Heun().at_nfe(9), "cannot spend 9"),
+        (lambda: DPMSolverPP3M().at_nfe(2), "at least 3 steps"),
+        (lambda: PredictorCorrector().at_nfe(7), "cannot spend 7"),
+        (lambda: table_of(DPMSolverPP3M(steps=2), VP()), "at least 3"),
+        (lambda: table_of(IPNDM(steps=3), VP()), "at least 4"),
+        (lambda: EulerMaruyama(eta=-0.1), "eta"),
+        (lambda: DDIM(eta=-1.0), "eta"),
+        (lambda: DDIM(eta=1.1), "at most 1"),
+        (lambda: SDEDPMSolverPP2M(eta=-1.0), "eta"),
+        (lambda: Heun(churn=-1.0), "churn"),
+        (lambda: DEIS(order=5), "order"),
+        (lambda: UniPC(order=0), "order"),
+        (lambda: Karras(rho=0.0), "rho"),
+        (lambda: table_of(DDIM(steps=2, grid=Times((1.0, 0.5))), VP()), "2 steps need 3 times"),
+        (lambda: table_of(DDIM(steps=2, grid=Times((0.5, 1.0, 0.1))), VP()), "decrease"),
+        (lambda: table_of(DDIM(steps=2, grid=Times((1.0, 0.5, 1e-4))), VP()), "stay within"),
+        (lambda: table_of(DDIM(steps=2, grid=Times((1.2, 0.5, 1e-3))), VP()), "stay within"),
+        (lambda: PredictorCorrector(predictor=Heun()), "one call a step"),
+    ],
+)
+def test_what_a_method_cannot_do_is_refused(call, word):
+    with pytest.raises(ValueError, match=word):
+        call()
+
+
+@pytest.mark.parametrize("name", ["dpmpp_3m", "unipc", "heun, churn 5", "deis_t", "sde_dpmpp_2m"])
+def test_nfe_is_the_number_of_calls(name):
+    calls = []
+
+    class Counting:
+        sde = VP()
+
+        def __call__(self, x, t, cond=None):
+            jax.debug.callback(lambda: calls.append(1))
+            return ExactScore(random_mixture(0, 2), self.sde)(x, t)
+
+    jax.tree_util.register_pytree_node(Counting, lambda s: ((), None), lambda *_: Counting())
+    for denoise in (False, True):
+        calls.clear()
+        result = sample(replace(FAMILY[name].sampler, steps=5, denoise=denoise), Counting(), jax.random.key(0), 3, (2,))
+        jax.effects_barrier()
+        assert result.nfe == len(calls)
+
+
+@pytest.mark.parametrize("sde", SDES, ids=SDE_IDS)
+def test_under_jit_the_tables_are_traced_and_agree(sde):
+    score_fn, key = ExactScore(random_mixture(1, 2), sde), jax.random.key(0)
+    for sampler in (UniPC(steps=6), Heun(steps=4, churn=1.0), DPMSolverPP3M(steps=6), DEIS(steps=4, variable=in_log_snr)):
+        plain = sample(sampler, score_fn, key, 4, (2,)).x
+        jitted = jax.jit(lambda score_fn, sampler=sampler: sample(sampler, score_fn, key, 4, (2,)).x)(score_fn)
+        np.testing.assert_allclose(plain, jitted, rtol=2e-2, atol=2e-2)
