@@ -1,13 +1,15 @@
-"""Sample: python sample.py --workdir=runs/digits --sampler=pc --n=64 [--steps=500] [--seed=0] [--out=DIR]."""
+"""Sample: python sample.py --workdir=runs/digits --sampler=pc --n=64 [--steps=500] [--eta=1] [--grid=karras] [--seed=0] [--out=DIR]."""
 
 from absl import flags
 
 from experiment import cli
 
 WORKDIR = flags.DEFINE_string("workdir", "runs/digits", "The run directory.")
-SAMPLER = flags.DEFINE_string("sampler", "pc", "A sampler by name: em, pc, ode.")
+SAMPLER = flags.DEFINE_string("sampler", "pc", "A sampler by name; --sampler=list shows them all.")
 N = flags.DEFINE_integer("n", 64, "How many samples.")
 STEPS = flags.DEFINE_integer("steps", None, "Steps of the sampler. Default: the run's own setting.")
+ETA = flags.DEFINE_float("eta", None, "How much noise: 0 is the ODE, 1 the reverse SDE. Default: the sampler's own.")
+GRID = flags.DEFINE_string("grid", None, "Where the steps are: t, log_snr, karras, quadratic. Default: the sampler's own.")
 SEED = flags.DEFINE_integer("seed", 0, "Sample i depends on (seed, i) alone.")
 OUT = flags.DEFINE_string("out", None, "Folder for samples.npz and grid.png. Default: WORKDIR/samples/SAMPLER.")
 
@@ -15,7 +17,8 @@ OUT = flags.DEFINE_string("out", None, "Folder for samples.npz and grid.png. Def
 def main() -> int:
     from experiment.sampling import draw_to_files
 
-    print(draw_to_files(WORKDIR.value, SAMPLER.value, N.value, STEPS.value, SEED.value, OUT.value))
+    settings = {"steps": STEPS.value, "eta": ETA.value, "grid": GRID.value}
+    print(draw_to_files(WORKDIR.value, SAMPLER.value, N.value, seed=SEED.value, out=OUT.value, **settings))
     return 0
 
 

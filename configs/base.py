@@ -11,7 +11,7 @@ def get_config() -> Any:  # Any: a type checker knows no key of a ConfigDict
         {
             "seed": 0,
             "sde": {
-                "name": "vp",  # vp | subvp | ve
+                "name": "vp",  # vp | subvp | ve | cosine_vp | rectified_flow
                 "beta_min": 0.1,
                 "beta_max": 20.0,
                 "sigma_min": 0.01,
@@ -20,7 +20,7 @@ def get_config() -> Any:  # Any: a type checker knows no key of a ConfigDict
             },
             "model": {
                 "name": "dit",  # mlp | unet | dit; each takes the keys that its constructor names
-                "parameterization": "eps",  # eps | x0 | edm
+                "parameterization": "eps",  # eps | x0 | edm | v | velocity
                 "sigma_data": 0.5,
                 "width": 128,
                 "depth": 4,
@@ -51,7 +51,7 @@ def get_config() -> Any:  # Any: a type checker knows no key of a ConfigDict
                 "clip": 1.0,  # of the gradient's global norm; 0: none
                 "accumulate": 1,
                 "ema": 0.999,
-                "weighting": "sigma2",  # sigma2 | likelihood
+                "weighting": "sigma2",  # sigma2 | likelihood | flow_matching
                 "times": "uniform_t",  # uniform_t | uniform_log_snr
                 "checkpoint_every": 1000,
                 "keep": 3,

@@ -9,18 +9,23 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from experiment.errors import UserError
+from experiment.errors import UserError, choose
+from experiment.samplers import check_sampler
 from models import MLP, Apply, DiT, UNet, split
-from sde_lib import VE, VP, NetworkScore, SubVP
-from sde_lib.losses import likelihood_weighting, sigma2_weighting, uniform_log_snr, uniform_t
-from sde_lib.samplers import EulerMaruyama, PredictorCorrector, ProbabilityFlow
-from sde_lib.score import DenoiserPrediction, EDMPreconditioning, EpsilonPrediction
+from sde_lib import VE, VP, CosineVP, NetworkScore, RectifiedFlow, SubVP
+from sde_lib.losses import flow_matching_weighting, likelihood_weighting, sigma2_weighting, uniform_log_snr, uniform_t
+from sde_lib.score import DenoiserPrediction, EDMPreconditioning, EpsilonPrediction, VelocityPrediction, VPrediction
 
-SDES = {"vp": VP, "subvp": SubVP, "ve": VE}
+SDES = {"vp": VP, "subvp": SubVP, "ve": VE, "cosine_vp": CosineVP, "rectified_flow": RectifiedFlow}
 MODELS = {"mlp": MLP, "unet": UNet, "dit": DiT}
-PARAMETERIZATIONS = {"eps": EpsilonPrediction, "x0": DenoiserPrediction, "edm": EDMPreconditioning}
-SAMPLERS = {"em": EulerMaruyama, "pc": PredictorCorrector, "ode": ProbabilityFlow}
-WEIGHTINGS = {"sigma2": sigma2_weighting, "likelihood": likelihood_weighting}
+PARAMETERIZATIONS = {
+    "eps": EpsilonPrediction,
+    "x0": DenoiserPrediction,
+    "edm": EDMPreconditioning,
+    "v": VPrediction,
+    "velocity": VelocityPrediction,
+}
+WEIGHTINGS = {"sigma2": sigma2_weighting, "likelihood": likelihood_weighting, "flow_matching": flow_matching_weighting}
 TIMES = {"uniform_t": uniform_t, "uniform_log_snr": uniform_log_snr}
 
 
@@ -61,20 +66,13 @@ NAMES: dict[str, Mapping[str, Any]] = {
 }
 
 
-def choose(table: Mapping[str, Any], name: str, what: str) -> Any:
-    """table[name]. Raises UserError with every name of the table."""
-    if name not in table:
-        raise UserError(f"{what} is {name!r}; it must be one of: {', '.join(table)}")
-    return table[name]
-
-
 def check_names(config: Any) -> None:
     """Raises UserError for a name in the config that its table does not hold."""
     for key, table in NAMES.items():
         section, _, last = key.partition(".")
         choose(table, config[section][last], f"config.{key}")
     for name in config.eval.samplers:
-        choose(SAMPLERS, name, "a sampler of config.eval.samplers")
+        check_sampler(name, "a sampler of config.eval.samplers")
 
 
 def construct(cls: type, section: Mapping[str, Any], what: str, **given: Any) -> Any:
@@ -100,13 +98,6 @@ def build_parameterization(config: Any) -> Any:
     """How the network's output becomes a score: `model.parameterization`."""
     cls = choose(PARAMETERIZATIONS, config.model.parameterization, "config.model.parameterization")
     return construct(cls, config.model.to_dict(), "config.model")
-
-
-def build_sampler(name: str, config: Any) -> Any:
-    """The sampler with the `sample` section's settings. `steps` is for fixed-step samplers; the ODE solver chooses its own."""
-    cls = choose(SAMPLERS, name, "the sampler")
-    given = {"steps": None} if cls is ProbabilityFlow else {}
-    return construct(cls, config.sample.to_dict(), "config.sample", **given)
 
 
 def compute_dtype(name: str) -> jax.typing.DTypeLike:

@@ -50,6 +50,8 @@ def mistakes_in_one_line() -> Iterator[None]:
     try:
         yield
     except UserError as error:
+        if error.listing:
+            print(error.listing)
         sys.stdout.flush()
         print(" ".join(str(error).split()), file=sys.stderr)
         sys.exit(MISTAKE)

@@ -14,13 +14,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiment.build import SAMPLERS
 from experiment.comparison import SPLITS, compare, flat_points
 from experiment.errors import UserError
 from experiment.heldout import held_out_likelihood
 from experiment.metrics import MIN_SIZE
 from experiment.run import Run, load_run
-from experiment.sampling import check_sampler, class_labels, draw, draw_batch, make_sampler
+from experiment.samplers import SAMPLERS, check_sampler, make_sampler
+from experiment.sampling import class_labels, draw, draw_batch
 
 Array = np.ndarray
 

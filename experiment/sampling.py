@@ -4,7 +4,7 @@ import contextlib
 import io
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -13,9 +13,9 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiment.build import SAMPLERS, build_sampler, choose
 from experiment.errors import UserError
 from experiment.run import Run, load_run
+from experiment.samplers import check_sampler, make_sampler
 from sde_lib import sample
 
 Array = np.ndarray
@@ -31,23 +31,6 @@ class Draws:
     x: Array
     nfe: float
     batch_seconds: list[float]
-
-
-def check_sampler(name: str, steps: int | None = None) -> None:
-    """Raises UserError for an unknown name, with the list, and for steps < 1: before a run is loaded."""
-    choose(SAMPLERS, name, "the sampler")
-    if steps is not None and steps < 1:
-        raise UserError(f"--steps is {steps}: give at least 1, or leave it out for the run's config.sample.steps")
-
-
-def make_sampler(name: str, config: Any, steps: int | None = None) -> Any:
-    """The sampler `name` with the config's settings; `steps`, where given, replaces its number (for the ODE: fixed steps).
-
-    Raises UserError as `check_sampler` does.
-    """
-    check_sampler(name, steps)
-    sampler = build_sampler(name, config)
-    return sampler if steps is None else replace(sampler, steps=steps)
 
 
 def draw(run: Any, sampler: Any, key: jax.Array, n: int, batch_size: int, description: str, labels: Array | None = None) -> Draws:
@@ -127,19 +110,21 @@ def npz_bytes(x: Array) -> bytes:
     return buffer.getvalue()
 
 
-def draw_to_files(workdir: str, name: str, n: int, steps: int | None = None, seed: int = 0, out: str | None = None) -> str:
+def draw_to_files(workdir: str, name: str, n: int, *, seed: int = 0, out: str | None = None, **settings: Any) -> str:
     """Draw n samples of the run into samples/<name>/ (or `out`): samples.npz and grid.png. Returns a line that says what was done.
 
+    settings: steps, eta, grid, as for `make_sampler`.
+
     arr_0 of samples.npz is uint8 (n, h, w, c), 0..255, or float32 vectors (n, d).
-    Raises UserError for an unknown sampler, n or steps below 1, a missing run, or a folder that cannot be written.
+    Raises UserError for an unknown sampler or setting, n below 1, a missing run, or a folder that cannot be written.
     """
     if n < 1:
         raise UserError(f"--n is {n}: give at least 1 sample")
     if not 0 <= seed < 2**32:
         raise UserError(f"--seed is {seed}: give an integer from 0 to 2^32 - 1")
-    check_sampler(name, steps)
+    check_sampler(name)
     run = load_run(workdir)
-    sampler = make_sampler(name, run.config, steps)
+    sampler = make_sampler(name, run.config, **settings)
     folder = Path(out).expanduser() if out else Path(run.workdir) / "samples" / name
     labels = class_labels(run, n, seed)
     start = perf_counter()

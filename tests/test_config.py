@@ -10,7 +10,6 @@ from ml_collections import ConfigDict
 
 from configs import base, cifar10, digits, toys
 from experiment import cli
-from experiment.build import build_sampler
 from experiment.config import (
     FREE_ON_RESUME,
     KEYS,
@@ -23,6 +22,7 @@ from experiment.config import (
 )
 from experiment.errors import UserError
 from experiment.provenance import provenance
+from experiment.samplers import make_sampler
 from tests.commands import ROOT
 
 
@@ -173,7 +173,7 @@ def test_provenance_says_what_ran() -> None:
 def test_each_sampler_takes_its_own_settings_from_the_sample_section() -> None:
     config = base.get_config()
     config.sample.update({"steps": 77, "rtol": 3e-4, "snr": 0.2})
-    assert build_sampler("em", config).steps == 77
-    assert (build_sampler("pc", config).steps, build_sampler("pc", config).snr) == (77, 0.2)
-    ode = build_sampler("ode", config)
+    assert make_sampler("em", config).steps == 77
+    assert (make_sampler("pc", config).steps, make_sampler("pc", config).snr) == (77, 0.2)
+    ode = make_sampler("ode", config)
     assert ode.rtol == 3e-4 and ode.steps is None  # adaptive: `steps` would make it a fixed-step solve of 6 x 77 calls

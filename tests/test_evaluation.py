@@ -18,7 +18,8 @@ from experiment.errors import UserError
 from experiment.evaluation import Settings, evaluate, plain
 from experiment.heldout import held_out_likelihood, likelihood_unit, summarise_likelihood
 from experiment.run import load_run
-from experiment.sampling import draw, draw_to_files, make_sampler, padded, write_samples
+from experiment.samplers import make_sampler
+from experiment.sampling import draw, draw_to_files, padded, write_samples
 from experiment.scaling import Scaling
 from sde_lib import VP, EulerMaruyama, ExactScore, ProbabilityFlow
 from sde_lib import sample as draw_samples
@@ -108,7 +109,8 @@ def test_costs_are_those_of_the_samplers(report: Any, mixture: Any) -> None:
     assert report["samplers"]["em"]["nfe"] == 151
     assert 50 < report["samplers"]["ode"]["nfe"] < 1000
     assert all(d["seconds"] > 0 and d["compile_seconds"] >= 0 for d in report["samplers"].values())
-    assert report["samplers"]["em"]["settings"] == {"class": "EulerMaruyama", "steps": 150, "denoise": True}
+    settings = {"class": "EulerMaruyama", "steps": 150, "grid": "UniformT", "denoise": True, "eta": 1.0}
+    assert report["samplers"]["em"]["settings"] == settings
 
 
 def test_floors_say_their_size_and_notes_what_is_missing(report: Any) -> None:
@@ -226,7 +228,7 @@ def test_mistakes_in_sampling(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--n is 0"):
         draw_to_files("nowhere", "em", 0)
     with pytest.raises(UserError, match="--steps is -1"):
-        make_sampler("em", base.get_config(), -1)
+        make_sampler("em", base.get_config(), steps=-1)
     with pytest.raises(UserError, match=r"'foo'.*em, pc, ode"):
         make_sampler("foo", base.get_config())
     (tmp_path / "file").write_text("")
@@ -236,7 +238,7 @@ def test_mistakes_in_sampling(tmp_path: Path) -> None:
 
 def test_steps_given_are_the_steps_taken() -> None:
     assert make_sampler("em", base.get_config()).steps == 500
-    assert make_sampler("em", base.get_config(), 20).steps == 20
+    assert make_sampler("em", base.get_config(), steps=20).steps == 20
 
 
 def test_the_commands_on_a_trained_run(tmp_path: Path) -> None:
