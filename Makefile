@@ -11,7 +11,7 @@ BIN := .venv/bin
 demo: .venv/done
 	$(BIN)/python train.py --config=configs/digits.py --workdir=$(RUN)
 	for sampler in em pc ode; do $(BIN)/python sample.py --workdir=$(RUN) --sampler=$$sampler --n=64 || exit; done
-	$(BIN)/python evaluate.py --workdir=$(RUN) --n=192 --seeds=1 --likelihood_n=128
+	$(BIN)/python evaluate.py --workdir=$(RUN) --n=256 --seeds=1 --likelihood_n=128
 
 test: .venv/done
 	$(BIN)/python -m pytest -n 2 --dist=loadfile
