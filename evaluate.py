@@ -1,4 +1,7 @@
-"""Evaluate: python evaluate.py --workdir=runs/digits [--samplers=em,pc,ode] [--n=1024] [--seeds=3]. Writes WORKDIR/report/."""
+"""Evaluate: python evaluate.py --workdir=runs/digits [--samplers=em,pc,ode] [--n=1024] [--seeds=3] [--nfe=10,20,50].
+
+Writes WORKDIR/report/.
+"""
 
 from absl import flags
 
@@ -9,16 +12,18 @@ SAMPLERS = flags.DEFINE_list("samplers", None, "Names of samplers. Default: the 
 N = flags.DEFINE_integer("n", None, "Samples for each sampler and seed. Default: config.eval.n.")
 SEEDS = flags.DEFINE_integer("seeds", None, "Sample seeds. Default: config.eval.seeds.")
 SEED = flags.DEFINE_integer("seed", None, "The first of them. Default: config.eval.seed.")
+NFE = flags.DEFINE_list("nfe", [], "Budgets of score calls, for curves of quality over NFE: every fixed-step sampler spends each of them.")
 LIKELIHOOD_N = flags.DEFINE_integer("likelihood_n", None, "Held-out examples. Default: config.eval.likelihood_n.")
 
 
 def main() -> int:
+    from experiment.curves import budgets
     from experiment.evaluation import evaluate_run
     from experiment.report import write_report
     from experiment.tables import text_table
 
     given = {"n": N.value, "seeds": SEEDS.value, "seed": SEED.value, "likelihood_n": LIKELIHOOD_N.value}
-    run, evaluation = evaluate_run(WORKDIR.value, SAMPLERS.value, given)
+    run, evaluation = evaluate_run(WORKDIR.value, SAMPLERS.value, given, budgets(NFE.value))
     path = write_report(run, evaluation, run.workdir / "report")
     print(text_table(evaluation.report))
     print(path)

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from experiment.comparison import SPLITS, compare, flat_points
+from experiment.curves import at_budgets, quality_curves
 from experiment.errors import UserError
 from experiment.heldout import held_out_likelihood
 from experiment.metrics import MIN_SIZE
@@ -64,15 +65,22 @@ class Evaluation:
     arrays: dict[str, Any]
 
 
-def evaluate(run: Any, samplers: Mapping[str, Any], settings: Settings | None = None) -> Evaluation:
+def evaluate(run: Any, samplers: Mapping[str, Any], settings: Settings | None = None, budgets: Sequence[int] = ()) -> Evaluation:
     """Measure each sampler {name: sampler} on the run's score, then the likelihood of the held-out split.
 
     `run` has config, dataset, score_fn, scaling, shape and step, as `load_run` gives it; an exact score will do for a network.
-    Raises UserError where an adaptive solver gives up, or the data are too few.
+    budgets: score calls, besides the final denoising, that every fixed-step sampler is measured at, for curves of quality over NFE; its
+    own number of steps gives way to the largest. A solver that chooses its steps stays one point.
+    Raises UserError where an adaptive solver gives up, a sampler cannot spend a budget, or the data are too few.
     """
     settings = settings or Settings()
+    samplers, curves = at_budgets(samplers, budgets)
     drawn = {name: _draw_seeds(run, name, sampler, settings) for name, sampler in samplers.items()}
-    compared, found = compare(run, {name: d.points for name, d in drawn.items()}, settings)
+    labels = {place: f"{place[0]} at {place[1]}" for place in curves}
+    at_fewer = {place: _draw_seeds(run, labels[place], sampler, settings) for place, sampler in curves.items()}
+    points = {name: d.points for name, d in drawn.items()} | {labels[place]: d.points for place, d in at_fewer.items()}
+    compared, found = compare(run, points, settings)
+    of_curves = {place: {"nfe": d.cost["nfe"], "metrics": found["samplers"].pop(labels[place])} for place, d in at_fewer.items()}
     for name, sampler in samplers.items():
         found["samplers"][name] = {
             "settings": _settings_of(sampler),
@@ -87,6 +95,7 @@ def evaluate(run: Any, samplers: Mapping[str, Any], settings: Settings | None = 
         "protocol": {**dataclasses.asdict(settings), "compared": compared, "splits": SPLITS, "folds": 5},
         "notes": _notes(run, settings, compared),
         **found,
+        "curves": quality_curves(found, of_curves, max(budgets)) if budgets else {},
         "likelihood": likelihood,
     }
     arrays = {
@@ -99,7 +108,12 @@ def evaluate(run: Any, samplers: Mapping[str, Any], settings: Settings | None = 
     return Evaluation(plain(report), arrays)
 
 
-def evaluate_run(workdir: str, names: Sequence[str] | None = None, given: Mapping[str, int | None] | None = None) -> tuple[Run, Evaluation]:
+def evaluate_run(
+    workdir: str,
+    names: Sequence[str] | None = None,
+    given: Mapping[str, int | None] | None = None,
+    budgets: Sequence[int] = (),
+) -> tuple[Run, Evaluation]:
     """`evaluate` a run directory: its config's eval section, but for the samplers' names and the `given` settings that are not None.
 
     Raises UserError for a missing run, an unknown sampler, or a setting out of its range.
@@ -115,7 +129,7 @@ def evaluate_run(workdir: str, names: Sequence[str] | None = None, given: Mappin
     values = {k: v for k, v in section.to_dict().items() if k in fields}
     values |= {k: v for k, v in (given or {}).items() if v is not None}
     samplers = {name: make_sampler(name, run.config) for name in names}
-    return run, evaluate(run, samplers, Settings(**values))
+    return run, evaluate(run, samplers, Settings(**values), budgets)
 
 
 @dataclass(frozen=True)

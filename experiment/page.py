@@ -8,7 +8,8 @@ from html import escape
 from typing import Any
 
 from experiment.comparison import QUALITY
-from experiment.tables import OUTSIDE, likelihood_line, number, table_rows
+from experiment.curves import INSIDE
+from experiment.tables import curve_lines, likelihood_line, number, table_rows
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ def html_page(report: Mapping[str, Any], figures: Sequence[Figure]) -> str:
 
     sections = [
         ("Quality", _quality(report) + pictures("quality") + _meanings(report)),
+        ("Quality over NFE", pictures("curves") + "".join(f"<p>{escape(line)}.</p>" for line in curve_lines(report))),
         ("Samples", pictures("samples")),
         ("From noise to sample", pictures("strips")),
         ("Memorisation", _memorisation(report)),
@@ -62,10 +64,11 @@ def html_page(report: Mapping[str, Any], figures: Sequence[Figure]) -> str:
         ("Training", pictures("training")),
         ("Where these numbers come from", _origin(report)),
     ]
+    optional = {"Training": "training", "Quality over NFE": "curves"}
     body = "\n".join(
         f"<section><h2>{escape(title)}</h2>{content}</section>"
         for title, content in sections
-        if title != "Training" or any(f.section == "training" for f in figures)
+        if not optional.get(title) or any(f.section == optional[title] for f in figures)
     )
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -94,7 +97,7 @@ def _quality(report: Mapping[str, Any]) -> str:
     return _table(
         report,
         QUALITY,
-        f"Mean ± standard deviation over sample seeds. Smaller is better; coloured: more than {OUTSIDE:g} floor standard"
+        f"Mean ± standard deviation over sample seeds. Smaller is better; coloured: more than {INSIDE:g} floor standard"
         f" deviations above the floor. The floor is {size:,} real examples against {size:,} others, over"
         f" {report['protocol']['splits']} random splits of the {report['protocol']['reference']} split; samples are held against"
         f" parts of the same size. NFE: network calls per sample. Seconds: for {report['protocol']['n']:,} samples, without compilation.",

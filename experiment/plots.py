@@ -174,6 +174,38 @@ def _panel(axes: Axes, values: Mapping[str, Mapping[str, Any]], floor: Mapping[s
     axes.axhline(origin, color=FLOOR, lw=0.8)
 
 
+def quality_curves(curves: Mapping[str, Any], metrics: Mapping[str, Mapping[str, Any]], floors: Mapping[str, Any]) -> bytes:
+    """A panel for each metric over NFE, logarithmic where the metric allows: a line for each sampler, the floor as a band of ± 2 sd."""
+    markers = "osD^vPX*"
+
+    def draw(figure: Figure) -> None:
+        columns = min(len(metrics), 2)
+        panels = figure.subplots(math.ceil(len(metrics) / columns), columns, squeeze=False).ravel()
+        for axes, (name, metric) in zip(panels, metrics.items(), strict=False):
+            low = []
+            for i, (sampler, curve) in enumerate(curves.items()):
+                nfe = [point["nfe"] for point in curve["points"]]
+                values = [point["metrics"][name] for point in curve["points"]]
+                means, sds = ([v[key] if v[key] is not None else np.nan for v in values] for key in ("mean", "sd"))
+                style = {
+                    "color": COLOURS[i % len(COLOURS)],
+                    "marker": markers[i % len(markers)],
+                    "ls": ("-", "--", ":")[i // len(COLOURS) % 3],
+                }
+                axes.errorbar(nfe, means, np.nan_to_num(sds), lw=1.3, ms=4, capsize=2, label=sampler, **style)
+                low += means
+            mean, sd = floors[name]["mean"], floors[name]["sd"] or 0.0
+            axes.axhspan(mean - 2 * sd, mean + 2 * sd, color=FLOOR, alpha=0.3, lw=0, label="noise floor ± 2 sd")
+            axes.set(xscale="log", xlabel="score calls per sample (NFE)", ylabel=metric["label"])
+            if min(*low, mean - 2 * sd) > 0:
+                axes.set_yscale("log")
+        for axes in panels[len(metrics) :]:
+            axes.set_visible(False)
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize=9)
+
+    return _png(draw, 8.2, 0.6 + 0.2 * math.ceil(len(curves) / 5) + 2.8 * math.ceil(len(metrics) / 2))
+
+
 def loss_curve(rows: Sequence[Mapping[str, float]]) -> bytes:
     """Training loss over steps from rows {"step", "loss"}: as logged, and its running median."""
     steps, loss = (np.array([row[key] for row in rows], float) for key in ("step", "loss"))

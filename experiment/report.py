@@ -61,6 +61,9 @@ def draw_figures(run: Any, evaluation: Evaluation) -> list[Figure]:
     quality = {name: m for name, m in report["metrics"].items() if m["kind"] == QUALITY}
     bars = plots.quality_bars(report["samplers"], quality, report["floors"])
     figures = [Figure("quality.png", "quality", "Quality by sampler, beside the noise floor.", bars)]
+    if report["curves"]:
+        caption = "Quality over score calls per sample: mean ± sd over seeds. In the band this measure cannot tell it from data."
+        figures.append(Figure("curves.png", "curves", caption, plots.quality_curves(report["curves"], quality, report["floors"])))
     figures += _sample_figures(run, arrays)
     for name, path in arrays["strips"].items():
         caption = f"{name}: x_t along the path, each frame scaled to unit variance, with its noise-to-signal ratio σ/α."

@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 
 from experiment.comparison import QUALITY
-
-OUTSIDE = 2.0  # floor standard deviations beyond which a value is called outside its floor
+from experiment.curves import INSIDE
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -29,7 +28,7 @@ def plus_minus(value: Mapping[str, Any]) -> str:
 def outside(value: Mapping[str, Any], kind: str) -> bool:
     """Whether the mean lies more than 2 floor standard deviations above the floor's mean; of memorisation, above or below."""
     excess = value["excess"]
-    return excess is not None and (excess if kind == QUALITY else abs(excess)) > OUTSIDE
+    return excess is not None and (excess if kind == QUALITY else abs(excess)) > INSIDE
 
 
 def text_table(report: Mapping[str, Any]) -> str:
@@ -38,7 +37,20 @@ def text_table(report: Mapping[str, Any]) -> str:
     cells = [header, *[[name, *(text for text, _ in row)] for name, row in rows]]
     widths = [max(len(line[i]) for line in cells) for i in range(len(header))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
-    return "\n".join([*lines, likelihood_line(report["likelihood"]), *report["notes"]])
+    return "\n".join([*lines, *curve_lines(report), likelihood_line(report["likelihood"]), *report["notes"]])
+
+
+def curve_lines(report: Mapping[str, Any]) -> list[str]:
+    """For each sampler of the curves, from which NFE it is inside the floor's band, by metric; none without curves."""
+    lines = []
+    for name, curve in report["curves"].items():
+        most = curve["points"][-1]["nfe"]
+        parts = [
+            f"{report['metrics'][metric]['label']} {f'from {nfe:,.0f}' if nfe is not None else f'not up to {most:,.0f}'}"
+            for metric, nfe in curve["inside"].items()
+        ]
+        lines.append(f"{name}, NFE from which it is within the floor's mean + {INSIDE:g} sd: {', '.join(parts)}")
+    return lines
 
 
 def likelihood_line(likelihood: Mapping[str, Any]) -> str:

@@ -13,16 +13,20 @@ import pytest
 from PIL import Image
 
 from configs import base
+from experiment import plots
+from experiment.curves import budgets
 from experiment.dataset import Dataset, Split
 from experiment.errors import UserError
-from experiment.evaluation import Settings, evaluate, plain
+from experiment.evaluation import Evaluation, Settings, evaluate, plain
 from experiment.heldout import held_out_likelihood, likelihood_unit, summarise_likelihood
 from experiment.run import load_run
 from experiment.samplers import make_sampler
 from experiment.sampling import draw, draw_to_files, padded, write_samples
 from experiment.scaling import Scaling
+from experiment.tables import text_table
 from sde_lib import VP, EulerMaruyama, ExactScore, ProbabilityFlow
 from sde_lib import sample as draw_samples
+from sde_lib.samplers import DDIM, DPMSolverPP3M, Heun, UniPC
 from tests.commands import ROOT, Command, trained
 from tests.oracles import two_peaks
 
@@ -130,6 +134,48 @@ def test_likelihood_of_vectors_is_the_exact_one(report: Any, mixture: Any) -> No
     assert report["likelihood"]["mean"] == pytest.approx(float(exact.mean()), abs=3e-3)
     assert report["likelihood"]["se_images"] == pytest.approx(float(exact.std(ddof=1)) / 60**0.5, rel=1e-2)
     assert report["likelihood"]["se_probes"] < 1e-4
+
+
+@pytest.fixture(scope="module")
+def curves(mixture: Any) -> Evaluation:
+    samplers = {"ddim": DDIM(denoise=True), "unipc": UniPC(denoise=True), "ode": ProbabilityFlow(denoise=True)}
+    return evaluate(mixture, samplers, Settings(n=600, seeds=2, batch_size=600, likelihood_n=10, probes=1), budgets=(32, 4))
+
+
+def test_curves_say_from_which_nfe_a_sampler_is_inside_its_floor(curves: Evaluation) -> None:
+    found = curves.report["curves"]
+    assert [point["nfe"] for point in found["ddim"]["points"]] == [5, 33]  # the final denoising counts
+    assert [point["budget"] for point in found["ddim"]["points"]] == [4, 32]
+    assert len(found["ode"]["points"]) == 1 and found["ode"]["points"][0]["budget"] is None
+    # Four steps of DDIM are far too wide of the law; UniPC's thirty-two are not to be told from it.
+    assert found["ddim"]["points"][0]["metrics"]["sliced_w2"]["excess"] > 5
+    assert found["unipc"]["points"][1]["metrics"]["sliced_w2"]["excess"] < 2
+    for curve in found.values():
+        for metric, inside in curve["inside"].items():
+            excess = [point["metrics"][metric]["excess"] for point in curve["points"]]
+            last_outside = max((i for i, e in enumerate(excess) if e > 2), default=-1)
+            expected = curve["points"][last_outside + 1]["nfe"] if last_outside + 1 < len(excess) else None
+            assert inside == expected
+    assert set(curves.report["samplers"]) == {"ddim", "unipc", "ode"}
+
+
+def test_curves_are_told_and_drawn(curves: Evaluation, tmp_path: Path) -> None:
+    text = text_table(curves.report)
+    assert "ddim, NFE from which it is within the floor's mean + 2 sd: sliced Wasserstein-2" in text
+    metrics = {name: m for name, m in curves.report["metrics"].items() if m["kind"] == "quality"}
+    (tmp_path / "curves.png").write_bytes(plots.quality_curves(curves.report["curves"], metrics, curves.report["floors"]))
+    assert np.std(Image.open(tmp_path / "curves.png").convert("L")) > 10
+
+
+def test_budgets_that_cannot_be_spent_are_refused_before_anything_is_drawn(mixture: Any) -> None:
+    with pytest.raises(UserError, match="--nfe=9: Heun cannot spend 10"):
+        evaluate(mixture, {"heun": Heun(denoise=True)}, budgets=(9,))
+    with pytest.raises(UserError, match="--nfe=2: DPMSolverPP3M cannot spend"):
+        evaluate(mixture, {"3m": DPMSolverPP3M()}, budgets=(2,))
+    with pytest.raises(UserError, match="--nfe=0"):
+        evaluate(mixture, {"ddim": DDIM()}, budgets=(0, 4))
+    with pytest.raises(UserError, match="--nfe=4,x: give whole numbers"):
+        budgets(["4", "x"])
 
 
 def test_every_example_is_counted_once_whatever_the_batch(mixture: Any) -> None:

@@ -32,6 +32,7 @@ from sde_lib.samplers import (
     gaussian_kl,
     gaussian_law,
     in_log_snr,
+    weak_error,
 )
 from sde_lib.samplers.linear import run_linear, table_of
 from tests.family import FAMILY
@@ -83,6 +84,21 @@ def test_the_order_on_a_mixture_is_the_theory_s(sde):
     assert not wrong
 
 
+LINE = ([0.35, 0.65], [-0.8, 0.9], [0.35, 0.5])
+
+
+@pytest.mark.parametrize("name", [n for n, m in FAMILY.items() if m.noisy])
+def test_the_weak_order_on_a_mixture_is_the_theory_s(name):
+    # Exactly, by quadrature: E[x² - tanh 2x] of the sampler's result against the data's.
+    method = FAMILY[name]
+    steps = [40, 80, 160]
+    errors = [
+        abs(weak_error(replace(method.sampler, steps=n), VP(), *LINE, lambda x: x**2 - np.tanh(2 * x), past=32, nodes=10)) for n in steps
+    ]
+    assert abs(slope(steps, errors) - method.order) < 0.2, errors
+    assert method.sampler.convergence == method.order
+
+
 @each_method
 def test_the_compiled_scan_draws_the_exact_law(name):
     # At few steps the law is far from the data's, so agreement is agreement of the code with its table.
@@ -96,6 +112,35 @@ def test_the_compiled_scan_draws_the_exact_law(name):
     np.testing.assert_allclose((x.mean(0) - mean) / scale, 0, atol=5 / np.sqrt(n))
     correlation_error = (np.cov(x.T) - covariance) / np.outer(scale, scale)
     np.testing.assert_allclose(correlation_error, 0, atol=5 * np.sqrt(2 / n))
+
+
+class Wrong(ExactScore):
+    """The exact score with its noise e = -sigma s scaled by 0.9 and, early on, biased by 0.4 in every direction of `basis`."""
+
+    def __call__(self, x, t, cond=None, *, key=None):
+        late = 0.5 * self.sde.log_snr(t) > 0
+        bias = jnp.where(late, 0.0, 0.4) * jnp.asarray(BASIS.sum(1), x.dtype)
+        return 0.9 * super().__call__(x, t) - bias[None] / self.sde.sigma(t)
+
+
+BASIS = np.linalg.eigh(COVARIANCE)[1]
+jax.tree_util.register_pytree_node(Wrong, lambda s: ((s.distribution, s.sde), None), lambda _, leaves: Wrong(*leaves))
+
+
+@pytest.mark.parametrize("sampler", [DPMSolverPP2M(steps=10), IPNDM(steps=10), SDEDPMSolverPP1(steps=10)], ids=lambda s: type(s).__name__)
+def test_the_law_of_a_score_in_error_is_drawn_too(sampler):
+    sde, n = VP(), 20_000
+    mean, covariance = gaussian_law(
+        sampler, sde, MEAN, COVARIANCE, prior=(0.0, sde.sigma(sde.t_max)), error=lambda half_log_snr: (0.9, 0.4 * (half_log_snr <= 0))
+    )
+    unperturbed, _ = gaussian_law(sampler, sde, MEAN, COVARIANCE)
+    assert np.abs(mean - unperturbed).max() > 0.1
+    x = np.asarray(
+        sample(sampler, Wrong(GaussianMixture(np.ones(1), MEAN[None], COVARIANCE[None]), sde), jax.random.key(4), n, (3,)).x, float
+    )
+    scale = np.sqrt(np.diag(covariance))
+    np.testing.assert_allclose((x.mean(0) - mean) / scale, 0, atol=5 / np.sqrt(n))
+    np.testing.assert_allclose((np.cov(x.T) - covariance) / np.outer(scale, scale), 0, atol=5 * np.sqrt(2 / n))
 
 
 TWINS = {

@@ -22,6 +22,7 @@ from sde_lib.samplers.ode import ProbabilityFlow, decode, encode
 from sde_lib.samplers.predictor_corrector import PredictorCorrector
 from sde_lib.samplers.stochastic import Ancestral, EulerMaruyama, ExponentialEuler, ReverseDiffusion
 from sde_lib.samplers.unipc import UniPC
+from sde_lib.samplers.weak import weak_error
 
 __all__ = [
     "DDIM",
@@ -64,4 +65,5 @@ __all__ = [
     "in_t",
     "langevin",
     "sample",
+    "weak_error",
 ]

@@ -56,6 +56,11 @@ class DEIS(LinearSampler):
         """A run shorter than its order never reaches it."""
         return self.order
 
+    @property
+    def convergence(self) -> int:  # type: ignore[override]  # depends on the order
+        """The polynomial's."""
+        return self.order
+
     def update(self, sde: SDE, times: Any) -> Table:
         t, t_next = times[:-1], times[1:]
         xp, log_snr = sde.namespace(t), sde.log_snr(times)
@@ -103,6 +108,11 @@ class IPNDM(LinearSampler):
     def least_steps(self) -> int:  # type: ignore[override]  # depends on the order
         """A run shorter than its order never reaches it."""
         return self.order
+
+    @property
+    def convergence(self) -> int:  # type: ignore[override]  # depends on the order
+        """2 at most: see above."""
+        return min(self.order, 2)
 
     def update(self, sde: SDE, times: Any) -> Table:
         t, t_next = times[:-1], times[1:]

@@ -72,6 +72,7 @@ class DPMSolverPP2M(LinearSampler):
 
     grid: Grid = UniformLogSNR()  # noqa: RUF009 - immutable
     least_steps: ClassVar[int] = 2
+    convergence: ClassVar[int] = 2
 
     def update(self, sde: SDE, times: Any) -> Table:
         t, t_next = times[:-1], times[1:]
@@ -91,6 +92,7 @@ class DPMSolverPP3M(LinearSampler):
 
     grid: Grid = UniformLogSNR()  # noqa: RUF009 - immutable
     least_steps: ClassVar[int] = 3
+    convergence: ClassVar[int] = 3
     second_derivative: ClassVar[float] = 2.0
 
     def update(self, sde: SDE, times: Any) -> Table:
@@ -110,6 +112,7 @@ class DPMSolverPP3M(LinearSampler):
 class DPMSolverPP3MPublished(DPMSolverPP3M):
     """DPM-Solver++(3M) as its authors' code and those that follow it have it, D'' without the factor 2: order 2, not 3."""
 
+    convergence: ClassVar[int] = 2
     second_derivative: ClassVar[float] = 1.0
 
 
@@ -147,6 +150,7 @@ class SDEDPMSolverPP2M(SDEDPMSolverPP1):
     """
 
     least_steps: ClassVar[int] = 2
+    convergence: ClassVar[int] = 2
 
     def update(self, sde: SDE, times: Any) -> Table:
         a, gain, c = self._first_order(sde, times)

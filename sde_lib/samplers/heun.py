@@ -30,6 +30,7 @@ class Heun(LinearSampler):
     churn_noise: float = 1.0
 
     calls_per_step: ClassVar[int] = 2
+    convergence: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         for name in ("churn", "churn_min", "churn_noise"):

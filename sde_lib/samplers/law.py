@@ -4,6 +4,7 @@ On N(m, C) the denoiser is affine in x, so every sampler that is a table (`linea
 covariance follow a recursion, here in float64.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,29 +13,40 @@ from sde_lib.conversions import denoiser
 from sde_lib.samplers.linear import LinearSampler, table_of
 from sde_lib.sde import SDE
 
+# At half log SNR lambda the scale and the bias that turn the exact noise e = -sigma s into scale e + bias, the same for each entry.
+ScoreError = Callable[[float], tuple[float, float]]
 
-def gaussian_law(sampler: LinearSampler, sde: SDE, mean: Any, covariance: Any, *, prior: Any = None) -> tuple[np.ndarray, np.ndarray]:
-    """(mean (d,), covariance (d, d)) of the sampler's result with the exact score of data N(mean, covariance).
+
+def exact(half_log_snr: float) -> tuple[float, float]:
+    """No error."""
+    return 1.0, 0.0
+
+
+def gaussian_law(
+    sampler: LinearSampler, sde: SDE, mean: Any, covariance: Any, *, prior: Any = None, error: ScoreError = exact
+) -> tuple[np.ndarray, np.ndarray]:
+    """(mean (d,), covariance (d, d)) of the sampler's result with the exact score of data N(mean, covariance), or with one in error.
 
     prior: (mean, standard deviation of the isotropic) law of x at t_max; default the exact one of the diffused data, which leaves the
-    error of the steps alone. (0, sde.sigma(sde.t_max)) is what `sample` starts from by default.
+    error of the steps and of the score. (0, sde.sigma(sde.t_max)) is what `sample` starts from by default.
+    error: of the score, by half log SNR; the bias is along every principal axis.
     """
     values, basis, mu = _principal(mean, covariance)
-    centre, variance = _principal_law(sampler, sde, values, mu, prior)
+    centre, variance = _principal_law(sampler, sde, values, mu, prior, error)
     return basis @ centre, (basis * variance) @ basis.T
 
 
-def gaussian_kl(sampler: LinearSampler, sde: SDE, mean: Any, covariance: Any, *, prior: Any = None) -> float:
+def gaussian_kl(sampler: LinearSampler, sde: SDE, mean: Any, covariance: Any, *, prior: Any = None, error: ScoreError = exact) -> float:
     """KL(the sampler's law || the data at t_min) in nats, of data N(mean, covariance); see `gaussian_law`.
 
     Without the final denoising: a denoised sample is no draw from the data at t_min.
     """
     values, _, mu = _principal(mean, covariance)
-    centre, variance = _principal_law(sampler, sde, values, mu, prior)
+    centre, variance = _principal_law(sampler, sde, values, mu, prior, error)
     alpha, sigma = sde.alpha(sde.t_min), sde.sigma(sde.t_min)
-    exact = alpha**2 * values + sigma**2
-    excess = variance / exact - 1
-    return float(0.5 * np.sum(excess - np.log1p(excess) + (centre - alpha * mu) ** 2 / exact))
+    total = alpha**2 * values + sigma**2
+    excess = variance / total - 1
+    return float(0.5 * np.sum(excess - np.log1p(excess) + (centre - alpha * mu) ** 2 / total))
 
 
 def _principal(mean: Any, covariance: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -44,7 +56,7 @@ def _principal(mean: Any, covariance: Any) -> tuple[np.ndarray, np.ndarray, np.n
 
 
 def _principal_law(
-    sampler: LinearSampler, sde: SDE, values: np.ndarray, mu: np.ndarray, prior: tuple[Any, float] | None
+    sampler: LinearSampler, sde: SDE, values: np.ndarray, mu: np.ndarray, prior: tuple[Any, float] | None, error: ScoreError
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and variance of the result along each principal axis."""
     table = table_of(sampler, sde)
@@ -56,7 +68,7 @@ def _principal_law(
     centre[:, 0] = alpha * mu if prior is None else prior[0]
     spread[:, 0, 0] = alpha**2 * values + sigma**2 if prior is None else prior[1] ** 2
     for i, t in enumerate(table.t):
-        gain, offset = _affine(sde, t, values, mu, predicts_denoiser)
+        gain, offset = _affine(sde, t, values, mu, predicts_denoiser, error)
         point = np.eye(depth)[0] if table.point is None else np.concatenate([[table.point.p[i]], table.point.q[i]])
         model = gain[:, None] * point  # M = model . state + offset
         step = np.zeros((len(values), depth, depth))
@@ -73,14 +85,18 @@ def _principal_law(
         spread[:, 0, 0] += 0.0 if table.c is None else table.c[i] ** 2
     mean, variance = centre[:, 0], spread[:, 0, 0]
     if sampler.denoise:
-        gain, offset = _affine(sde, table.t_next[-1], values, mu, denoised=True)
+        gain, offset = _affine(sde, table.t_next[-1], values, mu, True, error)
         mean, variance = gain * mean + offset, gain**2 * variance
     return mean, variance
 
 
-def _affine(sde: SDE, t: Any, values: np.ndarray, mu: np.ndarray, denoised: bool) -> tuple[np.ndarray, np.ndarray]:
+def _affine(sde: SDE, t: Any, values: np.ndarray, mu: np.ndarray, denoised: bool, error: ScoreError) -> tuple[np.ndarray, np.ndarray]:
     """Gain and offset of the denoiser, or of the noise, along each axis: E[x_0 | x] = mu + alpha v (x - alpha mu)/(alpha² v + sigma²)."""
     alpha, sigma = sde.alpha(t), sde.sigma(t)
     total = alpha**2 * values + sigma**2
-    gain = alpha * values / total if denoised else sigma / total
-    return gain, (mu if denoised else 0.0) - gain * alpha * mu
+    scale, bias = error(float(np.log(alpha / sigma)))
+    if denoised:  # (x - sigma e)/alpha
+        gain = alpha * values / total
+        return scale * gain + (1 - scale) / alpha, scale * (mu - gain * alpha * mu) - sigma / alpha * bias
+    gain = sigma / total
+    return scale * gain, bias - scale * gain * alpha * mu

@@ -80,6 +80,7 @@ class LinearSampler:
     model: ClassVar[Any] = staticmethod(denoiser)  # a Model: what the table's M is
     calls_per_step: ClassVar[int] = 1
     least_steps: ClassVar[int] = 1  # a multistep method with fewer never reaches its order
+    convergence: ClassVar[int] = 1  # the order in theory, weak where noise is drawn
 
     def update(self, sde: SDE, times: Any) -> Table:
         """The table of the steps between these times, (steps + 1,), decreasing."""

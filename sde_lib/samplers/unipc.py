@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from sde_lib.samplers.exponential import log_snr_steps
 from sde_lib.samplers.grids import Grid, UniformLogSNR
@@ -45,11 +45,14 @@ class UniPC(LinearSampler):
     bh1: bool = False
     corrector: bool = True
 
-    least_steps: ClassVar[int] = 1
-
     def __post_init__(self) -> None:
         if self.order not in (1, 2, 3):
             raise ValueError(f"UniPC: order must be 1, 2 or 3, not {self.order}")
+
+    @property
+    def convergence(self) -> int:  # type: ignore[override]  # depends on the order
+        """p + 1, or p without the corrector."""
+        return self.order + self.corrector
 
     def update(self, sde: SDE, times: Any) -> Table:
         t, t_next = times[:-1], times[1:]

@@ -1,0 +1,148 @@
+"""Every linear sampler on every SDE with exact scores: its order, and the exact KL of its law.
+
+    python benchmarks/order_and_law.py [--json=FILE] [--markdown=FILE]
+
+No number here is from samples:
+
+* KL(law of the result || data at t_min) on a Gaussian in three dimensions, by the exact recursion of `gaussian_kl`, at 8 to 512 steps; and
+  the order that its square root falls with;
+* the order on a mixture: of the distance to a fine solution from the same latents (float64) for samplers without noise; for those with
+  noise the weak order of E[x² - tanh 2x], by the quadrature of `weak_error`.
+
+Takes about four minutes on two CPU cores.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from experiment.samplers import SAMPLERS
+from sde_lib import VE, VP, CosineVP, ExactScore, GaussianMixture, RectifiedFlow, SubVP
+from sde_lib.samplers import EulerMaruyama, Heun, LinearSampler, SDEDPMSolverPP2M, UniformLogSNR, UniPC, gaussian_kl, weak_error
+from sde_lib.samplers.linear import run_linear, table_of
+
+SDES = {"VP": VP(), "SubVP": SubVP(), "VE": VE(), "CosineVP": CosineVP(), "RectifiedFlow": RectifiedFlow()}
+KL_STEPS = (8, 16, 32, 64, 128, 512)
+MEAN, COVARIANCE = [0.4, -0.3, 0.8], [[0.4, 0.15, -0.1], [0.15, 0.3, 0.05], [-0.1, 0.05, 0.6]]
+LINE = ([0.35, 0.65], [-0.8, 0.9], [0.35, 0.5])
+LEFT_OUT = ("annealed_langevin", "heun_churn")  # no order at a fixed number of Langevin steps; churn_min breaks the grid in two
+
+
+def methods() -> dict[str, LinearSampler]:
+    """The table's linear samplers by name, and some of their settings."""
+    named = {name: n.sampler for name, n in SAMPLERS.items() if isinstance(n.sampler, LinearSampler) and name not in LEFT_OUT}
+    more = {
+        "em, eta=0": EulerMaruyama(eta=0.0),
+        "sde_dpmpp_2m, eta=0.5": SDEDPMSolverPP2M(eta=0.5),
+        "heun, churn=5": Heun(churn=5.0),
+    }
+    return {**named, **more}
+
+
+def slope(steps: list[int], errors: list[float]) -> float:
+    return float(-np.polyfit(np.log(steps), np.log(np.abs(errors)), 1)[0])
+
+
+def settled(sampler: LinearSampler) -> int:
+    """From how many steps a Gaussian shows the order. Of a multistep method not too many: its first steps are of lower order."""
+    return {3: 64, 4: 128}.get(sampler.convergence, 256)
+
+
+def draws_noise(sampler: LinearSampler) -> bool:
+    c = table_of(sampler, VP()).c
+    return c is not None and bool(np.any(c > 0))
+
+
+def shown_on(sampler: LinearSampler, name: str) -> object:
+    """The SDE; Euler-Maruyama's first-order error on VE is proportional to sigma_min², and at 0.01 hidden behind the second order."""
+    return VE(sigma_min=1.0) if name == "VE" and isinstance(sampler, EulerMaruyama) else SDES[name]
+
+
+def law(sampler: LinearSampler, name: str) -> dict:
+    """The KL at each number of steps, and the order of its root."""
+    steps = [settled(sampler) * k for k in (1, 2, 4)]
+    roots = [gaussian_kl(replace(sampler, steps=n), shown_on(sampler, name), MEAN, COVARIANCE) ** 0.5 for n in steps]
+    kl = {n: gaussian_kl(replace(sampler, steps=n), SDES[name], MEAN, COVARIANCE) for n in KL_STEPS}
+    return {"order_gaussian": slope(steps, roots), "kl": kl}
+
+
+def strong_orders(name: str, samplers: dict[str, LinearSampler], done: Callable[[], object]) -> dict[str, float]:
+    """Of the samplers without noise, on a mixture in the plane."""
+    with jax.enable_x64(True):
+        data = GaussianMixture(
+            [0.3, 0.5, 0.2], [[-1.0, 0.2], [0.8, 0.9], [0.3, -1.1]], np.stack([s * np.eye(2) for s in (0.1, 0.25, 0.15)])
+        )
+        score_fn, keys = ExactScore(data, SDES[name]), jax.random.split(jax.random.key(0), 16)
+        x = data.at(SDES[name], SDES[name].t_max).sample(jax.random.key(1), 16)
+        run = lambda sampler, n: run_linear(replace(sampler, steps=n), score_fn, x, keys, None, 0)[0]  # noqa: E731
+        fine, orders = run(UniPC(grid=UniformLogSNR()), 1000), {}
+        for method, sampler in samplers.items():
+            errors = [float(jnp.sqrt(jnp.mean((run(sampler, n) - fine) ** 2))) for n in (80, 160, 320)]
+            orders[method] = slope([80, 160, 320], errors)
+            done()
+    return orders
+
+
+def weak_order(sampler: LinearSampler, name: str) -> float:
+    sde = shown_on(sampler, name)
+    errors = [weak_error(replace(sampler, steps=n), sde, *LINE, lambda x: x**2 - np.tanh(2 * x), past=32, nodes=10) for n in (40, 80, 160)]
+    return slope([40, 80, 160], errors)
+
+
+def measure() -> dict[str, dict]:
+    samplers = methods()
+    noisy = {name: sampler for name, sampler in samplers.items() if draws_noise(sampler)}
+    quiet = {name: sampler for name, sampler in samplers.items() if name not in noisy}
+    found: dict[str, dict] = {
+        name: {"theory": s.convergence, "nfe_per_step": s.calls_per_step, "noise": name in noisy, "sdes": {}}
+        for name, s in samplers.items()
+    }
+    with tqdm(total=2 * len(samplers) * len(SDES), disable=None) as bar:
+        for sde in SDES:
+            for name, sampler in samplers.items():
+                found[name]["sdes"][sde] = law(sampler, sde)
+                bar.update()
+            strong = strong_orders(sde, quiet, bar.update)
+            for name, sampler in samplers.items():
+                found[name]["sdes"][sde]["order_mixture"] = strong[name] if name in strong else weak_order(sampler, sde)
+                bar.update(name in noisy)
+    return found
+
+
+def markdown(found: dict[str, dict]) -> str:
+    """Two tables: the orders on every SDE, and the KL on VP."""
+    lines = [f"| sampler | theory | {' | '.join(SDES)} |", "|---" * (2 + len(SDES)) + "|"]
+    for name, row in found.items():
+        cells = [f"{row['sdes'][s]['order_gaussian']:.2f}, {row['sdes'][s]['order_mixture']:.2f}" for s in SDES]
+        lines.append(f"| `{name}` | {row['theory']}{' weak' if row['noise'] else ''} | {' | '.join(cells)} |")
+    lines += ["", f"| sampler | NFE a step | {' | '.join(str(n) for n in KL_STEPS)} |", "|---" * (2 + len(KL_STEPS)) + "|"]
+    for name, row in found.items():
+        lines.append(f"| `{name}` | {row['nfe_per_step']} | {' | '.join(f'{v:.0e}' for v in row['sdes']['VP']['kl'].values())} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", help="write every figure to this file")
+    parser.add_argument("--markdown", help="write the tables to this file")
+    args = parser.parse_args()
+    found = measure()
+    text = markdown(found)
+    print(text)
+    if args.markdown:
+        about = "`python benchmarks/order_and_law.py`: orders on a Gaussian, on a mixture; then the KL in nats on VP at so many steps.\n\n"
+        with open(args.markdown, "w") as file:
+            file.write("# Order and law of every linear sampler\n\n" + about + text + "\n")
+    if args.json:
+        with open(args.json, "w") as file:
+            json.dump({"command": "python benchmarks/order_and_law.py", "jax": jax.__version__, "samplers": found}, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()
