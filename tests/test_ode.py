@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import diffrax
 import jax
 import jax.numpy as jnp
@@ -43,6 +45,9 @@ def test_encode_is_the_exact_map_of_a_gaussian(sde):
     x = data.sample(jax.random.key(0), 8)
     ratio = float(jnp.sqrt(data.at(sde, sde.t_max).variances[0, 0] / data.at(sde, sde.t_min).variances[0, 0]))
     np.testing.assert_allclose(encode(ExactScore(data, sde), x).x, ratio * x, rtol=1e-3)
+    late = replace(sde, t_min=0.3)  # far enough from 0 that an end elsewhere would show
+    ratio = float(jnp.sqrt(data.at(late, late.t_max).variances[0, 0] / data.at(late, 0.3).variances[0, 0]))
+    np.testing.assert_allclose(decode(ExactScore(data, late), ratio * x).x, x, rtol=1e-3)
 
 
 @pytest.mark.parametrize(

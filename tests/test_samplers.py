@@ -9,6 +9,7 @@ import pytest
 
 from sde_lib import VE, VP, EulerMaruyama, ExactScore, PredictorCorrector, ProbabilityFlow, ReverseDiffusion, sample
 from sde_lib.samplers import UniformT
+from sde_lib.samplers.linear import table_of
 from sde_lib.samplers.predictor_corrector import langevin_step_size
 from tests.oracles import SDE_IDS, SDES, normal, random_mixture, two_peaks
 
@@ -143,6 +144,9 @@ def test_frames_are_the_path_and_cost_nothing_else(name):
     assert plain.path is None and plain.nfe == result.nfe
     np.testing.assert_allclose(plain.x, result.x, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(result.path[-1], result.x)
+    start = sample(ProbabilityFlow(), score_fn, key, 6, (2,), frames=2).path[0]  # every sampler starts from the same x_T
+    np.testing.assert_allclose(result.path[0], start, rtol=1e-6)
+    assert 0.5 < np.std(start) < 2.0
     np.testing.assert_allclose(result.times, np.linspace(1.0, 1e-3, 4), rtol=1e-5)
     if name != "ode":  # the same steps, cut off after a third of them, are the second frame
         early = type(sampler)(steps=10)
@@ -211,3 +215,29 @@ def test_block_until_ready_reaches_the_arrays_of_a_result():
     result = sample(EulerMaruyama(steps=2), ExactScore(normal(), VP()), jax.random.key(0), 3, (2,), frames=2)
     leaves = jax.tree.leaves(result)
     assert any(leaf is result.x for leaf in leaves) and any(leaf is result.path for leaf in leaves)
+
+
+def test_each_sample_keeps_its_own_condition_in_any_batch():
+    class Shifted:
+        """The score of N(cond, 0.25 I)."""
+
+        sde = VP()
+
+        def __call__(self, x, t, cond=None):
+            alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
+            return -(x - alpha * cond) / (0.25 * alpha**2 + sigma**2)
+
+    jax.tree_util.register_pytree_node(Shifted, lambda s: ((), None), lambda *_: Shifted())
+    cond = jnp.arange(12.0)[:, None] * jnp.ones((1, 2)) * 10
+    for sampler in (EulerMaruyama(steps=200), ProbabilityFlow(), ProbabilityFlow(per_sample=True)):
+        x = sample(sampler, Shifted(), jax.random.key(0), 12, (2,), cond=cond, batch_size=5).x
+        np.testing.assert_allclose(x, cond, atol=3.0)
+
+
+def test_the_corrector_s_scale_is_song_s():
+    # Algorithm 5 has 2 alpha_i (r |z|/|s|)² with alpha_i = 1 - beta_i, beta_i = beta(t_i)/N; algorithm 4, for VE, has no alpha.
+    sampler, sde = PredictorCorrector(steps=1000, snr=0.2), VP()
+    table = table_of(EulerMaruyama(steps=1000), sde)
+    beta = sde.beta_min + table.t * (sde.beta_max - sde.beta_min)
+    np.testing.assert_allclose(sampler.scale(sde, table) / 0.2**2, 1 - beta / 1000, atol=3e-4)
+    np.testing.assert_allclose(sampler.scale(VE(), table_of(EulerMaruyama(steps=1000), VE())), 0.2**2, rtol=1e-12)

@@ -72,7 +72,9 @@ def test_sub_vp_sigma_near_zero_keeps_its_digits_in_float32():
     np.testing.assert_allclose(VP().sigma(t), np.sqrt(1.0009945e-6), rtol=1e-5)
 
 
-@pytest.mark.parametrize("sde, std", [(VP(), 0.9999784), (SubVP(), 0.9999568), (VE(), 50.0), (VE(sigma_max=7.0), 7.0)], ids=str)
+@pytest.mark.parametrize(
+    "sde, std", [(VP(), 0.9999784), (SubVP(), 0.9999568), (VE(), 50.0), (VE(sigma_max=7.0), 7.0), (VP(t_max=0.5), 0.9596542)], ids=str
+)
 def test_the_prior_has_the_sde_s_last_sigma(sde, std):
     x = sde.prior((3, 2)).sample(jax.random.key(0), 40_000)
     np.testing.assert_allclose(jnp.std(x), std, rtol=5 / np.sqrt(2 * x.size))

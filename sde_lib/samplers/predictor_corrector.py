@@ -93,13 +93,13 @@ class PredictorCorrector:
             raise ValueError(f"PredictorCorrector cannot spend {nfe} score calls: a step takes {1 + self.corrector_steps}")
         return replace(self, steps=steps)
 
+    def scale(self, sde: SDE, table: Table) -> Any:
+        """(alpha_i/alpha_{i+1})² snr² of each row: of VP, snr² times Song's 1 - beta_i."""
+        return (sde.alpha(table.t) / sde.alpha(table.t_next) * self.snr) ** 2
+
     def run(self, score_fn: ScoreFn, x: jax.Array, keys: jax.Array, cond: Any, frames: int) -> Samples:
         """See `sde_lib.samplers.base.Sampler`."""
-
-        def scale(sde: SDE, table: Table) -> Any:
-            return (sde.alpha(table.t) / sde.alpha(table.t_next) * self.snr) ** 2
-
         sampler = replace(self.predictor, steps=self.steps, grid=self.grid, denoise=self.denoise)
         corrector = _LangevinCorrector(self.corrector_steps)
-        x, path, times = run_linear(sampler, score_fn, x, keys, cond, frames, correct=corrector, correction=scale)
+        x, path, times = run_linear(sampler, score_fn, x, keys, cond, frames, correct=corrector, correction=self.scale)
         return Samples(x, self.nfe, path, times)
