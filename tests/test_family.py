@@ -352,3 +352,16 @@ def test_under_jit_the_tables_are_traced_and_agree(sde):
         plain = sample(sampler, score_fn, key, 4, (2,)).x
         jitted = jax.jit(lambda score_fn, sampler=sampler: sample(sampler, score_fn, key, 4, (2,)).x)(score_fn)
         np.testing.assert_allclose(plain, jitted, rtol=2e-2, atol=2e-2)
+
+
+def test_ddim_s_noise_is_the_paper_s():
+    # Song et al. 2021, arXiv:2010.02502, eq. 16 in their alpha-bar = alpha², for each eta; and eq. 12 for x.
+    sde, t = VP(), np.array([0.9, 0.5, 0.2])
+    bar, bar_next = sde.alpha(t[:-1]) ** 2, sde.alpha(t[1:]) ** 2
+    for eta in (0.0, 0.3, 1.0):
+        noise = eta * np.sqrt((1 - bar_next) / (1 - bar)) * np.sqrt(1 - bar / bar_next)
+        table = DDIM(eta=eta).update(sde, t)
+        np.testing.assert_allclose(table.c, noise, rtol=1e-9, atol=1e-12)
+        direction = np.sqrt(1 - bar_next - noise**2)  # x' = sqrt(bar') D + direction e + noise z, e = (x - sqrt(bar) D)/sqrt(1 - bar)
+        np.testing.assert_allclose(table.a, direction / np.sqrt(1 - bar), rtol=1e-9)
+        np.testing.assert_allclose(table.b[:, 0], np.sqrt(bar_next) - direction * np.sqrt(bar / (1 - bar)), rtol=1e-9)
