@@ -54,6 +54,7 @@ FAMILY = {
     "sde_dpmpp_2m, eta 0.5": Method(SDEDPMSolverPP2M(eta=0.5), 2, True),
     "sde_dpmpp_2m, eta 1.4": Method(SDEDPMSolverPP2M(eta=1.4), 2, True),
     "sde_dpmpp_2m_heun": Method(SDEDPMSolverPP2MHeun(), 2, True),
+    "sde_dpmpp_2m_heun, eta 0.5": Method(SDEDPMSolverPP2MHeun(eta=0.5), 2, True),
     "deis_t, order 2": Method(DEIS(order=2), 2),
     "deis_t": Method(DEIS(), 3, settled=64),
     "deis_rho": Method(DEIS(variable=in_rho), 3),

@@ -234,7 +234,7 @@ def test_edm_s_published_noise_levels():
 
 def test_churn_is_edm_s_stochastic_sampler():
     # Algorithm 2 of Karras et al. 2022, step by step, its noise taken from the table's own streams by running it without data.
-    sde, steps, churn = VE(sigma_min=0.02, sigma_max=20.0), 6, 3.0
+    sde, steps, churn = VE(sigma_min=0.02, sigma_max=20.0), 6, 1.2
     table = table_of(Heun(steps=steps, churn=churn, churn_noise=1.007), sde)
     sigma = sde.sigma(Karras()(sde, steps))
     gamma = min(churn / steps, np.sqrt(2) - 1)
@@ -365,3 +365,12 @@ def test_ddim_s_noise_is_the_paper_s():
         direction = np.sqrt(1 - bar_next - noise**2)  # x' = sqrt(bar') D + direction e + noise z, e = (x - sqrt(bar) D)/sqrt(1 - bar)
         np.testing.assert_allclose(table.a, direction / np.sqrt(1 - bar), rtol=1e-9)
         np.testing.assert_allclose(table.b[:, 0], np.sqrt(bar_next) - direction * np.sqrt(bar / (1 - bar)), rtol=1e-9)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_ipndm_s_weights_integrate_polynomials(order):
+    # Adams-Bashforth: sum_j w_j (-j)^m = int_0^1 u^m du = 1/(m + 1) for as many m as there are calls to go by.
+    b = table_of(IPNDM(order=order, steps=8), VP()).b
+    for i, weights in enumerate(b / b.sum(axis=1, keepdims=True)):
+        for m in range(min(order, i + 1)):
+            np.testing.assert_allclose(weights @ (-np.arange(order, dtype=float)) ** m, 1 / (m + 1), rtol=1e-12)
