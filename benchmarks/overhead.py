@@ -1,8 +1,8 @@
-"""What the samplers cost beyond their score calls, as ratios within one run: python benchmarks/overhead.py [--batch=64] [--steps=200].
+"""What the samplers cost beyond their score calls, as ratios within one run: python benchmarks/overhead.py [--batch=64] [--nfe=200].
 
 Prints, for the network of configs/digits.py, untrained:
 
-* each fixed-step sampler: time / (score calls x time of one jitted score call);
+* each kind of fixed-step sampler: time / (score calls x time of one jitted score call);
 * the ODE sampler, and the likelihood with one probe: time per NFE over the same;
 * how often Python traced the network over three checkpoints, all samplers and the likelihood, for one batch shape;
 
@@ -11,7 +11,7 @@ and, with the exact score of a Gaussian on a state of 1 MiB, of which 1,000 kept
 * peak memory of a sampling process with 1,000 steps over one with 10.
 
 The machine may be shared, so every ratio is a median over rounds, in each of which it is taken against score calls just before and after.
-Takes about five minutes on two CPU cores.
+Takes about seven minutes on two CPU cores.
 """
 
 import argparse
@@ -41,10 +41,10 @@ from sde_lib import (
     NetworkScore,
     PredictorCorrector,
     ProbabilityFlow,
-    ReverseDiffusion,
     log_prob,
     sample,
 )
+from sde_lib.samplers import DEIS, IPNDM, DPMSolverPP3M, Heun, SDEDPMSolverPP2M, UniPC
 
 STATE = (4096, 64)  # float32: 1 MiB
 
@@ -72,13 +72,19 @@ def checkpoints(count: int, traces: list) -> tuple[list[NetworkScore], tuple[int
     return scores, tuple(dataset.shape)
 
 
-def samplers(steps: int) -> dict:
-    return {
-        "em": EulerMaruyama(steps=steps),
-        "reverse_diffusion": ReverseDiffusion(steps=steps),
-        "pc": PredictorCorrector(steps=steps // 2),
-        "ode": ProbabilityFlow(rtol=1e-3, atol=1e-3),
+def samplers(nfe: int) -> dict:
+    """One of each kind of table: with and without noise, with one to three earlier calls, calls elsewhere than at x, a corrector."""
+    kinds = {
+        "em": EulerMaruyama(),
+        "pc": PredictorCorrector(),
+        "sde_dpmpp_2m": SDEDPMSolverPP2M(),
+        "dpmpp_3m": DPMSolverPP3M(),
+        "deis_t": DEIS(),
+        "ipndm": IPNDM(),
+        "unipc": UniPC(),
+        "heun": Heun(),
     }
+    return {**{name: sampler.at_nfe(nfe) for name, sampler in kinds.items()}, "ode": ProbabilityFlow(rtol=1e-3, atol=1e-3)}
 
 
 def seconds(run: Callable) -> float:
@@ -87,15 +93,15 @@ def seconds(run: Callable) -> float:
     return time.perf_counter() - start
 
 
-def measure(batch: int, steps: int, rounds: int) -> dict:
+def measure(batch: int, calls_each: int, rounds: int) -> dict:
     """Every time per score call, as a ratio to one jitted score call; and the traces of three checkpoints."""
     traces: list = []
     scores, shape = checkpoints(3, traces)
     key, x = jax.random.key(0), jax.random.normal(jax.random.key(1), (batch, *shape))
-    score_call, calls, t = jax.jit(lambda score_fn, x, t: score_fn(x, t)), max(steps // 4, 1), jnp.float32(0.5)
+    score_call, calls, t = jax.jit(lambda score_fn, x, t: score_fn(x, t)), max(calls_each // 4, 1), jnp.float32(0.5)
 
     def uses(score_fn: NetworkScore) -> dict[str, Callable]:
-        drawn = {name: lambda s=s: sample(s, score_fn, key, batch, shape) for name, s in samplers(steps).items()}
+        drawn = {name: lambda s=s: sample(s, score_fn, key, batch, shape) for name, s in samplers(calls_each).items()}
         return {**drawn, "likelihood": lambda: log_prob(score_fn, x, key, divergence=Hutchinson(probes=1), rtol=1e-3, atol=1e-3)}
 
     def one_call() -> float:
@@ -139,7 +145,7 @@ def peak_mib(steps: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--nfe", type=int, default=200, help="score calls of each fixed-step sampler, an even number")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", help="also write the figures to this file")
     parser.add_argument("--peak", type=int, help=argparse.SUPPRESS)
@@ -149,7 +155,7 @@ def main() -> None:
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
         return
     memory = {steps: statistics.median(peak_mib(steps) for _ in range(3)) for steps in (10, 1000)}
-    found = measure(args.batch, args.steps, args.rounds)
+    found = measure(args.batch, args.nfe, args.rounds)
     found |= {"peak_mib": memory, "device": jax.devices()[0].device_kind, "machine": platform.machine(), "jax": jax.__version__}
     print(f"time per score call, over one jitted score call (batch {args.batch}, median and range of {args.rounds} rounds)")
     for name, ratio in found["ratios"].items():
