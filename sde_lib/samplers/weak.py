@@ -1,22 +1,23 @@
 """The weak error of a linear sampler on a mixture on the line: no samples, no Monte Carlo.
 
 With an exact score a sampler's rows (`linear.py`) make a Markov chain in x and the last value M of the model, so that the expectation of a
-function of the result follows backwards, by quadrature over each row's noise and splines between the points of a grid:
+function of the result follows backwards, by quadrature over each row's noise and polynomials between the points of a grid:
 
     v_N(x, M) = phi(x),     v_i(x, M) = E_z v_{i+1}(a x + b_0 D + b_1 M + c z, D),  D = D(p x + q M, t_i)
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from scipy.interpolate import CubicSpline, RectBivariateSpline
 
 from sde_lib.conversions import denoiser
 from sde_lib.samplers.linear import LinearSampler, table_of
 from sde_lib.sde import SDE
 
 _WIDTH = 9.0  # of every grid, in standard deviations
+_STENCIL = np.arange(6)
 
 
 def weak_error(
@@ -58,9 +59,10 @@ def weak_error(
         e = x if table.point is None else table.point.p[i] * x + (table.point.q[i, 0] * m if depth == 2 else 0.0)
         d = _denoise(sde, table.t[i], e, weights, means, stds)
         after = (table.a[i] * x + table.b[i, 0] * d + b1[i] * m)[..., None] + c[i] * z
-        expected = value(after, np.broadcast_to(d[..., None], after.shape)) @ weight
-        value = _spline(grid, memory, expected)
-    start = _mixture_mean(sde, table.t[0], weights, means, stds, lambda x: value(x, np.zeros_like(x)))  # no row looks back beyond the first
+        expected = value(after, d) @ weight
+        value = _interpolant(grid, memory, expected)
+    # No row looks back beyond the first, so any M will do.
+    start = _mixture_mean(sde, table.t[0], weights, means, stds, lambda x: value(x, np.zeros(x.shape[:-1])))
     return float(start - _mixture_mean(sde, sde.t_min, weights, means, stds, function))
 
 
@@ -84,13 +86,30 @@ def _denoise(sde: SDE, t: Any, x: np.ndarray, weights: np.ndarray, means: np.nda
     return (share * (means + alpha * stds**2 / variance * apart)).sum(-1) / share.sum(-1)
 
 
-def _spline(grid: np.ndarray, memory: np.ndarray, values: np.ndarray) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """Through the values, held constant beyond the grid."""
-    if len(memory) == 1:
-        line = CubicSpline(grid, values[:, 0])
-        return lambda x, m: line(np.clip(x, grid[0], grid[-1]))
-    surface = RectBivariateSpline(grid, memory, values)
-    return lambda x, m: surface.ev(np.clip(x, grid[0], grid[-1]), np.clip(m, memory[0], memory[-1]))
+def _interpolant(grid: np.ndarray, memory: np.ndarray, values: np.ndarray) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """Through the values, by the polynomial of degree 5 of the nearest points in each direction; held constant beyond the grid."""
+
+    def value(x: np.ndarray, m: np.ndarray) -> np.ndarray:
+        """x (..., nodes), m (...)."""
+        if len(memory) == 1:
+            lines = np.broadcast_to(values[:, 0], (*m.shape, len(grid)))
+        else:
+            j, of_m = _lagrange(memory, m)
+            lines = np.einsum("x...b,...b->...x", values[:, j[..., None] + _STENCIL], of_m)
+        i, of_x = _lagrange(grid, x)
+        near = np.take_along_axis(lines, (i[..., None] + _STENCIL).reshape(*m.shape, -1), axis=-1)
+        return (near.reshape(of_x.shape) * of_x).sum(-1)
+
+    return value
+
+
+def _lagrange(points: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The first of the six evenly spaced points about each x, and their weights (..., 6)."""
+    place = np.clip((x - points[0]) / (points[1] - points[0]), 0, len(points) - 1)
+    first = np.clip(np.floor(place).astype(int) - 2, 0, len(points) - len(_STENCIL))
+    apart = place - first
+    weights = [math.prod((apart - j) / (k - j) for j in _STENCIL if j != k) for k in _STENCIL]
+    return first, np.stack(weights, axis=-1)
 
 
 def _mixture_mean(
