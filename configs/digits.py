@@ -23,6 +23,7 @@ def get_config() -> ConfigDict:
     config.train.steps = 3000
     config.train.batch_size = 64
     config.train.lr = 2e-3
+    config.sample.steps = 300
     config.sample.rtol = 1e-4
     config.sample.atol = 1e-4
     config.eval.rtol = 1e-4
