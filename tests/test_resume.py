@@ -169,6 +169,15 @@ def test_a_damaged_checkpoint_falls_back(copied: Path, like: Any, damage: str) -
     assert len(files) > 20 and int(state_of(copied, like)["step"]) == 400
 
 
+def test_a_name_that_changes_in_the_digests_is_damage(copied: Path, like: Any) -> None:
+    """Wherever its byte falls: a name that is no item's would leave its file unchecked."""
+    digests = copied / "checkpoints" / "400" / "sha256.json"
+    digests.write_text(digests.read_text().replace('"params/', '"pArams/', 1))
+    lines: list[str] = []
+    assert int(state_of(copied, like, lines)["step"]) == 388
+    assert len(lines) == 1 and "sha256.json is not whole" in lines[0]
+
+
 def test_what_orbax_does_not_see_the_digests_see(copied: Path, like: Any) -> None:
     """Weights of another step, as whole as any; and a checkpoint under another step's number."""
     checkpoints = copied / "checkpoints"
