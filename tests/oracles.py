@@ -1,8 +1,11 @@
 """Exact targets that tests share: the same shapes throughout, so that they share compiled code too."""
 
+from typing import ClassVar
+
+import jax
 import numpy as np
 
-from sde_lib import VE, VP, GaussianMixture, SubVP
+from sde_lib import VE, VP, ExactScore, GaussianMixture, SubVP
 from sde_lib.sde import CosineVP, RectifiedFlow
 
 SDES = [VP(), SubVP(), VE()]
@@ -29,3 +32,25 @@ def two_peaks(weight: float = 0.8, distance: float = 2.0, std: float = 0.25) -> 
 def normal(std: float = 0.5, d: int = 2) -> GaussianMixture:
     """N(0, std² I), written with two components so that it compiles with `two_peaks`."""
     return GaussianMixture([0.5, 0.5], np.zeros((2, d)), np.broadcast_to(std**2 * np.eye(d), (2, d, d)))
+
+
+class CountingScore:
+    """The score of `normal()` under VP that reports each of its calls from inside the compiled sampler."""
+
+    sde = VP()
+    calls: ClassVar[list[int]] = []
+
+    def __call__(self, x, t, cond=None):
+        jax.debug.callback(lambda: self.calls.append(1))
+        return ExactScore(normal(), self.sde)(x, t)
+
+
+jax.tree_util.register_pytree_node(CountingScore, lambda s: ((), None), lambda *_: CountingScore())
+
+
+def calls_of(run) -> tuple[int, int]:
+    """(calls of the score as counted, nfe of the result) of run(score)."""
+    CountingScore.calls.clear()
+    nfe = run(CountingScore()).nfe
+    jax.effects_barrier()
+    return len(CountingScore.calls), nfe
