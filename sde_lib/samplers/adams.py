@@ -30,7 +30,26 @@ def in_log_snr(sde: SDE, log_snr: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class DEIS(LinearSampler):
+class _Multistep(LinearSampler):
+    """What goes by the noise of the last `order` calls."""
+
+    grid: Grid = UniformLogSNR()  # noqa: RUF009 - immutable
+    order: int = 3
+
+    model: ClassVar[Any] = staticmethod(noise)
+
+    def __post_init__(self) -> None:
+        if self.order not in (1, 2, 3, 4):
+            raise ValueError(f"{type(self).__name__}: order must be 1, 2, 3 or 4, not {self.order}")
+
+    @property
+    def least_steps(self) -> int:  # type: ignore[override]  # depends on the order
+        """A run shorter than its order never reaches it."""
+        return self.order
+
+
+@dataclass(frozen=True)
+class DEIS(_Multistep):
     """The noise as a polynomial through the last calls, integrated exactly (Zhang & Chen 2023, arXiv:2204.13902, eq. 14 and 15).
 
     C_j = alpha_s int_{rho_t}^{rho_s} l_j d rho, with l_j the Lagrange polynomials of the last `order` calls. The first steps have
@@ -41,20 +60,7 @@ class DEIS(LinearSampler):
         variable: what it is a polynomial in: `in_t`, `in_rho` or `in_log_snr`.
     """
 
-    grid: Grid = UniformLogSNR()  # noqa: RUF009 - immutable
-    order: int = 3
     variable: Callable[[SDE, Any], Any] = in_t
-
-    model: ClassVar[Any] = staticmethod(noise)
-
-    def __post_init__(self) -> None:
-        if self.order not in (1, 2, 3, 4):
-            raise ValueError(f"DEIS: order must be 1, 2, 3 or 4, not {self.order}")
-
-    @property
-    def least_steps(self) -> int:  # type: ignore[override]  # depends on the order
-        """A run shorter than its order never reaches it."""
-        return self.order
 
     @property
     def convergence(self) -> int:  # type: ignore[override]  # depends on the order
@@ -82,32 +88,21 @@ class DEIS(LinearSampler):
 
 
 @dataclass(frozen=True)
-class IPNDM(LinearSampler):
+class IPNDM(_Multistep):
     """DDIM's step with Adams-Bashforth's classic weights on the noise (Liu et al. 2022, arXiv:2202.09778; Zhang & Chen 2023, section 3.3).
 
     e = {e; 3/2, -1/2; 23/12, -16/12, 5/12; 55/24, -59/24, 37/24, -9/24}, as many as there have been calls, up to `order`. Those weights
     are exact for equal steps of a variable that the step is not linear in: order 2 at most, and still among the best at ten calls.
     """
 
-    grid: Grid = UniformLogSNR()  # noqa: RUF009 - immutable
     order: int = 4
 
-    model: ClassVar[Any] = staticmethod(noise)
     _WEIGHTS: ClassVar[tuple[tuple[float, ...], ...]] = (
         (1.0, 0.0, 0.0, 0.0),
         (3 / 2, -1 / 2, 0.0, 0.0),
         (23 / 12, -16 / 12, 5 / 12, 0.0),
         (55 / 24, -59 / 24, 37 / 24, -9 / 24),
     )
-
-    def __post_init__(self) -> None:
-        if self.order not in (1, 2, 3, 4):
-            raise ValueError(f"IPNDM: order must be 1, 2, 3 or 4, not {self.order}")
-
-    @property
-    def least_steps(self) -> int:  # type: ignore[override]  # depends on the order
-        """A run shorter than its order never reaches it."""
-        return self.order
 
     @property
     def convergence(self) -> int:  # type: ignore[override]  # depends on the order
