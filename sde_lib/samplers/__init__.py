@@ -20,6 +20,7 @@ from sde_lib.samplers.law import gaussian_kl, gaussian_law
 from sde_lib.samplers.linear import LinearSampler, Table
 from sde_lib.samplers.ode import ProbabilityFlow, decode, encode
 from sde_lib.samplers.predictor_corrector import PredictorCorrector
+from sde_lib.samplers.sa_solver import SASolver
 from sde_lib.samplers.stochastic import Ancestral, EulerMaruyama, ExponentialEuler, ReverseDiffusion
 from sde_lib.samplers.unipc import UniPC
 from sde_lib.samplers.weak import weak_error
@@ -46,6 +47,7 @@ __all__ = [
     "ProbabilityFlow",
     "Quadratic",
     "ReverseDiffusion",
+    "SASolver",
     "SDEDPMSolverPP1",
     "SDEDPMSolverPP2M",
     "SDEDPMSolverPP2MHeun",

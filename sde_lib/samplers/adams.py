@@ -1,5 +1,6 @@
 """Adams-Bashforth methods in the noise: x_s = (alpha_s/alpha_t) x + sum_j C_j e_{-j}, with rho = sigma/alpha and e = E[eps | x]."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -11,7 +12,16 @@ from sde_lib.samplers.grids import Grid, UniformLogSNR
 from sde_lib.samplers.linear import LinearSampler, Table
 from sde_lib.sde import SDE
 
-_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(32)
+NODES, WEIGHTS = np.polynomial.legendre.leggauss(32)
+
+
+def lagrange_integrals(xp: Any, nodes: Any, weights: Any, calls: list[Any], width: int) -> Any:
+    """The quadrature of each Lagrange polynomial through the calls' places, then zeros: (width,)."""
+    integrals = []
+    for j, u in enumerate(calls):
+        others = [(nodes - v) / (u - v) for k, v in enumerate(calls) if k != j]
+        integrals.append(xp.sum(math.prod(others, start=weights)))
+    return xp.stack(integrals + [xp.zeros(())] * (width - len(calls)))
 
 
 def in_t(sde: SDE, log_snr: Any) -> Any:
@@ -71,19 +81,13 @@ class DEIS(_Multistep):
         t, t_next = times[:-1], times[1:]
         xp, log_snr = sde.namespace(t), sde.log_snr(times)
         middle, half = 0.5 * (log_snr[1:] + log_snr[:-1]), 0.5 * (log_snr[1:] - log_snr[:-1])
-        inner = middle[:, None] + half[:, None] * _NODES[None]
-        d_rho = -0.5 * half[:, None] * _WEIGHTS[None] * xp.exp(-0.5 * inner)
+        inner = middle[:, None] + half[:, None] * NODES[None]
+        d_rho = -0.5 * half[:, None] * WEIGHTS[None] * xp.exp(-0.5 * inner)
         at_nodes, at_calls = self.variable(sde, inner), self.variable(sde, log_snr)
         steps, alpha, rows = len(t), sde.alpha(t_next), []
         for i in range(steps):
             known = [at_calls[i - j] for j in range(min(self.order, i + 1))]
-            weights = [
-                xp.sum(d_rho[i] * xp.prod(xp.stack([(at_nodes[i] - v) / (u - v) for k, v in enumerate(known) if k != j]), axis=0))
-                if len(known) > 1
-                else xp.sum(d_rho[i])
-                for j, u in enumerate(known)
-            ]
-            rows.append(alpha[i] * xp.stack(weights + [xp.zeros(())] * (self.order - len(known))))
+            rows.append(alpha[i] * lagrange_integrals(xp, at_nodes[i], d_rho[i], known, self.order))
         return Table(t, t_next, alpha / sde.alpha(t), xp.stack(rows))
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from sde_lib.samplers.exponential import log_snr_steps
 from sde_lib.samplers.grids import Grid, UniformLogSNR
-from sde_lib.samplers.linear import LinearSampler, Point, Table
+from sde_lib.samplers.linear import LinearSampler, Table
 from sde_lib.sde import SDE
 
 _TERMS = 16
@@ -21,6 +21,19 @@ def _psi(xp: Any, z: Any, j: int) -> Any:
     return xp.where(xp.abs(z) < 1, series, closed)
 
 
+def corrected(sde: SDE, ratio: Any, predict: Any, correct: Any) -> Any:
+    """The weights b (N, K) of rows that go from one predicted point to the next through the corrected one, as no extra call allows.
+
+    predict (N, K): a step's weights of (D, D_{-1}, ..) at the predicted point; correct (N, K): those of (D_s, D, D_{-1}, ..) at the
+    corrected one, both beside ratio x. Where D has been called at the predicted point e, the corrected one is
+    e + sum_j (correct_j - predict_{j-1}) D_{-j}, of the step before; the last point is not corrected.
+    """
+    xp = sde.namespace(ratio)
+    shifted = xp.concatenate([xp.zeros((len(ratio), 1)), predict[:, :-1]], axis=1)
+    change = xp.concatenate([xp.zeros((1, predict.shape[1])), (correct - shifted)[:-1]])
+    return predict + ratio[:, None] * change
+
+
 @dataclass(frozen=True)
 class UniPC(LinearSampler):
     """UniPC-p in the denoiser: order p + 1, or p without the corrector (Zhao et al. 2023, section 3 and appendix A).
@@ -31,8 +44,9 @@ class UniPC(LinearSampler):
         predicted = y - alpha_s B sum_{0 < i < p} rho_i (D_{-i} - D)/r_i
         corrected = y - alpha_s B [sum_{0 < i < p} rho'_i (D_{-i} - D)/r_i + rho'_p (D_s - D)]
 
-    with D_s the denoiser at the predicted point, which is the next step's D: the point that is carried on is corrected, the network is
-    called at predicted points, and the last step is predicted only. rho and rho' solve sum_i rho_i r_i^(j-1) = j! psi_j(-h)/B.
+    with D_s the denoiser at the predicted point, which is the next step's D: a step begins at the corrected point, the network is called
+    at predicted points, which are those of the path, and the last step is predicted only. rho and rho' solve
+    sum_i rho_i r_i^(j-1) = j! psi_j(-h)/B.
 
     Args:
         order: p, 1 to 3. The first steps have fewer calls to go by, and are of lower order.
@@ -56,23 +70,9 @@ class UniPC(LinearSampler):
 
     def update(self, sde: SDE, times: Any) -> Table:
         t, t_next = times[:-1], times[1:]
-        xp, h = sde.namespace(t), log_snr_steps(sde, times)
-        ratio, steps, width = sde.sigma(t_next) / sde.sigma(t), len(t), self.order + 1
-        predict, correct = self._weights(sde, times, h)
-        one = xp.ones(1)
-        none = xp.zeros((1, width))
-        # Row i calls at the point that step i-1 predicts and carries on what step i-1 corrects, both from the corrected point before.
-        point = Point(p=xp.concatenate([one, ratio[:-1]]), q=xp.concatenate([none, predict[:-1]])[:, : self.order])
-        if self.corrector:
-            a, b = xp.concatenate([one, ratio[:-1]]), xp.concatenate([none, correct[:-1]])
-        else:
-            shifted = xp.concatenate([xp.zeros((steps, 1)), predict[:, : self.order]], axis=1)
-            a, b = xp.concatenate([one, ratio[:-1]]), xp.concatenate([none, shifted[:-1]])
-        # The last row also takes the last step.
-        last_a = ratio[-1:] * a[-1:]
-        last_b = ratio[-1] * b[-1:] + predict[-1:]
-        times_after = xp.concatenate([t[:-1], t_next[-1:]])
-        return Table(t, times_after, xp.concatenate([a[:-1], last_a]), xp.concatenate([b[:-1], last_b]), None, point)
+        ratio = sde.sigma(t_next) / sde.sigma(t)
+        predict, correct = self._weights(sde, times, log_snr_steps(sde, times))
+        return Table(t, t_next, ratio, corrected(sde, ratio, predict, correct) if self.corrector else predict)
 
     def _weights(self, sde: SDE, times: Any, h: Any) -> tuple[Any, Any]:
         """Of each step (steps, order + 1): the predictor's of (D, D_{-1}, ..), and the corrector's of (D_s, D, D_{-1}, ..)."""

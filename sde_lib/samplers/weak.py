@@ -1,9 +1,9 @@
 """The weak error of a linear sampler on a mixture on the line: no samples, no Monte Carlo.
 
-With an exact score a sampler's rows (`linear.py`) make a Markov chain in x and the last value M of the model, so that the expectation of a
-function of the result follows backwards, by quadrature over each row's noise and polynomials between the points of a grid:
+With an exact score a sampler's rows (`linear.py`) make a Markov chain in x and the last values M_1, M_2, .. of the model, so that the
+expectation of a function of the result follows backwards, by quadrature over each row's noise and polynomials between grid points:
 
-    v_N(x, M) = phi(x),     v_i(x, M) = E_z v_{i+1}(a x + b_0 D + b_1 M + c z, D),  D = D(p x + q M, t_i)
+    v_N = phi(x),   v_i(x, M_1, M_2, ..) = E_z v_{i+1}(a x + b_0 D + b_1 M_1 + .. + c z, D, M_1, ..),   D = D(p x + q_1 M_1 + .., t_i)
 """
 
 import math
@@ -16,8 +16,11 @@ from sde_lib.conversions import denoiser
 from sde_lib.samplers.linear import LinearSampler, table_of
 from sde_lib.sde import SDE
 
-_WIDTH = 9.0  # of every grid, in standard deviations
+_WIDTH = 9.0  # of the grid in x, in standard deviations
+_MEMORY = 6.0  # of the grids in the model's values
 _STENCIL = np.arange(6)
+
+Value = Callable[[np.ndarray, np.ndarray | None], np.ndarray]
 
 
 def weak_error(
@@ -35,34 +38,35 @@ def weak_error(
     """E[function(x)] of the sampler's result less that of the data at t_min, for a mixture of normals on the line, from the exact p_T.
 
     Args:
-        sampler: one with denoiser rows that look back once at most (K <= 2).
+        sampler: one with rows in the denoiser. The time that this takes grows with past^(K - 1); K = 4 is out of reach.
         weights, means, stds: of the mixture, (k,) each.
-        points, past, nodes: of the grids in x and in M, and of the quadrature over a row's noise.
+        points, past, nodes: of the grids in x and in each M, and of the quadrature over a row's noise.
 
-    Raises ValueError for a sampler that looks further back, or predicts the noise.
+    Raises ValueError for a sampler that goes by the noise.
     """
     table = table_of(sampler, sde)
     rows, depth = table.b.shape
-    if depth > 2 or sampler.model is not denoiser:
-        raise ValueError(f"weak_error: {type(sampler).__name__} looks back more than once, or in the noise")
+    if sampler.model is not denoiser:
+        raise ValueError(f"weak_error: {type(sampler).__name__} goes by the noise")
     weights, means, stds = (np.asarray(v, float) for v in (weights, means, stds))
     z, weight = _normal_quadrature(nodes)
-    b1 = table.b[:, 1] if depth == 2 else np.zeros(rows)
     c = np.zeros(rows) if table.c is None else table.c
-    lowest, highest = means.min() - _WIDTH * stds.max(), means.max() + _WIDTH * stds.max()
-    memory = np.linspace(lowest, highest, past) if depth == 2 else np.zeros(1)
+    memory = np.linspace(means.min() - _MEMORY * stds.max(), means.max() + _MEMORY * stds.max(), past)
 
-    value: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda x, m: function(x)  # noqa: E731
+    def final(x: np.ndarray, m: np.ndarray | None) -> np.ndarray:
+        return function(x)
+
+    value: Value = final
     for i in reversed(range(rows)):
         grid = np.linspace(*_range(sde, table.t[0] if i == 0 else table.t_next[i - 1], means, stds), points)
-        x, m = np.meshgrid(grid, memory, indexing="ij")
-        e = x if table.point is None else table.point.p[i] * x + (table.point.q[i, 0] * m if depth == 2 else 0.0)
+        # x and the values of the model before, the latest first.
+        x, *known = np.meshgrid(grid, *[memory] * (depth - 1), indexing="ij", sparse=True)
+        e = x if table.point is None else table.point.p[i] * x + sum(q * m for q, m in zip(table.point.q[i], known, strict=True))
         d = _denoise(sde, table.t[i], e, weights, means, stds)
-        after = (table.a[i] * x + table.b[i, 0] * d + b1[i] * m)[..., None] + c[i] * z
-        expected = value(after, d) @ weight
-        value = _interpolant(grid, memory, expected)
+        after = table.a[i] * x + sum(b * m for b, m in zip(table.b[i], (d, *known), strict=True))
+        value = _interpolant(grid, memory, value(after[..., None] + c[i] * z, d) @ weight)
     # No row looks back beyond the first, so any M will do.
-    start = _mixture_mean(sde, table.t[0], weights, means, stds, lambda x: value(x, np.zeros(x.shape[:-1])))
+    start = _mixture_mean(sde, table.t[0], weights, means, stds, lambda x: value(x, None))
     return float(start - _mixture_mean(sde, sde.t_min, weights, means, stds, function))
 
 
@@ -86,18 +90,25 @@ def _denoise(sde: SDE, t: Any, x: np.ndarray, weights: np.ndarray, means: np.nda
     return (share * (means + alpha * stds**2 / variance * apart)).sum(-1) / share.sum(-1)
 
 
-def _interpolant(grid: np.ndarray, memory: np.ndarray, values: np.ndarray) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """Through the values, by the polynomial of degree 5 of the nearest points in each direction; held constant beyond the grid."""
+def _interpolant(grid: np.ndarray, memory: np.ndarray, values: np.ndarray) -> Value:
+    """Through the values (points, past, ..), by the polynomial of degree 5 of the nearest points; held constant beyond the grid."""
 
-    def value(x: np.ndarray, m: np.ndarray) -> np.ndarray:
-        """x (..., nodes), m (...)."""
-        if len(memory) == 1:
-            lines = np.broadcast_to(values[:, 0], (*m.shape, len(grid)))
+    def value(x: np.ndarray, m: np.ndarray | None) -> np.ndarray:
+        """x (*shape, nodes), the latest value m of the model (*shape) or with ones in its place; None where it has no effect.
+
+        The axes of shape are x, m and so on of the row before, so that all but the last of them are the earlier values' own.
+        """
+        if values.ndim == 1 or m is None:
+            lines = values.reshape(len(grid), -1)[:, 0]
         else:
             j, of_m = _lagrange(memory, m)
-            lines = np.einsum("x...b,...b->...x", values[:, j[..., None] + _STENCIL], of_m)
+            earlier = np.meshgrid(*[np.arange(len(memory))] * (m.ndim - 1), indexing="ij", sparse=True)[:-1]
+            near_m: Any = (slice(None), j[..., None] + _STENCIL, *(k[None, ..., None] for k in earlier))
+            lines = np.einsum("x...b,...b->...x", values[near_m], of_m)
         i, of_x = _lagrange(grid, x)
-        near = np.take_along_axis(lines, (i[..., None] + _STENCIL).reshape(*m.shape, -1), axis=-1)
+        near = np.take_along_axis(
+            np.broadcast_to(lines, (*x.shape[:-1], len(grid))), (i[..., None] + _STENCIL).reshape(*x.shape[:-1], -1), axis=-1
+        )
         return (near.reshape(of_x.shape) * of_x).sum(-1)
 
     return value
