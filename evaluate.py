@@ -1,6 +1,6 @@
 """Evaluate: python evaluate.py --workdir=runs/digits [--samplers=em,pc,ode] [--n=1024] [--seeds=3] [--nfe=10,20,50].
 
-Writes WORKDIR/report/.
+Writes WORKDIR/report/, or with --exact_score WORKDIR/report_exact_score/.
 """
 
 from absl import flags
@@ -13,6 +13,7 @@ N = flags.DEFINE_integer("n", None, "Samples for each sampler and seed. Default:
 SEEDS = flags.DEFINE_integer("seeds", None, "Sample seeds. Default: config.eval.seeds.")
 SEED = flags.DEFINE_integer("seed", None, "The first of them. Default: config.eval.seed.")
 NFE = flags.DEFINE_list("nfe", [], "Budgets of score calls, for curves of quality over NFE: every fixed-step sampler spends each of them.")
+EXACT_SCORE = flags.DEFINE_bool("exact_score", False, "The data's exact score instead of the network, where their law is known.")
 LIKELIHOOD_N = flags.DEFINE_integer("likelihood_n", None, "Held-out examples. Default: config.eval.likelihood_n.")
 
 
@@ -23,8 +24,8 @@ def main() -> int:
     from experiment.tables import text_table
 
     given = {"n": N.value, "seeds": SEEDS.value, "seed": SEED.value, "likelihood_n": LIKELIHOOD_N.value}
-    run, evaluation = evaluate_run(WORKDIR.value, SAMPLERS.value, given, budgets(NFE.value))
-    path = write_report(run, evaluation, run.workdir / "report")
+    run, evaluation = evaluate_run(WORKDIR.value, SAMPLERS.value, given, budgets(NFE.value), EXACT_SCORE.value)
+    path = write_report(run, evaluation, run.workdir / ("report_exact_score" if EXACT_SCORE.value else "report"))
     print(text_table(evaluation.report))
     print(path)
     return 0

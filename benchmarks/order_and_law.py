@@ -1,79 +1,107 @@
-"""Every linear sampler on every SDE with exact scores: its order, and the exact KL of its law.
+"""Every sampler that has an order, on every SDE with exact scores: its order, and the exact KL of its law.
 
     python benchmarks/order_and_law.py [--json=FILE] [--markdown=FILE]
 
 No number here is from samples:
 
-* KL(law of the result || data at t_min) on a Gaussian in three dimensions, by the exact recursion of `gaussian_kl`, at 8 to 512 steps; and
-  the order that its square root falls with;
+* KL(law of the result || data at t_min) on a Gaussian in three dimensions, at 8 to 512 steps, and the order that its square root falls
+  with: by the exact recursion of `gaussian_kl`, or for Runge-Kutta, an affine map of the latent there, from where it takes 0 and the axes;
 * the order on a mixture: of the distance to a fine solution from the same latents (float64) for samplers without noise; for those with
-  noise the weak order of E[x² - tanh 2x], by the quadrature of `weak_error`.
+  noise the weak order of E[x² - tanh 2x], by the quadrature of `weak_error`, which samplers that look back three times are beyond.
 
-Takes about four minutes on two CPU cores.
+Not here: predictor-corrector, annealed Langevin and adaptive steps, whose error does not vanish with the number of steps alone.
+
+Takes about three minutes on two CPU cores.
 """
 
 import argparse
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from experiment.exact import draws_noise
 from experiment.samplers import SAMPLERS
 from sde_lib import VE, VP, CosineVP, ExactScore, GaussianMixture, RectifiedFlow, SubVP
-from sde_lib.samplers import EulerMaruyama, Heun, LinearSampler, SDEDPMSolverPP2M, UniPC, gaussian_kl, weak_error
-from sde_lib.samplers.linear import run_linear, table_of
+from sde_lib.samplers import EulerMaruyama, Heun, LinearSampler, ProbabilityFlow, SASolver, SDEDPMSolverPP2M, UniPC, gaussian_kl, weak_error
+from sde_lib.samplers.ode import evaluations
 
 SDES = {"VP": VP(), "SubVP": SubVP(), "VE": VE(), "CosineVP": CosineVP(), "RectifiedFlow": RectifiedFlow()}
 KL_STEPS = (8, 16, 32, 64, 128, 512)
 MEAN, COVARIANCE = [0.4, -0.3, 0.8], [[0.4, 0.15, -0.1], [0.15, 0.3, 0.05], [-0.1, 0.05, 0.6]]
 LINE = ([0.35, 0.65], [-0.8, 0.9], [0.35, 0.5])
 LEFT_OUT = ("annealed_langevin", "heun_churn")  # no order at a fixed number of Langevin steps; churn_min breaks the grid in two
+OUT_OF_REACH = ("sa_solver",)  # of the quadrature: it would be in four dimensions
+RUNGE_KUTTA = {"rk_midpoint": 2, "rk_bosh3": 3, "rk_tsit5": 5}  # and their orders
 
 
-def methods() -> dict[str, LinearSampler]:
-    """The table's linear samplers by name, and some of their settings."""
+def methods() -> dict[str, Any]:
+    """The table's linear samplers by name, some of their settings, and Runge-Kutta at fixed steps."""
     named = {name: n.sampler for name, n in SAMPLERS.items() if isinstance(n.sampler, LinearSampler) and name not in LEFT_OUT}
     more = {
         "em, eta=0": EulerMaruyama(eta=0.0),
         "sde_dpmpp_2m, eta=0.5": SDEDPMSolverPP2M(eta=0.5),
+        "sa_solver, predictor=2": SASolver(predictor=2),
         "heun, churn=5": Heun(churn=5.0),
     }
-    return {**named, **more}
+    return {**named, **more, **{name: SAMPLERS[name].sampler for name in RUNGE_KUTTA}}
+
+
+def order_of(name: str, sampler: Any) -> int:
+    return RUNGE_KUTTA.get(name) or sampler.convergence
 
 
 def slope(steps: list[int], errors: list[float]) -> float:
     return float(-np.polyfit(np.log(steps), np.log(np.abs(errors)), 1)[0])
 
 
-def settled(sampler: LinearSampler) -> int:
-    """From how many steps a Gaussian shows the order. Of a multistep method not too many: its first steps are of lower order."""
-    return {3: 64, 4: 128}.get(sampler.convergence, 256)
+def settled(name: str, sampler: Any) -> int:
+    """From how many steps a Gaussian shows the order.
+
+    Of a multistep method not too many: its first steps are of lower order. Of order 5 as few: soon its error is below rounding.
+    """
+    return {3: 64, 4: 128, 5: 10}.get(order_of(name, sampler), 256)
 
 
-def draws_noise(sampler: LinearSampler) -> bool:
-    c = table_of(sampler, VP()).c
-    return c is not None and bool(np.any(c > 0))
-
-
-def shown_on(sampler: LinearSampler, name: str) -> object:
+def shown_on(sampler: Any, name: str) -> object:
     """The SDE; of Euler-Maruyama one that shows its first-order error, which on VE is proportional to sigma_min²."""
     larger = {"VE": VE(sigma_min=1.0), "RectifiedFlow": RectifiedFlow(t_min=0.01)}
     return larger.get(name, SDES[name]) if isinstance(sampler, EulerMaruyama) else SDES[name]
 
 
-def law(sampler: LinearSampler, name: str) -> dict:
+def exact_kl(sampler: Any, sde: Any) -> float:
+    """KL(law || data at t_min)."""
+    return gaussian_kl(sampler, sde, MEAN, COVARIANCE) if isinstance(sampler, LinearSampler) else flow_kl(sampler, sde)
+
+
+def flow_kl(flow: ProbabilityFlow, sde: Any) -> float:
+    """The same of a Runge-Kutta method, in float64: on a Gaussian its result is A x_T + b."""
+    with jax.enable_x64(True):
+        data = GaussianMixture(np.ones(1), [MEAN], [COVARIANCE])
+        latents = jnp.concatenate([jnp.zeros((1, 3)), jnp.eye(3)])
+        y = np.asarray(flow.run(ExactScore(data, sde), latents, jax.random.split(jax.random.key(0), 4), None, 0).x)
+        start, end = data.at(sde, sde.t_max), data.at(sde, sde.t_min)
+        a = (y[1:] - y[0]).T
+        mean, covariance = a @ np.asarray(start.means[0]) + y[0], a @ np.asarray(start.covariances[0]) @ a.T
+        precision, off = np.linalg.inv(end.covariances[0]), mean - np.asarray(end.means[0])
+        excess = np.linalg.eigvals(precision @ covariance).real - 1
+        return float(0.5 * (np.sum(excess - np.log1p(excess)) + off @ precision @ off))
+
+
+def law(method: str, sampler: Any, name: str) -> dict:
     """The KL at each number of steps, and the order of its root."""
-    steps = [settled(sampler) * k for k in (1, 2, 4)]
-    roots = [gaussian_kl(replace(sampler, steps=n), shown_on(sampler, name), MEAN, COVARIANCE) ** 0.5 for n in steps]
-    kl = {n: gaussian_kl(replace(sampler, steps=n), SDES[name], MEAN, COVARIANCE) for n in KL_STEPS}
+    steps = [settled(method, sampler) * k for k in (1, 2, 4)]
+    roots = [exact_kl(replace(sampler, steps=n), shown_on(sampler, name)) ** 0.5 for n in steps]
+    kl = {n: exact_kl(replace(sampler, steps=n), SDES[name]) for n in KL_STEPS}
     return {"order_gaussian": slope(steps, roots), "kl": kl}
 
 
-def strong_orders(name: str, samplers: dict[str, LinearSampler], done: Callable[[], object]) -> dict[str, float]:
+def strong_orders(name: str, samplers: dict[str, Any], done: Callable[[], object]) -> dict[str, float]:
     """Of the samplers without noise, on a mixture in the plane."""
     with jax.enable_x64(True):
         data = GaussianMixture(
@@ -81,37 +109,45 @@ def strong_orders(name: str, samplers: dict[str, LinearSampler], done: Callable[
         )
         score_fn, keys = ExactScore(data, SDES[name]), jax.random.split(jax.random.key(0), 16)
         x = data.at(SDES[name], SDES[name].t_max).sample(jax.random.key(1), 16)
-        run = lambda sampler, n: run_linear(replace(sampler, steps=n), score_fn, x, keys, None, 0)[0]  # noqa: E731
+        run = lambda sampler, n: replace(sampler, steps=n).run(score_fn, x, keys, None, 0).x  # noqa: E731
         fine, orders = run(UniPC(), 4000), {}
         for method, sampler in samplers.items():
-            steps = [160, 320, 640] if sampler.convergence > 3 else [80, 160, 320]
+            steps = {4: [160, 320, 640], 5: [10, 20, 40]}.get(order_of(method, sampler), [80, 160, 320])
             orders[method] = slope(steps, [float(jnp.sqrt(jnp.mean((run(sampler, n) - fine) ** 2))) for n in steps])
             done()
     return orders
 
 
+def calls_per_step(sampler: Any) -> int:
+    """Without the one call beside of Runge-Kutta methods whose last stage is the next step's first."""
+    return sampler.calls_per_step if isinstance(sampler, LinearSampler) else evaluations(sampler, 2) - evaluations(sampler, 1)
+
+
 def weak_order(sampler: LinearSampler, name: str) -> float:
     sde = shown_on(sampler, name)
-    errors = [weak_error(replace(sampler, steps=n), sde, *LINE, lambda x: x**2 - np.tanh(2 * x), past=32, nodes=10) for n in (40, 80, 160)]
-    return slope([40, 80, 160], errors)
+    # Two calls back cost a dimension more.
+    steps, grid = ([40, 80], {"past": 20, "nodes": 6}) if isinstance(sampler, SASolver) else ([40, 80, 160], {"past": 32, "nodes": 10})
+    function = lambda x: x**2 - np.tanh(2 * x)  # noqa: E731
+    return slope(steps, [weak_error(replace(sampler, steps=n), sde, *LINE, function, **grid) for n in steps])
 
 
 def measure() -> dict[str, dict]:
     samplers = methods()
-    noisy = {name: sampler for name, sampler in samplers.items() if draws_noise(sampler)}
+    noisy = {name: sampler for name, sampler in samplers.items() if draws_noise(sampler, VP())}
     quiet = {name: sampler for name, sampler in samplers.items() if name not in noisy}
     found: dict[str, dict] = {
-        name: {"theory": s.convergence, "nfe_per_step": s.calls_per_step, "noise": name in noisy, "sdes": {}}
+        name: {"theory": order_of(name, s), "nfe_per_step": calls_per_step(s), "noise": name in noisy, "sdes": {}}
         for name, s in samplers.items()
     }
     with tqdm(total=2 * len(samplers) * len(SDES), disable=None) as bar:
         for sde in SDES:
             for name, sampler in samplers.items():
-                found[name]["sdes"][sde] = law(sampler, sde)
+                found[name]["sdes"][sde] = law(name, sampler, sde)
                 bar.update()
             strong = strong_orders(sde, quiet, bar.update)
             for name, sampler in samplers.items():
-                found[name]["sdes"][sde]["order_mixture"] = strong[name] if name in strong else weak_order(sampler, sde)
+                order = None if name in OUT_OF_REACH else strong[name] if name in strong else weak_order(sampler, sde)
+                found[name]["sdes"][sde]["order_mixture"] = order
                 bar.update(name in noisy)
     return found
 
@@ -120,7 +156,8 @@ def markdown(found: dict[str, dict]) -> str:
     """Two tables: the orders on every SDE, and the KL on VP."""
     lines = [f"| sampler | theory | {' | '.join(SDES)} |", "|---" * (2 + len(SDES)) + "|"]
     for name, row in found.items():
-        cells = [f"{row['sdes'][s]['order_gaussian']:.2f}, {row['sdes'][s]['order_mixture']:.2f}" for s in SDES]
+        orders = [(row["sdes"][s]["order_gaussian"], row["sdes"][s]["order_mixture"]) for s in SDES]
+        cells = [f"{of_gaussian:.2f}, {'–' if of_mixture is None else f'{of_mixture:.2f}'}" for of_gaussian, of_mixture in orders]
         lines.append(f"| `{name}` | {row['theory']}{' weak' if row['noise'] else ''} | {' | '.join(cells)} |")
     lines += ["", f"| sampler | NFE a step | {' | '.join(str(n) for n in KL_STEPS)} |", "|---" * (2 + len(KL_STEPS)) + "|"]
     for name, row in found.items():

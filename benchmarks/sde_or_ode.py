@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from sde_lib import VP
-from sde_lib.samplers import DDIM, DPMSolverPP2M, LinearSampler, SDEDPMSolverPP1, SDEDPMSolverPP2M, gaussian_kl
+from sde_lib.samplers import DDIM, DPMSolverPP2M, LinearSampler, SDEDPMSolverPP1, SDEDPMSolverPP2M, gaussian_kl, pulse
 
 MEAN, COVARIANCE = [0.4], [[0.25]]
 SAMPLERS: dict[str, LinearSampler] = {
@@ -27,14 +27,10 @@ SAMPLERS: dict[str, LinearSampler] = {
 STEPS = np.unique(np.geomspace(8, 1024, 22).astype(int))
 
 
-def pulse(low: float, high: float):
-    return lambda half_log_snr: (1.0, 0.3 if low <= half_log_snr <= high else 0.0)
-
-
 ERRORS = {
     "exact score": lambda half_log_snr: (1.0, 0.0),
-    "wrong early": pulse(-3.0, -1.0),
-    "wrong late": pulse(1.5, 3.5),
+    "wrong early": pulse(-3.0, -1.0, 0.3),
+    "wrong late": pulse(1.5, 3.5, 0.3),
     "bias 0.1 throughout": lambda half_log_snr: (1.0, 0.1),
     "scale 0.98": lambda half_log_snr: (0.98, 0.0),
 }

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from experiment.errors import UserError
+from experiment.exact import exact_metrics
 from experiment.metrics import (
     AUC,
     AUC_MLP,
@@ -72,7 +73,7 @@ def _counted(bar: Any, metric: Metric, x: Array, y: Array) -> float:
 
 def _metrics(run: Any, train: Array, test: Array) -> tuple[dict[str, Metric], dict[str, str]]:
     """The metrics that the data allow, and for those that they do not, why."""
-    metrics = {"sliced_w2": SLICED_W2, "energy": ENERGY, "auc": AUC, "auc_mlp": AUC_MLP}
+    metrics = {"sliced_w2": SLICED_W2, "energy": ENERGY, "auc": AUC, "auc_mlp": AUC_MLP, **exact_metrics(run.dataset.law)}
     name = f"fd_{run.dataset.name}"
     if run.dataset.levels is None:
         return metrics, {name: "vectors need no features: the other metrics see them as they are"}

@@ -1,6 +1,7 @@
 """What every source of data gives, a `Dataset` of two `Split`s; and the fixed split of sources that have none."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -23,13 +24,17 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A named set of images (levels 2..256) or vectors (levels None) with classes 0..num_classes-1 (0: no labels)."""
+    """A named set of images (levels 2..256) or vectors (levels None) with classes 0..num_classes-1 (0: no labels).
+
+    law: the exact distribution of vectors, a `sde_lib.GaussianMixture`, where it is known.
+    """
 
     name: str
     train: Split
     test: Split
     levels: int | None
     num_classes: int = 0
+    law: Any = None
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -17,11 +17,13 @@ import numpy as np
 from experiment.comparison import SPLITS, compare, flat_points
 from experiment.curves import at_budgets, quality_curves
 from experiment.errors import UserError
+from experiment.exact import Drawn, against_the_law, with_exact_score
 from experiment.heldout import held_out_likelihood
 from experiment.metrics import MIN_SIZE
 from experiment.run import Run, load_run
 from experiment.samplers import SAMPLERS, check_sampler, make_sampler
 from experiment.sampling import class_labels, draw, draw_batch
+from sde_lib import ExactScore
 
 Array = np.ndarray
 
@@ -87,15 +89,22 @@ def evaluate(run: Any, samplers: Mapping[str, Any], settings: Settings | None = 
             **drawn[name].cost,
             "metrics": found["samplers"][name],
         }
+    of_budgets = {
+        name: [Drawn(curves[place], d.cost["nfe"], d.points[0]) for place, d in at_fewer.items() if place[0] == name]
+        + [Drawn(sampler, drawn[name].cost["nfe"], drawn[name].points[0])]
+        for name, sampler in samplers.items()
+    }
     strips = {name: _strip(run, sampler, settings) for name, sampler in samplers.items()}
     likelihood, values = held_out_likelihood(run, settings)
     report = {
         "dataset": _describe(run.dataset),
         "checkpoint_step": int(run.step),
+        "score": "the exact score of the data" if isinstance(run.score_fn, ExactScore) else "EMA weights",
         "protocol": {**dataclasses.asdict(settings), "compared": compared, "splits": SPLITS, "folds": 5},
         "notes": _notes(run, settings, compared),
         **found,
         "curves": quality_curves(found, of_curves, max(budgets)) if budgets else {},
+        "exact": against_the_law(run, of_budgets, sample_key(settings.seed)),
         "likelihood": likelihood,
     }
     arrays = {
@@ -113,14 +122,18 @@ def evaluate_run(
     names: Sequence[str] | None = None,
     given: Mapping[str, int | None] | None = None,
     budgets: Sequence[int] = (),
+    exact_score: bool = False,
 ) -> tuple[Run, Evaluation]:
     """`evaluate` a run directory: its config's eval section, but for the samplers' names and the `given` settings that are not None.
+
+    exact_score: measure the samplers with the data's exact score instead of the network.
 
     Raises UserError for a missing run, an unknown sampler, or a setting out of its range.
     """
     for name in names or ():
         check_sampler(name.strip())
     run = load_run(workdir)
+    run = with_exact_score(run) if exact_score else run
     section = run.config.eval
     names = [name.strip() for name in (section.samplers if names is None else names) if name.strip()]
     if not names:

@@ -9,7 +9,7 @@ from typing import Any
 
 from experiment.comparison import QUALITY
 from experiment.curves import INSIDE
-from experiment.tables import curve_lines, likelihood_line, number, table_rows
+from experiment.tables import curve_lines, exact_rows, likelihood_line, number, score_error_line, table_rows
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ def html_page(report: Mapping[str, Any], figures: Sequence[Figure]) -> str:
     sections = [
         ("Quality", _quality(report) + pictures("quality") + _meanings(report)),
         ("Quality over NFE", pictures("curves") + "".join(f"<p>{escape(line)}.</p>" for line in curve_lines(report))),
+        ("Against the exact law", _exact(report) + pictures("exact")),
         ("Samples", pictures("samples")),
         ("From noise to sample", pictures("strips")),
         ("Memorisation", _memorisation(report)),
@@ -64,11 +65,10 @@ def html_page(report: Mapping[str, Any], figures: Sequence[Figure]) -> str:
         ("Training", pictures("training")),
         ("Where these numbers come from", _origin(report)),
     ]
-    optional = {"Training": "training", "Quality over NFE": "curves"}
+    shown = {f.section for f in figures} | ({"exact"} if report["exact"] else set())
+    optional = {"Training": "training", "Quality over NFE": "curves", "Against the exact law": "exact"}
     body = "\n".join(
-        f"<section><h2>{escape(title)}</h2>{content}</section>"
-        for title, content in sections
-        if not optional.get(title) or any(f.section == optional[title] for f in figures)
+        f"<section><h2>{escape(title)}</h2>{content}</section>" for title, content in sections if optional.get(title) in {None, *shown}
     )
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -80,8 +80,8 @@ def html_page(report: Mapping[str, Any], figures: Sequence[Figure]) -> str:
 def _head(report: Mapping[str, Any]) -> str:
     protocol = report["protocol"]
     facts = (
-        f"{report['workdir']} at step {report['checkpoint_step']:,}, EMA weights. {protocol['n']:,} samples for each of"
-        f" {protocol['seeds']} seed{'s' * (protocol['seeds'] > 1)} and each sampler, from the same weights and the same x_T."
+        f"{report['workdir']} at step {report['checkpoint_step']:,}, {report['score']}. {protocol['n']:,} samples for each of"
+        f" {protocol['seeds']} seed{'s' * (protocol['seeds'] > 1)} and each sampler, from the same score and the same x_T."
     )
     notes = "".join(f"<p>{escape(note)}</p>" for note in report["notes"])
     boxed = f'<div class="note">{notes}</div>' if notes else ""
@@ -122,6 +122,18 @@ def _meanings(report: Mapping[str, Any]) -> str:
     shown = {m["label"]: m["meaning"] for m in report["metrics"].values() if m["kind"] == QUALITY}
     shown |= {name: f"Left out: {reason}." for name, reason in report["left_out"].items()}
     return f"<dl>{''.join(f'<dt>{escape(k)}</dt><dd>{escape(v)}</dd>' for k, v in shown.items())}</dl>"
+
+
+def _exact(report: Mapping[str, Any]) -> str:
+    if not report["exact"]:
+        return ""
+    header, *rows = exact_rows(report["exact"])
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
+    body = "".join(f"<tr><th>{escape(name)}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>" for name, *cells in rows)
+    caption = f"{score_error_line(report['exact'])}. {report['exact']['meaning']}"
+    return (
+        f'<div class="scroll"><table><caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    )
 
 
 def _memorisation(report: Mapping[str, Any]) -> str:

@@ -176,7 +176,6 @@ def _panel(axes: Axes, values: Mapping[str, Mapping[str, Any]], floor: Mapping[s
 
 def quality_curves(curves: Mapping[str, Any], metrics: Mapping[str, Mapping[str, Any]], floors: Mapping[str, Any]) -> bytes:
     """A panel for each metric over NFE, logarithmic where the metric allows: a line for each sampler, the floor as a band of ± 2 sd."""
-    markers = "osD^vPX*"
 
     def draw(figure: Figure) -> None:
         columns = min(len(metrics), 2)
@@ -187,11 +186,7 @@ def quality_curves(curves: Mapping[str, Any], metrics: Mapping[str, Mapping[str,
                 nfe = [point["nfe"] for point in curve["points"]]
                 values = [point["metrics"][name] for point in curve["points"]]
                 means, sds = ([v[key] if v[key] is not None else np.nan for v in values] for key in ("mean", "sd"))
-                style = {
-                    "color": COLOURS[i % len(COLOURS)],
-                    "marker": markers[i % len(markers)],
-                    "ls": ("-", "--", ":")[i // len(COLOURS) % 3],
-                }
+                style = {**_style(i), "ls": ("-", "--", ":")[i // len(COLOURS) % 3]}
                 axes.errorbar(nfe, means, np.nan_to_num(sds), lw=1.3, ms=4, capsize=2, label=sampler, **style)
                 low += means
             mean, sd = floors[name]["mean"], floors[name]["sd"] or 0.0
@@ -204,6 +199,36 @@ def quality_curves(curves: Mapping[str, Any], metrics: Mapping[str, Mapping[str,
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize=9)
 
     return _png(draw, 8.2, 0.6 + 0.2 * math.ceil(len(curves) / 5) + 2.8 * math.ceil(len(metrics) / 2))
+
+
+def _style(i: int) -> dict[str, Any]:
+    """Of the i-th sampler's line."""
+    return {"color": COLOURS[i % len(COLOURS)], "marker": "osD^vPX*"[i % 8]}
+
+
+def exact_curves(exact: Mapping[str, Any]) -> bytes:
+    """Strong error over NFE with the exact score and with the run's, and the score's own as a line; on a Gaussian, the exact KL."""
+    panels = {"discretisation": "strong error (rms distance)", "kl": "exact KL(sampler || data), nats"}
+    shown = {
+        key: label for key, label in panels.items() if any(row[key] is not None for rows in exact["samplers"].values() for row in rows)
+    }
+
+    def draw(figure: Figure) -> None:
+        for axes, (key, label) in zip(_row(figure, len(shown)), shown.items(), strict=True):
+            for i, (name, rows) in enumerate(exact["samplers"].items()):
+                known = [row for row in rows if row[key] is not None]
+                if known:
+                    nfe = [row["nfe"] for row in known]
+                    axes.loglog(nfe, [row[key] for row in known], lw=1.3, ms=4, label=name, **_style(i))
+                    if key == "discretisation":
+                        axes.loglog(nfe, [row["total"] for row in known], lw=1.3, ms=4, ls="--", **_style(i))
+            if key == "discretisation" and exact["score_error"] > 0:
+                axes.axhline(exact["score_error"], color=INK, lw=1.2, ls=":", label="score error")
+            axes.set(xlabel="score calls per sample (NFE)", ylabel=label)
+        entries = {text: h for axes in figure.axes for h, text in zip(*axes.get_legend_handles_labels(), strict=True)}
+        figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=5, fontsize=9)
+
+    return _png(draw, 4.1 * max(len(shown), 1.4), 3.7)
 
 
 def loss_curve(rows: Sequence[Mapping[str, float]]) -> bytes:

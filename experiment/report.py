@@ -64,6 +64,9 @@ def draw_figures(run: Any, evaluation: Evaluation) -> list[Figure]:
     if report["curves"]:
         caption = "Quality over score calls per sample: mean ± sd over seeds. In the band this measure cannot tell it from data."
         figures.append(Figure("curves.png", "curves", caption, plots.quality_curves(report["curves"], quality, report["floors"])))
+    if any(len(rows) > 1 for rows in report["exact"].get("samplers", {}).values()):
+        caption = "Solid: with the exact score. Dashed: the run's samples. No noise floor: the latents are the same, and the KL is exact."
+        figures.append(Figure("exact.png", "exact", caption, plots.exact_curves(report["exact"])))
     figures += _sample_figures(run, arrays)
     for name, path in arrays["strips"].items():
         caption = f"{name}: x_t along the path, each frame scaled to unit variance, with its noise-to-signal ratio σ/α."

@@ -118,7 +118,7 @@ def at_nfe(name: str, sampler: Any, nfe: int) -> Any | None:
 
     Raises UserError where no number of steps does.
     """
-    if not hasattr(sampler, "at_nfe"):
+    if not hasattr(sampler, "at_nfe") or sampler.steps is None:
         return None
     try:
         return sampler.at_nfe(nfe + sampler.denoise)

@@ -1,6 +1,6 @@
 """The report's numbers as text: with their spread, to the digits that it leaves them, in rows."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,10 +34,39 @@ def outside(value: Mapping[str, Any], kind: str) -> bool:
 def text_table(report: Mapping[str, Any]) -> str:
     """The report in a few lines for a terminal: a row for each sampler, one for the floor, and the likelihood."""
     header, rows = table_rows(report, QUALITY)
-    cells = [header, *[[name, *(text for text, _ in row)] for name, row in rows]]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(header))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
+    lines = aligned([header, *[[name, *(text for text, _ in row)] for name, row in rows]])
+    if report["exact"]:
+        lines += ["", *aligned(exact_rows(report["exact"])), score_error_line(report["exact"]), ""]
     return "\n".join([*lines, *curve_lines(report), likelihood_line(report["likelihood"]), *report["notes"]])
+
+
+def aligned(cells: Sequence[Sequence[str]]) -> list[str]:
+    """A line for each row, its cells in columns."""
+    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
+
+
+EXACT_COLUMNS = {
+    "discretisation": "discretisation error",
+    "total": "total error",
+    "kl": "KL, exact score",
+    "kl_early": "KL, wrong early",
+    "kl_late": "KL, wrong late",
+}
+
+
+def exact_rows(exact: Mapping[str, Any]) -> list[list[str]]:
+    """The header, and a row for each sampler and budget, of what is known without a noise floor; columns without a value are left out."""
+    points = [(name, point) for name, rows in exact["samplers"].items() for point in rows]
+    columns = {key: label for key, label in EXACT_COLUMNS.items() if any(point[key] is not None for _, point in points)}
+    known = [(name, point) for name, point in points if any(point[key] is not None for key in columns)]
+    rows = [[name, f"{p['nfe']:,.0f}", *("–" if p[key] is None else f"{p[key]:.1e}" for key in columns)] for name, p in known]
+    return [["sampler", "NFE", *columns.values()], *rows]
+
+
+def score_error_line(exact: Mapping[str, Any]) -> str:
+    """What no number of steps takes away."""
+    return f"score error, of a fine solution of the ODE: {exact['score_error']:.1e}"
 
 
 def curve_lines(report: Mapping[str, Any]) -> list[str]:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from experiment.dataset import Dataset, Split, class_count
+from sde_lib import GaussianMixture
 
 TOY_SEED = 2011
 TRAIN, TEST = 20_000, 2_000
@@ -19,6 +20,27 @@ NOISE = 0.05  # standard deviation of the noise on moons and roll, before scalin
 EIGHT_NOISE = 0.02
 
 Draw = tuple[np.ndarray, np.ndarray | None]  # points (n, 2), labels (n,) or None
+
+
+def gaussian_axes() -> np.ndarray:
+    """A with A Aᵀ the covariance of `gaussian`: variances 1.8 and 0.2 along axes at 30 degrees, unit scale."""
+    c, s = np.cos(np.pi / 6), np.sin(np.pi / 6)
+    return np.array([[c, -s], [s, c]]) * np.sqrt([1.8, 0.2])
+
+
+def gaussian_law() -> GaussianMixture:
+    """Of `gaussian`."""
+    return GaussianMixture(np.ones(1), np.zeros((1, 2)), (gaussian_axes() @ gaussian_axes().T)[None])
+
+
+def gaussian(rng: np.random.Generator, n: int) -> Draw:
+    """One Gaussian, on which the law of every linear sampler is known exactly."""
+    return rng.standard_normal((n, 2)) @ gaussian_axes().T, None
+
+
+def mixture_law() -> GaussianMixture:
+    """Of `mixture`."""
+    return GaussianMixture(*mixture_parameters())
 
 
 def mixture_parameters() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -92,12 +114,15 @@ def _legacy_seed(rng: np.random.Generator) -> int:
 
 
 TOYS: dict[str, Callable[[np.random.Generator, int], Draw]] = {
+    "gaussian": gaussian,
     "mixture": mixture,
     "two_moons": two_moons,
     "figure_eight": figure_eight,
     "swiss_roll": swiss_roll,
     "checkerboard": checkerboard,
 }
+
+LAWS = {"gaussian": gaussian_law, "mixture": mixture_law}  # of the toys whose density and score have a closed form
 
 
 def load_toy(name: str) -> Dataset:
@@ -107,4 +132,5 @@ def load_toy(name: str) -> Dataset:
     labels = None if labels is None else labels.astype(np.int32)
     parts = slice(TRAIN), slice(TRAIN, None)
     train, test = (Split(x[part], None if labels is None else labels[part]) for part in parts)
-    return Dataset(name, train, test, levels=None, num_classes=class_count(train, test))
+    law = LAWS[name]() if name in LAWS else None
+    return Dataset(name, train, test, levels=None, num_classes=class_count(train, test), law=law)

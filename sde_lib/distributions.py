@@ -136,6 +136,10 @@ class GaussianMixture:
         """log sum_k w_k N(x; m_k, S_k) in nats, (n,)."""
         return jax.nn.logsumexp(self._component_log_probs(self._whiten(x)), axis=1)
 
+    def posterior(self, x: jax.Array) -> jax.Array:
+        """p(component k | x), (n, k)."""
+        return jax.nn.softmax(self._component_log_probs(self._whiten(x)), axis=1)
+
     def score(self, x: jax.Array) -> jax.Array:
         """The gradient of log_prob, like x: -sum_k r_k(x) S_k^-1 (x - m_k) with the posterior weights r_k."""
         along = self._whiten(x)

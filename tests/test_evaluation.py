@@ -32,7 +32,7 @@ from tests.oracles import two_peaks
 
 EM = EulerMaruyama(steps=150, denoise=True)
 LAW = two_peaks(distance=0.5)  # peaks that overlap: the chance in their weights would hide a wrong width
-QUALITY = ("sliced_w2", "energy", "auc", "auc_mlp")
+QUALITY = ("sliced_w2", "energy", "auc", "auc_mlp", "nll_gap", "mode_weights")
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def mixture() -> Any:
     x = np.asarray(LAW.sample(jax.random.key(9), 3300))
     return SimpleNamespace(
         config=base.get_config(),
-        dataset=Dataset("mixture", Split(x[:3000]), Split(x[3000:]), None),
+        dataset=Dataset("mixture", Split(x[:3000]), Split(x[3000:]), None, law=LAW),
         score_fn=ExactScore(LAW, VP()),
         scaling=Scaling(None),
         shape=(2,),

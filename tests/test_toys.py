@@ -64,6 +64,14 @@ def test_mixture_is_the_one_that_its_parameters_say():
     np.testing.assert_allclose(covariances, np.tile(MIXTURE_STD**2 * np.eye(2), (8, 1, 1)))
 
 
+def test_gaussian_is_the_one_of_its_law():
+    law = load_dataset("gaussian").law
+    np.testing.assert_allclose(np.linalg.eigvalsh(law.covariances[0]), [0.2, 1.8], rtol=1e-5)
+    white = np.linalg.solve(np.linalg.cholesky(np.asarray(law.covariances[0], float)), points("gaussian").T)
+    assert all(stats.kstest(row, "norm").pvalue > 1e-3 for row in white)
+    assert abs(stats.pearsonr(*white).statistic) < 4 / np.sqrt(white.shape[1])
+
+
 def test_moons_are_apart_and_labelled():
     x, moon = points("two_moons"), labels("two_moons")
     assert set(moon) == {0, 1}

@@ -16,7 +16,7 @@ from sde_lib.samplers.exponential import (
 from sde_lib.samplers.grids import Grid, Karras, Quadratic, Times, UniformLogSNR, UniformT
 from sde_lib.samplers.heun import Heun
 from sde_lib.samplers.langevin import Langevin, LangevinSamples, langevin
-from sde_lib.samplers.law import gaussian_kl, gaussian_law
+from sde_lib.samplers.law import gaussian_kl, gaussian_law, pulse
 from sde_lib.samplers.linear import LinearSampler, Table
 from sde_lib.samplers.ode import ProbabilityFlow, decode, encode
 from sde_lib.samplers.predictor_corrector import PredictorCorrector
@@ -66,6 +66,7 @@ __all__ = [
     "in_rho",
     "in_t",
     "langevin",
+    "pulse",
     "sample",
     "weak_error",
 ]

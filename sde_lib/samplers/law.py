@@ -5,11 +5,13 @@ covariance follow a recursion, here in float64.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from sde_lib.conversions import denoiser
+from sde_lib.samplers.base import host_sde
 from sde_lib.samplers.linear import LinearSampler, table_of
 from sde_lib.sde import SDE
 
@@ -20,6 +22,11 @@ ScoreError = Callable[[float], tuple[float, float]]
 def exact(half_log_snr: float) -> tuple[float, float]:
     """No error."""
     return 1.0, 0.0
+
+
+def pulse(low: float, high: float, bias: float) -> ScoreError:
+    """The noise is off by `bias` while low <= lambda <= high."""
+    return lambda half_log_snr: (1.0, bias if low <= half_log_snr <= high else 0.0)
 
 
 def gaussian_law(
@@ -41,8 +48,9 @@ def gaussian_kl(sampler: LinearSampler, sde: SDE, mean: Any, covariance: Any, *,
 
     Without the final denoising: a denoised sample is no draw from the data at t_min.
     """
+    sde = host_sde(sde)
     values, _, mu = _principal(mean, covariance)
-    centre, variance = _principal_law(sampler, sde, values, mu, prior, error)
+    centre, variance = _principal_law(replace(sampler, denoise=False), sde, values, mu, prior, error)
     alpha, sigma = sde.alpha(sde.t_min), sde.sigma(sde.t_min)
     total = alpha**2 * values + sigma**2
     excess = variance / total - 1
@@ -59,6 +67,7 @@ def _principal_law(
     sampler: LinearSampler, sde: SDE, values: np.ndarray, mu: np.ndarray, prior: tuple[Any, float] | None, error: ScoreError
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and variance of the result along each principal axis."""
+    sde = host_sde(sde)
     table = table_of(sampler, sde)
     depth = table.b.shape[1]
     predicts_denoiser = sampler.model is denoiser

@@ -1,7 +1,7 @@
 """The probability-flow ODE dx/dt = f x - ½ g² s, solved by diffrax (Song et al. 2021, arXiv:2011.13456, eq. 13)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -59,6 +59,15 @@ class ProbabilityFlow:
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"ProbabilityFlow: steps must be at least 1, not {self.steps}")
 
+    def at_nfe(self, nfe: int) -> "ProbabilityFlow":
+        """This solver with as many fixed steps as spend exactly `nfe` score calls. Raises ValueError where none do."""
+        once, per_step = evaluations(self, 0), evaluations(self, 1) - evaluations(self, 0)
+        steps, left = divmod(nfe - self.denoise - once, per_step)
+        if left or steps < 1:
+            beside = f" and {once + self.denoise} beside" if once + self.denoise else ""
+            raise ValueError(f"{type(self.solver).__name__} cannot spend {nfe} score calls: it makes {per_step} a step{beside}")
+        return replace(self, steps=steps)
+
     def run(self, score_fn: ScoreFn, x: jax.Array, keys: jax.Array, cond: Any, frames: int) -> Samples:
         """See `sde_lib.samplers.base.Sampler`. Draws no noise."""
         sde = score_fn.sde
@@ -102,8 +111,11 @@ def solve(
     Raises RuntimeError when the solve did not reach its end.
     """
     tolerances = (jnp.asarray(flow.rtol, times.dtype), jnp.asarray(flow.atol, times.dtype))
-    kind = _Kind(drift, norm, flow.steps, flow.max_steps, flow.per_sample)
-    solution = _solve(y, times, args, tolerances, flow.solver, kind)
+    # Steps grow tenfold at a time, so a first step on the scale of t_min costs one or two and suits either direction.
+    first = (times[-1] - times[0]) * (1e-3 if flow.steps is None else 1 / flow.steps)
+    most = flow.max_steps if flow.steps is None else max(flow.max_steps, flow.steps + 1)
+    kind = _Kind(drift, norm, flow.steps is not None, most, flow.per_sample)
+    solution = _solve(y, times, args, (first, tolerances), flow.solver, kind)
     traced = isinstance(solution.steps, jax.core.Tracer)
     if not traced and not bool(jnp.all(solution.result == diffrax.RESULTS.successful)):
         raise RuntimeError(
@@ -130,54 +142,43 @@ class _Kind:
 
     drift: Callable[..., Any]
     norm: Norm
-    steps: int | None
+    fixed: bool
     max_steps: int
     per_sample: bool
 
 
 @partial(jax.jit, static_argnames="kind")
-def _solve(y: Any, times: jax.Array, args: Any, tolerances: Any, solver: Any, kind: _Kind) -> Solution:
+def _solve(y: Any, times: jax.Array, args: Any, steps: Any, solver: Any, kind: _Kind) -> Solution:
     if not kind.per_sample:
-        return _solve_jointly(y, times, args, tolerances, solver, kind)
+        return _solve_jointly(y, times, args, steps, solver, kind)
     score_fn, *rows = args
 
     def alone(y: Any, rows: Any) -> Solution:
         y, rows = jax.tree.map(lambda leaf: leaf[None], (y, rows))
-        solution = _solve_jointly(y, times, (score_fn, *rows), tolerances, solver, kind)
+        solution = _solve_jointly(y, times, (score_fn, *rows), steps, solver, kind)
         return solution._replace(y=jax.tree.map(lambda leaf: leaf[:, 0], solution.y))
 
     solution = jax.vmap(alone)(y, rows)
     return solution._replace(y=jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), solution.y))
 
 
-def _solve_jointly(y: Any, times: jax.Array, args: Any, tolerances: Any, solver: Any, kind: _Kind) -> Solution:
-    span = times[-1] - times[0]
-    if kind.steps is None:
-        # Steps grow tenfold at a time, so a first step on the scale of t_min costs one or two and suits either direction.
-        dt0, max_steps = 1e-3 * span, kind.max_steps
-    else:
-        dt0, max_steps = span / kind.steps, kind.steps + 1
+def _solve_jointly(y: Any, times: jax.Array, args: Any, steps: Any, solver: Any, kind: _Kind) -> Solution:
+    first, (rtol, atol) = steps
+    adaptive = diffrax.PIDController(rtol=rtol, atol=atol, norm=kind.norm)
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(kind.drift),
         solver,
         t0=times[0],
         t1=times[-1],
-        dt0=dt0,
+        dt0=first,
         y0=y,
         args=args,
         saveat=diffrax.SaveAt(ts=times),
-        stepsize_controller=_controller(tolerances, kind),
-        max_steps=max_steps,
+        stepsize_controller=diffrax.ConstantStepSize() if kind.fixed else adaptive,
+        max_steps=kind.max_steps,
         throw=False,
     )
     return Solution(solution.ys, solution.stats["num_steps"], solution.result)
-
-
-def _controller(tolerances: Any, kind: _Kind) -> diffrax.AbstractStepSizeController:
-    if kind.steps is not None:
-        return diffrax.ConstantStepSize()
-    rtol, atol = tolerances
-    return diffrax.PIDController(rtol=rtol, atol=atol, norm=kind.norm)
 
 
 @jax.jit

@@ -21,7 +21,7 @@ class SASolver(SDEDPMSolverPP1):
 
     The corrector has the same noise, and polynomials through the denoiser at the predicted point and `corrector` - 1 calls before: it
     costs no call, as in `UniPC`. It puts the noise's effect on D into the step where it belongs, which multistep methods put a step too
-    late: on Gaussians the result is of weak order 3 with the defaults, and hundreds of times nearer at 128 steps than `SDEDPMSolverPP2M`.
+    late: with a corrector of 2 the weak order measures as 3, on Gaussians and on a mixture.
 
     Args:
         predictor: calls that the predictor goes by, 1 to 4.
