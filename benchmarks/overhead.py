@@ -2,7 +2,7 @@
 
 Prints, for the network of configs/digits.py, untrained:
 
-* each kind of fixed-step sampler: time / (score calls x time of one jitted score call);
+* each fixed-step sampler: time / (score calls x time of one jitted score call);
 * the ODE sampler, and the likelihood with one probe: time per NFE over the same;
 * how often Python traced the network over three checkpoints, all samplers and the likelihood, for one batch shape;
 
@@ -24,6 +24,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +33,7 @@ from tqdm import tqdm
 from configs import digits
 from experiment.build import build_score
 from experiment.data import load_dataset
+from experiment.samplers import SAMPLERS
 from sde_lib import (
     VP,
     EulerMaruyama,
@@ -44,7 +46,7 @@ from sde_lib import (
     log_prob,
     sample,
 )
-from sde_lib.samplers import DEIS, IPNDM, DPMSolverPP3M, Heun, SDEDPMSolverPP2M, UniPC
+from sde_lib.samplers import LinearSampler
 
 STATE = (4096, 64)  # float32: 1 MiB
 
@@ -73,18 +75,9 @@ def checkpoints(count: int, traces: list) -> tuple[list[NetworkScore], tuple[int
 
 
 def samplers(nfe: int) -> dict:
-    """One of each kind of table: with and without noise, with one to three earlier calls, calls elsewhere than at x, a corrector."""
-    kinds = {
-        "em": EulerMaruyama(),
-        "pc": PredictorCorrector(),
-        "sde_dpmpp_2m": SDEDPMSolverPP2M(),
-        "dpmpp_3m": DPMSolverPP3M(),
-        "deis_t": DEIS(),
-        "ipndm": IPNDM(),
-        "unipc": UniPC(),
-        "heun": Heun(),
-    }
-    return {**{name: sampler.at_nfe(nfe) for name, sampler in kinds.items()}, "ode": ProbabilityFlow(rtol=1e-3, atol=1e-3)}
+    """Every linear sampler by name, predictor-corrector, and the adaptive ODE."""
+    linear: dict[str, Any] = {name: n.sampler for name, n in SAMPLERS.items() if isinstance(n.sampler, LinearSampler | PredictorCorrector)}
+    return {**{name: sampler.at_nfe(nfe) for name, sampler in linear.items()}, "ode": ProbabilityFlow(rtol=1e-3, atol=1e-3)}
 
 
 def seconds(run: Callable) -> float:

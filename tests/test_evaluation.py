@@ -159,6 +159,13 @@ def test_curves_say_from_which_nfe_a_sampler_is_inside_its_floor(curves: Evaluat
     assert set(curves.report["samplers"]) == {"ddim", "unipc", "ode"}
 
 
+def test_curves_hold_each_budget_against_the_fine_solution_of_the_first_seed(curves: Evaluation) -> None:
+    exact = curves.report["exact"]
+    assert [row["nfe"] for row in exact["samplers"]["ddim"]] == [5, 33] and exact["score_error"] < 1e-5
+    for row in exact["samplers"]["ddim"]:  # the score is the exact one, and the latents are the same
+        assert row["total"] == pytest.approx(row["discretisation"], rel=1e-3) and row["total"] > 1e-3
+
+
 def test_curves_are_told_and_drawn(curves: Evaluation, tmp_path: Path) -> None:
     text = text_table(curves.report)
     assert "ddim, NFE from which it is within the floor's mean + 2 sd: sliced Wasserstein-2" in text

@@ -69,12 +69,17 @@ def test_mode_weights_are_compared_by_total_variation() -> None:
 
 
 def test_with_the_exact_score_all_error_is_discretisation() -> None:
-    rows = {"ddim": [drawn(DDIM(steps=n, denoise=True), LAW) for n in (16, 32)], "em": [drawn(EulerMaruyama(steps=10), LAW)]}
+    rows = {
+        "ddim": [drawn(DDIM(steps=n), LAW) for n in (16, 32)],
+        "denoised": [drawn(UniPC(steps=200, denoise=True), LAW)],
+        "em": [drawn(EulerMaruyama(steps=10), LAW)],
+    }
     found = against_the_law(run_of(LAW), rows, KEY)
     assert found["score_error"] < 1e-5
     few, more = found["samplers"]["ddim"]
     assert few["total"] == pytest.approx(few["discretisation"], rel=1e-4)
     assert few["discretisation"] / more["discretisation"] == pytest.approx(2, rel=0.1)  # DDIM's order is 1
+    assert found["samplers"]["denoised"][0]["total"] < 1e-4  # held against denoised samples: the noise of t_min alone is 0.014
     (em,) = found["samplers"]["em"]
     assert em["discretisation"] is em["total"] is None
     assert em["kl"] == pytest.approx(gaussian_kl(EulerMaruyama(steps=10), VP(), LAW.means[0], np.diag(VARIANCES)), rel=1e-3)
