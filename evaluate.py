@@ -1,5 +1,7 @@
 """Evaluate: python evaluate.py --workdir=runs/digits [--samplers=em,pc,ode] [--n=1024] [--seeds=3] [--nfe=10,20,50].
 
+       or python evaluate.py --workdir=runs/digits --likelihood [--n=...] [--probes=4] [--dequantization=uniform] [--k=1] [--bound].
+
 Writes WORKDIR/report/, or with --exact_score WORKDIR/report_exact_score/.
 """
 
@@ -14,7 +16,21 @@ SEEDS = flags.DEFINE_integer("seeds", None, "Sample seeds. Default: config.eval.
 SEED = flags.DEFINE_integer("seed", None, "The first of them. Default: config.eval.seed.")
 NFE = flags.DEFINE_list("nfe", [], "Budgets of score calls, for curves of quality over NFE: every fixed-step sampler spends each of them.")
 EXACT_SCORE = flags.DEFINE_bool("exact_score", False, "The data's exact score instead of the network, where their law is known.")
+LIKELIHOOD = flags.DEFINE_bool("likelihood", False, "Only the held-out likelihood, with its error budget: WORKDIR/likelihood/.")
+PROBES = flags.DEFINE_integer("probes", None, "Hutchinson's probes for each example. Default: config.eval.probes.")
+DEQUANTIZATION = flags.DEFINE_string("dequantization", None, "uniform (default) or truncated_normal.")
+K = flags.DEFINE_integer("k", None, "Importance-weighted draws of each example. Default: 1.")
+BOUND = flags.DEFINE_bool("bound", False, "With --likelihood: the variational bound of the SDE's model too.")
 LIKELIHOOD_N = flags.DEFINE_integer("likelihood_n", None, "Held-out examples. Default: config.eval.likelihood_n.")
+
+
+def likelihood() -> int:
+    from experiment.likelihood import likelihood_of_run
+
+    given = {"n": N.value, "probes": PROBES.value, "dequantization": DEQUANTIZATION.value, "k": K.value, "bound": BOUND.value}
+    lines, path = likelihood_of_run(WORKDIR.value, {**given, "seed": SEED.value})
+    print("\n".join([*lines, str(path)]))
+    return 0
 
 
 def main() -> int:
@@ -23,6 +39,8 @@ def main() -> int:
     from experiment.report import write_report
     from experiment.tables import text_table
 
+    if LIKELIHOOD.value:
+        return likelihood()
     given = {"n": N.value, "seeds": SEEDS.value, "seed": SEED.value, "likelihood_n": LIKELIHOOD_N.value}
     run, evaluation = evaluate_run(WORKDIR.value, SAMPLERS.value, given, budgets(NFE.value), EXACT_SCORE.value)
     path = write_report(run, evaluation, run.workdir / ("report_exact_score" if EXACT_SCORE.value else "report"))

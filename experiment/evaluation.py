@@ -18,7 +18,7 @@ from experiment.comparison import SPLITS, compare, flat_points
 from experiment.curves import at_budgets, quality_curves
 from experiment.errors import UserError
 from experiment.exact import Drawn, against_the_law, with_exact_score
-from experiment.heldout import held_out_likelihood
+from experiment.likelihood import LikelihoodSettings, likelihood
 from experiment.metrics import MIN_SIZE
 from experiment.run import Run, load_run
 from experiment.samplers import SAMPLERS, check_sampler, make_sampler
@@ -95,7 +95,15 @@ def evaluate(run: Any, samplers: Mapping[str, Any], settings: Settings | None = 
         for name, sampler in samplers.items()
     }
     strips = {name: _strip(run, sampler, settings) for name, sampler in samplers.items()}
-    likelihood, values = held_out_likelihood(run, settings)
+    held_out = LikelihoodSettings(
+        n=settings.likelihood_n,
+        probes=settings.probes,
+        batch_size=settings.batch_size,
+        rtol=settings.rtol,
+        atol=settings.atol,
+        seed=settings.seed,
+    )
+    of_held_out, values, _ = likelihood(run, held_out, budget=False)
     report = {
         "dataset": _describe(run.dataset),
         "checkpoint_step": int(run.step),
@@ -105,7 +113,7 @@ def evaluate(run: Any, samplers: Mapping[str, Any], settings: Settings | None = 
         **found,
         "curves": quality_curves(found, of_curves, max(budgets)) if budgets else {},
         "exact": against_the_law(run, of_budgets, sample_key(settings.seed)),
-        "likelihood": likelihood,
+        "likelihood": of_held_out,
     }
     arrays = {
         "samples": {name: d.levels for name, d in drawn.items()},

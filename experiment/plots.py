@@ -231,6 +231,26 @@ def exact_curves(exact: Mapping[str, Any]) -> bytes:
     return _png(draw, 4.1 * max(len(shown), 1.4), 3.7)
 
 
+def bound_over_log_snr(log_snr: Array, per_time: Array) -> bytes:
+    """Where in noise the variational bound is lost: its integrand over log SNR, mean and standard error in equal parts of the range."""
+    edges = np.linspace(log_snr.min(), log_snr.max(), 33)
+    part = np.clip(np.digitize(log_snr.ravel(), edges) - 1, 0, 31)
+    count = np.bincount(part, minlength=32)
+    mean, square = (np.bincount(part, values, minlength=32) / count for values in (per_time.ravel(), per_time.ravel() ** 2))
+    se = np.sqrt(np.maximum(square - mean**2, 0) / count)
+
+    middle = 0.5 * (edges[1:] + edges[:-1])
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        axes.fill_between(middle, mean - se, mean + se, color=COLOURS[0], alpha=0.3, lw=0, label="± 1 standard error")
+        axes.plot(middle, mean, color=COLOURS[0], lw=1.8, label="½ |ε - ε̂|²")
+        axes.set(xlabel="log SNR (much noise at the left)", ylabel="nats per unit of log SNR", ylim=(0, None))
+        axes.legend()
+
+    return _png(draw, 8.2, 3.0)
+
+
 def loss_curve(rows: Sequence[Mapping[str, float]]) -> bytes:
     """Training loss over steps from rows {"step", "loss"}: as logged, and its running median."""
     steps, loss = (np.array([row[key] for row in rows], float) for key in ("step", "loss"))

@@ -1,8 +1,9 @@
 """Score SDEs: one score, score_fn(x, t) = grad_x log p_t(x), drives every sampler and the likelihood."""
 
 from sde_lib.conversions import denoiser, noise
-from sde_lib.distributions import Density, GaussianMixture, IsotropicGaussian
-from sde_lib.likelihood import Exact, Hutchinson, bits_per_dim, log_prob
+from sde_lib.distributions import Density, DiagonalGaussian, GaussianMixture, IsotropicGaussian
+from sde_lib.divergence import Exact, Hutchinson
+from sde_lib.likelihood import bits_per_dim, log_prob
 from sde_lib.rescheduling import reschedule
 from sde_lib.samplers import (
     EulerMaruyama,
@@ -33,6 +34,7 @@ __all__ = [
     "CosineVP",
     "DenoiserPrediction",
     "Density",
+    "DiagonalGaussian",
     "EDMPreconditioning",
     "EpsilonPrediction",
     "EulerMaruyama",

@@ -41,6 +41,42 @@ class IsotropicGaussian:
         return -x / jnp.asarray(self.std, x.dtype) ** 2
 
 
+@register_dataclass
+@dataclass(frozen=True)
+class DiagonalGaussian:
+    """N(mean, diag(std²)) over arrays like mean: with the data's moments, `at(sde, sde.t_max)` is a closer prior than the SDE's own.
+
+    mean, std: arrays of one shape.
+    """
+
+    mean: Any
+    std: Any
+
+    def sample(self, key: jax.Array, n: int) -> jax.Array:
+        """(n, *shape) draws."""
+        return self.mean[None] + self.std[None] * jax.random.normal(key, (n, *self.mean.shape))
+
+    def log_prob(self, x: jax.Array) -> jax.Array:
+        """The sum over entries of log N(x; mean, std²) in nats, (n,)."""
+        std = jnp.asarray(self.std, x.dtype)[None]
+        z = (x - jnp.asarray(self.mean, x.dtype)[None]) / std
+        return -jnp.sum((0.5 * z**2 + jnp.log(std) + 0.5 * np.log(2 * np.pi)).reshape(x.shape[0], -1), axis=1)
+
+    def score(self, x: jax.Array) -> jax.Array:
+        """-(x - mean)/std²."""
+        return -(x - jnp.asarray(self.mean, x.dtype)[None]) / jnp.asarray(self.std, x.dtype)[None] ** 2
+
+    def at(self, sde: Any, t: Any) -> "DiagonalGaussian":
+        """The exact distribution of x_t: mean alpha m, variance alpha² std² + sigma²."""
+        alpha, sigma = sde.alpha(t), sde.sigma(t)
+        return DiagonalGaussian(alpha * self.mean, (alpha**2 * self.std**2 + sigma**2) ** 0.5)
+
+    def kl(self, other: Any) -> jax.Array:
+        """KL(self || N(0, other.std² I)) in nats, for an `IsotropicGaussian`."""
+        ratio = (self.std / other.std) ** 2
+        return 0.5 * jnp.sum(ratio - 1 - jnp.log(ratio) + (self.mean / other.std) ** 2)
+
+
 @partial(register_dataclass, static=("log_density",))
 @dataclass(frozen=True)
 class Density:

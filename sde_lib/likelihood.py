@@ -11,76 +11,15 @@ score's is computed, or estimated. This is the density of the ODE's model, never
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import diffrax
 import jax
 import jax.numpy as jnp
 
+from sde_lib.divergence import Divergence, Exact, Hutchinson
 from sde_lib.samplers.ode import ProbabilityFlow, solve
 from sde_lib.score import ScoreFn, per_sample
-
-
-class Divergence(Protocol):
-    """How to get div s: `probes` are fixed along a solve, `__call__` gives the value and its divergences."""
-
-    def probes(self, keys: Any, x: jax.Array) -> jax.Array: ...
-
-    def __call__(self, fn: Callable[[jax.Array], jax.Array], x: jax.Array, probes: jax.Array) -> tuple[jax.Array, jax.Array]: ...
-
-
-@dataclass(frozen=True)
-class Exact:
-    """div s = sum_j ds_j/dx_j, one forward derivative for each of the d entries.
-
-    chunk: how many derivatives to hold in memory at a time; default all.
-    """
-
-    chunk: int | None = None
-
-    def probes(self, keys: Any, x: jax.Array) -> jax.Array:
-        """Nothing is drawn: (n, 0)."""
-        return jnp.zeros((x.shape[0], 0), x.dtype)
-
-    def __call__(self, fn: Callable[[jax.Array], jax.Array], x: jax.Array, probes: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """fn(x), like x, and its divergence, (n, 1)."""
-        value, push = jax.linearize(fn, x)
-        d = x[0].size
-
-        def entry(j: jax.Array) -> jax.Array:
-            basis = jnp.zeros((d,), x.dtype).at[j].set(1).reshape(x.shape[1:])
-            return push(jnp.broadcast_to(basis, x.shape)).reshape(x.shape[0], d)[:, j]
-
-        entries = jax.lax.map(entry, jnp.arange(d), batch_size=min(self.chunk or d, d))
-        return value, jnp.sum(entries, axis=0)[:, None]
-
-
-@dataclass(frozen=True)
-class Hutchinson:
-    """div s = E[v' (ds/dx) v] over Rademacher probes v (Hutchinson 1990): unbiased, exact for a diagonal Jacobian.
-
-    With several probes in one solve each gives its own estimate, from whose spread comes the standard error.
-    """
-
-    count: int = 1
-
-    def __init__(self, probes: int = 1):
-        if probes < 1:
-            raise ValueError(f"Hutchinson: probes must be at least 1, not {probes}")
-        object.__setattr__(self, "count", probes)
-
-    def probes(self, keys: Any, x: jax.Array) -> jax.Array:
-        """(n, probes, *shape), row i from keys[i] alone."""
-        return jax.vmap(lambda key: jax.random.rademacher(key, (self.count, *x.shape[1:]), x.dtype))(keys)
-
-    def __call__(self, fn: Callable[[jax.Array], jax.Array], x: jax.Array, probes: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """fn(x), like x, and the estimates of its divergence, (n, probes)."""
-
-        def product(v: jax.Array) -> tuple[jax.Array, jax.Array]:
-            value, derivative = jax.jvp(fn, (x,), (v,))
-            return value, jnp.sum((v * derivative).reshape(x.shape[0], -1), axis=1)
-
-        return jax.vmap(product, in_axes=1, out_axes=(None, 1))(probes)
 
 
 class LogProb(NamedTuple):
@@ -107,6 +46,8 @@ def log_prob(
     prior: Any = None,
     rtol: float = 1e-5,
     atol: float = 1e-5,
+    data_std: float | None = None,
+    log_snr: bool = True,
     solver: diffrax.AbstractSolver | None = None,
     max_steps: int = 4096,
     per_sample: bool = False,
@@ -120,25 +61,35 @@ def log_prob(
         x: (n, *shape), taken as points at t_min.
         key: randomness of the probes, those of row i from (key, first + i); not needed for `Exact()`.
         divergence: `Exact()` (default) or `Hutchinson(probes=4)`.
+        data_std: standard deviation of the data. The score's Jacobian is then near -I/(alpha² data_std² + sigma²), a part whose divergence
+            is known, and only the residual is probed: normal probes gain by it, Rademacher ones are exact on it anyway.
+        log_snr: integrate over log SNR, or else over t. In t a third of the calls is saved on VP and SubVP, but in many dimensions the
+            error is a hundred times as large where alpha ends at 0, on cosine VP and rectified flow.
         prior: distribution at t_max; default the SDE's N(0, sigma(t_max)² I). The difference from the exact p_T,
             `data.at(sde, sde.t_max)`, goes into the result in full.
         rtol, atol, solver, max_steps, per_sample: as for `ProbabilityFlow`.
         cond: conditioning with n rows.
 
     Raises:
-        ValueError: a probe-based divergence without a key.
+        ValueError: a probe-based divergence without a key, or a data_std that is not positive.
         RuntimeError: the solve reached max_steps.
     """
     divergence = divergence or Exact()
-    if key is None and isinstance(divergence, Hutchinson):
-        raise ValueError("log_prob: Hutchinson(probes=...) draws random probes: give it a key, or use Exact()")
+    if key is None and not isinstance(divergence, Exact):
+        raise ValueError(f"log_prob: {type(divergence).__name__} draws random probes: give it a key, or use Exact()")
+    if data_std is not None and not data_std > 0:
+        raise ValueError(f"log_prob: data_std must be positive, not {data_std}")
     keys = None if key is None else jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(x.shape[0]))
     probes = divergence.probes(keys, x)
     sde = score_fn.sde
     flow = ProbabilityFlow(rtol, atol, solver or diffrax.Tsit5(), max_steps=max_steps, per_sample=per_sample)
-    times = jnp.stack([jnp.asarray(sde.t_min, x.dtype), jnp.asarray(sde.t_max, x.dtype)])
-    change = jnp.zeros((x.shape[0], probes.shape[1] or 1), x.dtype)
-    (path, changes), nfe = solve(flow, _Augmented(divergence), (x, change), times, (score_fn, cond, probes), _error_in_nats)
+    ends = [sde.log_snr(t) if log_snr else t for t in (sde.t_min, sde.t_max)]
+    times, drift = jnp.stack([jnp.asarray(t, x.dtype) for t in ends]), _Augmented(divergence)
+    known = jnp.asarray(jnp.inf if data_std is None else data_std, x.dtype)
+    estimates = divergence.count if isinstance(divergence, Hutchinson) else 1
+    change = jnp.zeros((x.shape[0], estimates), x.dtype)
+    args = (score_fn, cond, probes, jnp.broadcast_to(known, x.shape[:1]))
+    (path, changes), nfe = solve(flow, _InLogSNR(drift) if log_snr else drift, (x, change), times, args, _error_in_nats)
     latent, change = path[-1], changes[-1]
     prior = sde.prior(x.shape[1:]) if prior is None else prior
     linear = x[0].size * jnp.log(jnp.asarray(sde.alpha(sde.t_max) / sde.alpha(sde.t_min), x.dtype))
@@ -157,16 +108,34 @@ def _error_in_nats(error: tuple[jax.Array, jax.Array]) -> jax.Array:
     return jnp.maximum(jnp.sqrt(jnp.max(norm2)), jnp.max(jnp.abs(change)) / x[0].size ** 0.5)
 
 
+Args = tuple[ScoreFn, Any, jax.Array, jax.Array]  # the score, its conditioning, the probes, the data's standard deviation
+
+
+@dataclass(frozen=True)
+class _InLogSNR:
+    """The drift over log SNR u: dy/du = (dt/du) dy/dt with dt/du = -sigma²/g²."""
+
+    drift: Callable[..., Any]
+
+    def __call__(self, u: Any, y: Any, args: Args) -> Any:
+        sde = args[0].sde
+        t = sde.time_of_log_snr(u)
+        rate = -(sde.sigma(t) ** 2) / sde.g2(t)
+        return jax.tree.map(lambda leaf: rate * leaf, self.drift(t, y, args))
+
+
 @dataclass(frozen=True)
 class _Augmented:
     """d(x, change)/dt = (f x - ½ g² s, -½ g² div s)."""
 
     divergence: Divergence
 
-    def __call__(self, t: Any, y: tuple[jax.Array, jax.Array], args: tuple[ScoreFn, Any, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, t: Any, y: tuple[jax.Array, jax.Array], args: Args) -> tuple[jax.Array, jax.Array]:
         x, _ = y
-        score_fn, cond, probes = args
-        score, div = self.divergence(lambda x: score_fn(x, t, cond), x, probes)
+        score_fn, cond, probes, data_std = args
+        alpha, sigma = score_fn.sde.alpha(t), score_fn.sde.sigma(t)
+        isotropic = -1 / ((alpha * data_std) ** 2 + sigma**2)
+        score, div = self.divergence(lambda x: score_fn(x, t, cond), x, probes, isotropic)
         half_g2 = 0.5 * per_sample(score_fn.sde.g2(t), x)
         return per_sample(score_fn.sde.f(t), x) * x - half_g2 * score, -half_g2 * div
 

@@ -18,7 +18,7 @@ from experiment.curves import budgets
 from experiment.dataset import Dataset, Split
 from experiment.errors import UserError
 from experiment.evaluation import Evaluation, Settings, evaluate, plain
-from experiment.heldout import held_out_likelihood, likelihood_unit, summarise_likelihood
+from experiment.likelihood import LikelihoodSettings, likelihood, likelihood_unit, se_probes
 from experiment.run import load_run
 from experiment.samplers import make_sampler
 from experiment.sampling import draw, draw_to_files, padded, write_samples
@@ -186,8 +186,8 @@ def test_budgets_that_cannot_be_spent_are_refused_before_anything_is_drawn(mixtu
 
 
 def test_every_example_is_counted_once_whatever_the_batch(mixture: Any) -> None:
-    settings = Settings(likelihood_n=60, probes=1, batch_size=25)  # 25, 25, 10: the last batch is padded
-    summary, values = held_out_likelihood(mixture, settings)
+    settings = LikelihoodSettings(n=60, probes=1, batch_size=25)  # 25, 25, 10: the last batch is padded
+    summary, values, _ = likelihood(mixture, settings, budget=False)
     exact = LAW.at(VP(), VP().t_min).log_prob(jnp.asarray(mixture.dataset.test.x[:60]))
     np.testing.assert_allclose(values, exact, atol=3e-2)
     assert summary["n"] == len(values) == 60
@@ -212,21 +212,18 @@ def test_bits_per_dim_of_uniform_noise(levels: int, bits: float) -> None:
     # The uniform density on [-1, 1]^d is 2^-d, and a fair L-sided die costs log2 L bits.
     unit, convert = likelihood_unit(6, Scaling(levels).bin_width)
     assert unit == "bits/dim"
-    assert convert(np.array(-6 * np.log(2))) == pytest.approx(bits)
+    log_q = -6 * np.log(Scaling(levels).bin_width)
+    assert convert(np.array(-6 * np.log(2)) - log_q) == pytest.approx(bits)
 
 
-def test_standard_errors_over_examples_and_over_probes() -> None:
+@pytest.mark.parametrize("probes", [2, 4])
+def test_the_standard_error_over_probes_is_that_of_repeated_probes(probes: int) -> None:
     rng = np.random.default_rng(0)
-    between, within = 2.0, 0.5
-
-    def table() -> np.ndarray:
-        return between * rng.standard_normal((200, 1)) + within * rng.standard_normal((200, 4))
-
-    found = summarise_likelihood(table())
-    assert found["se_probes"] == pytest.approx(within / 800**0.5, rel=0.1)
-    assert found["se_images"] == pytest.approx((between**2 + within**2 / 4) ** 0.5 / 200**0.5, rel=0.15)
-    means = [summarise_likelihood(table())["mean"] for _ in range(400)]
-    assert np.std(means) == pytest.approx(found["se_images"], rel=0.2)
+    means, within = 2.0 * rng.standard_normal((200, 1)), 0.5
+    repeated = [np.mean(means + within * rng.standard_normal((200, probes))) for _ in range(300)]
+    found = se_probes(means + within * rng.standard_normal((200, probes)))
+    assert found == pytest.approx(np.std(repeated), rel=0.2)
+    assert se_probes(means) is None
 
 
 def test_a_solver_that_gives_up_is_told_with_its_remedy(mixture: Any) -> None:

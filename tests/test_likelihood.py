@@ -3,8 +3,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sde_lib import VP, Exact, ExactScore, Hutchinson, bits_per_dim, log_prob
-from tests.oracles import SDE_IDS, SDES, calls_of, random_mixture
+from sde_lib import (
+    VE,
+    VP,
+    CosineVP,
+    DiagonalGaussian,
+    Exact,
+    ExactScore,
+    GaussianMixture,
+    Hutchinson,
+    RectifiedFlow,
+    SubVP,
+    bits_per_dim,
+    log_prob,
+)
+from sde_lib.bounds import vlb
+from sde_lib.dequantization import TruncatedNormalDequantization, UniformDequantization
+from tests.oracles import ALL_SDE_IDS, ALL_SDES, SDE_IDS, SDES, calls_of, random_mixture
 
 each_sde = pytest.mark.parametrize("sde", SDES, ids=SDE_IDS)
 
@@ -100,3 +115,79 @@ def test_hutchinson_without_a_key_is_refused():
         log_prob(score_fn, x, divergence=Hutchinson(probes=2))
     with pytest.raises(ValueError, match="probes"):
         Hutchinson(probes=0)
+
+
+@pytest.mark.parametrize(("sde", "d"), list(zip(ALL_SDES, (50, 2, 2, 50, 2), strict=True)), ids=ALL_SDE_IDS)
+def test_at_a_tolerance_of_1e_6_the_log_density_is_right_to_1e_4(sde, d):
+    with jax.enable_x64(True):
+        score_fn, x, exact, prior = setting(sde, d, n=8)
+        result = log_prob(score_fn, x.astype(jnp.float64), prior=prior, rtol=1e-6, atol=1e-6)
+        assert float(jnp.abs(result.nats - exact).max()) < 1e-4
+
+
+def test_five_sdes_give_the_same_density_of_the_data():
+    # log p(x) = log p_{t_min}(alpha x) + d log alpha, once sigma at t_min is too small to matter.
+    data = random_mixture(1, 2)
+    x = data.sample(jax.random.key(0), 64)
+    for sde in (VP(t_min=1e-5), SubVP(t_min=1e-3), VE(sigma_min=1e-3), CosineVP(t_min=1e-4), RectifiedFlow(t_min=1e-3)):
+        alpha = sde.alpha(sde.t_min)
+        result = log_prob(ExactScore(data, sde), alpha * x, prior=data.at(sde, sde.t_max))
+        np.testing.assert_allclose(result.nats + 2 * np.log(alpha), data.log_prob(x), atol=1e-3)
+
+
+def test_a_solve_in_t_agrees_with_one_in_log_snr():
+    score_fn, x, exact, prior = setting(VP(), 2)
+    in_t, in_log_snr = (log_prob(score_fn, x, prior=prior, log_snr=flag) for flag in (False, True))
+    np.testing.assert_allclose(in_t.nats, exact, atol=1e-3)
+    assert in_t.nfe != in_log_snr.nfe
+
+
+def spread(result):
+    return float(jnp.mean(jnp.std(result.probe_nats, axis=1, ddof=1)))
+
+
+def test_the_known_part_of_the_jacobian_makes_normal_probes_better():
+    score_fn, x, exact, prior = setting(VP(), 12, n=32)
+    found = {}
+    for name, data_std in (("all", None), ("residual", 0.8)):
+        divergence = Hutchinson(probes=16, law=jax.random.normal)
+        result = log_prob(score_fn, x, jax.random.key(2), divergence=divergence, prior=prior, data_std=data_std, rtol=1e-4, atol=1e-4)
+        error = jnp.std(result.probe_nats, axis=1, ddof=1) / np.sqrt(16)
+        z = (result.nats - exact) / jnp.hypot(error, 1e-2)
+        assert jnp.abs(jnp.mean(z)) < 4 / np.sqrt(len(x)) and jnp.abs(z).max() < 5
+        found[name] = spread(result)
+    rademacher = log_prob(score_fn, x, jax.random.key(2), divergence=Hutchinson(probes=16), prior=prior, rtol=1e-4, atol=1e-4)
+    assert found["residual"] < found["all"] / 3
+    assert spread(rademacher) < found["all"] / 3  # and exact on that part without knowing it
+
+
+def test_a_prior_from_the_data_s_moments_is_exact_on_gaussian_data():
+    mean, std = jnp.array([0.5, -1.0]), jnp.array([0.3, 0.7])
+    data, moments = GaussianMixture(np.ones(1), mean[None], jnp.diag(std**2)[None]), DiagonalGaussian(mean, std)
+    sde, x = VP(beta_max=6.0), jax.random.normal(jax.random.key(0), (5, 2))
+    for t in (0.2, 1.0):
+        exact = data.at(sde, t)
+        np.testing.assert_allclose(moments.at(sde, t).log_prob(x), exact.log_prob(x), rtol=1e-5)
+        np.testing.assert_allclose(moments.at(sde, t).score(x), exact.score(x), rtol=1e-5)
+    drawn = moments.sample(jax.random.key(1), 100_000)
+    np.testing.assert_allclose(drawn.mean(0), mean, atol=0.01)
+    np.testing.assert_allclose(drawn.std(0), std, rtol=0.01)
+    prior = sde.prior((2,))
+    of_draws = moments.log_prob(drawn) - prior.log_prob(drawn)
+    assert abs(float(moments.kl(prior)) - float(of_draws.mean())) < 4 * float(of_draws.std()) / 100_000**0.5
+
+
+@pytest.mark.parametrize(
+    "call, word",
+    [
+        (lambda score_fn, x: log_prob(score_fn, x, data_std=0.0), "data_std"),
+        (lambda score_fn, x: Exact(chunk=0), "chunk"),
+        (lambda score_fn, x: vlb(score_fn, x, jax.random.key(0), times=0), "times"),
+        (lambda score_fn, x: UniformDequantization(0.0), "bin_width"),
+        (lambda score_fn, x: TruncatedNormalDequantization(-1.0), "bin_width"),
+    ],
+)
+def test_bad_settings_are_refused(call, word):
+    score_fn, x, _, _ = setting(VP(), 2, n=2)
+    with pytest.raises(ValueError, match=word):
+        call(score_fn, x)

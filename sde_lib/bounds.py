@@ -1,0 +1,106 @@
+"""The variational bound of the continuous-time model, the law of its reverse SDE (Kingma et al. 2021, arXiv:2107.00630, eq. 11 and 12).
+
+With z_t = alpha x + sigma eps, and eps^ = -sigma s(z_t, t) the noise that the score tells,
+
+    -log p(x) <= KL(q(z_T | x) || N(0, sigma_T² I)) + reconstruction + ½ (lambda_0 - lambda_T) E |eps - eps^|²
+
+in nats, lambda = log SNR uniform between that at t_min and at t_max. The reconstruction is E[-log P(x | z_0)] for data with levels, where P
+weighs each entry's levels by N(z_0; alpha level, sigma²); without levels it is the entropy of q(z_0 | x), and what is bounded is
+E[-log p(z_0)], the density's at t_min. With the exact score the bound is tight but for the prior. This is what can be said of the samples
+of the SDE, which `log_prob` does not.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sde_lib.score import ScoreFn, per_sample
+
+
+class Bound(NamedTuple):
+    """What `vlb` returns, for n examples, in nats.
+
+    nats: (n,), a lower bound of the log-likelihood: -(prior + reconstruction + diffusion).
+    prior, reconstruction, diffusion: (n,), the three terms.
+    per_time: (n, times), the diffusion integrand over log SNR, ½ |eps - eps^|², at `log_snr`; stratified, so that its mean over a row
+        times the range of log SNR is the row's diffusion.
+    log_snr: (n, times).
+    nfe: score evaluations for each example.
+    """
+
+    nats: jax.Array
+    prior: jax.Array
+    reconstruction: jax.Array
+    diffusion: jax.Array
+    per_time: jax.Array
+    log_snr: jax.Array
+    nfe: int
+
+
+def vlb(
+    score_fn: ScoreFn, x: jax.Array, key: jax.Array, *, times: int = 32, centres: Any = None, first: int = 0, cond: Any = None
+) -> Bound:
+    """The bound for x (n, *shape), with `times` noise levels for each example.
+
+    Args:
+        score_fn: the score, which carries its SDE.
+        x: data, for data with levels the centres of their bins.
+        key: of the noise; that of row i comes from (key, first + i).
+        times: noise levels for each example, one in each of as many equal parts of the range of log SNR.
+        centres: the centre of every level, (levels,), for data with levels.
+        cond: conditioning with n rows.
+
+    Raises ValueError for times < 1.
+    """
+    if times < 1:
+        raise ValueError(f"vlb: times must be at least 1, not {times}")
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(x.shape[0]))
+    sde = score_fn.sde
+    high, low = (jnp.asarray(sde.log_snr(t), x.dtype) for t in (sde.t_min, sde.t_max))
+    log_snr, per_time = _diffusion(score_fn, x, keys, times, cond)
+    alpha_t, sigma_t = (jnp.asarray(f(sde.t_max), x.dtype) for f in (sde.alpha, sde.sigma))
+    prior = 0.5 * _sum(((alpha_t / sigma_t) * x) ** 2)
+    reconstruction = _entropy(sde, x) if centres is None else _level_nats(sde, x, keys, jnp.asarray(centres, x.dtype))
+    diffusion = (high - low) * jnp.mean(per_time, axis=1)
+    return Bound(-(prior + reconstruction + diffusion), prior, reconstruction, diffusion, per_time, log_snr, times)
+
+
+@partial(jax.jit, static_argnames="times")
+def _diffusion(score_fn: Any, x: jax.Array, keys: jax.Array, times: int, cond: Any) -> tuple[jax.Array, jax.Array]:
+    """(log SNR, ½ |eps - eps^|²), both (n, times)."""
+    sde = score_fn.sde
+    high, low = (jnp.asarray(sde.log_snr(t), x.dtype) for t in (sde.t_min, sde.t_max))
+    shift = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, times)))(keys).astype(x.dtype)
+
+    def stratum(j: jax.Array) -> tuple[jax.Array, jax.Array]:
+        log_snr = high + (low - high) * (j + shift) / times
+        t = jnp.clip(sde.time_of_log_snr(log_snr), sde.t_min, sde.t_max)
+        eps = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, j), x.shape[1:], x.dtype))(keys)
+        sigma = per_sample(sde.sigma(t), x)
+        error = eps + sigma * score_fn(per_sample(sde.alpha(t), x) * x + sigma * eps, t, cond)
+        return log_snr, 0.5 * _sum(error**2)
+
+    log_snr, per_time = jax.lax.map(stratum, jnp.arange(times))
+    return log_snr.T, per_time.T
+
+
+def _entropy(sde: Any, x: jax.Array) -> jax.Array:
+    """Of N(alpha x, sigma² I) at t_min, (n,)."""
+    return jnp.full(x.shape[0], 0.5 * x[0].size * (np.log(2 * np.pi) + 1 + 2 * jnp.log(sde.sigma(sde.t_min))), x.dtype)
+
+
+def _level_nats(sde: Any, x: jax.Array, keys: jax.Array, centres: jax.Array) -> jax.Array:
+    """-log P(x | z_0) of one z_0 for each row, (n,)."""
+    eps = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 2**31 - 1), x.shape[1:], x.dtype))(keys)
+    alpha, sigma = (jnp.asarray(f(sde.t_min), x.dtype) for f in (sde.alpha, sde.sigma))
+    # In units of sigma, from x's own level: its logit is -eps²/2.
+    apart = x[..., None] - centres.reshape((1,) * x.ndim + (-1,))
+    logits = -0.5 * (eps[..., None] + apart * (alpha / sigma)) ** 2
+    return _sum(jax.nn.logsumexp(logits, axis=-1) + 0.5 * eps**2)
+
+
+def _sum(x: jax.Array) -> jax.Array:
+    return jnp.sum(x.reshape(x.shape[0], -1), axis=1)
