@@ -122,6 +122,15 @@ def test_with_the_exact_score_the_bound_of_levels_is_their_entropy(sde):
     assert abs(-np.log(WEIGHTS[k]).mean() - ENTROPY) < 0.05
 
 
+def test_the_prior_s_term_is_the_kl_of_what_is_left_of_x():
+    sde, x = VP(beta_max=3.0), 0.6
+    found = vlb(ExactScore(LEVELS, sde), jnp.full((1, 1), x), jax.random.key(1), times=1).prior
+    alpha, sigma = sde.alpha(1.0), sde.sigma(1.0)
+    z, step = np.linspace(-12, 12, 20_001, retstep=True)
+    kl = np.sum(norm.pdf(z, alpha * x, sigma) * (norm.logpdf(z, alpha * x, sigma) - norm.logpdf(z, 0, sigma))) * step
+    assert kl > 0.01 and float(found[0]) == pytest.approx(kl, rel=1e-4)
+
+
 def test_the_reconstruction_is_its_quadrature():
     sde, level, n = VP(t_min=0.05), 1, 40_000
     x = jnp.full((n, 1), CENTRES[level], jnp.float32)
