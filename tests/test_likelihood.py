@@ -139,6 +139,7 @@ def test_a_solve_in_t_agrees_with_one_in_log_snr():
     score_fn, x, exact, prior = setting(VP(), 2)
     in_t, in_log_snr = (log_prob(score_fn, x, prior=prior, log_snr=flag) for flag in (False, True))
     np.testing.assert_allclose(in_t.nats, exact, atol=1e-3)
+    np.testing.assert_allclose(in_log_snr.nats, exact, atol=1e-3)
     assert in_t.nfe != in_log_snr.nfe
 
 
