@@ -2,7 +2,7 @@
 
 Prints, for the network of configs/digits.py, untrained:
 
-* each fixed-step sampler: time / (score calls x time of one jitted score call);
+* fixed-step samplers: time / (score calls x time of one jitted score call);
 * the ODE sampler, and the likelihood with one probe: time per NFE over the same;
 * how often Python traced the network over three checkpoints, all samplers and the likelihood, for one batch shape;
 
@@ -22,7 +22,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -41,14 +41,14 @@ from sde_lib import (
     GaussianMixture,
     Hutchinson,
     NetworkScore,
-    PredictorCorrector,
     ProbabilityFlow,
     log_prob,
     sample,
 )
-from sde_lib.samplers import LinearSampler
 
 STATE = (4096, 64)  # float32: 1 MiB
+# With and without noise, with none to three earlier calls, calls elsewhere than at x, a corrector.
+KINDS = "em,pc,sde_dpmpp_2m,sa_solver,dpmpp_3m,deis_t,ipndm,unipc,heun"
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,10 @@ def checkpoints(count: int, traces: list) -> tuple[list[NetworkScore], tuple[int
     return scores, tuple(dataset.shape)
 
 
-def samplers(nfe: int) -> dict:
-    """Every linear sampler by name, predictor-corrector, and the adaptive ODE."""
-    linear: dict[str, Any] = {name: n.sampler for name, n in SAMPLERS.items() if isinstance(n.sampler, LinearSampler | PredictorCorrector)}
-    return {**{name: sampler.at_nfe(nfe) for name, sampler in linear.items()}, "ode": ProbabilityFlow(rtol=1e-3, atol=1e-3)}
+def samplers(names: Sequence[str], nfe: int) -> dict:
+    """These, and the adaptive ODE."""
+    fixed: dict[str, Any] = {name: SAMPLERS[name].sampler for name in names}
+    return {**{name: sampler.at_nfe(nfe) for name, sampler in fixed.items()}, "ode": ProbabilityFlow(rtol=1e-3, atol=1e-3)}
 
 
 def seconds(run: Callable) -> float:
@@ -86,7 +86,7 @@ def seconds(run: Callable) -> float:
     return time.perf_counter() - start
 
 
-def measure(batch: int, calls_each: int, rounds: int) -> dict:
+def measure(names: Sequence[str], batch: int, calls_each: int, rounds: int) -> dict:
     """Every time per score call, as a ratio to one jitted score call; and the traces of three checkpoints."""
     traces: list = []
     scores, shape = checkpoints(3, traces)
@@ -94,7 +94,7 @@ def measure(batch: int, calls_each: int, rounds: int) -> dict:
     score_call, calls, t = jax.jit(lambda score_fn, x, t: score_fn(x, t)), max(calls_each // 4, 1), jnp.float32(0.5)
 
     def uses(score_fn: NetworkScore) -> dict[str, Callable]:
-        drawn = {name: lambda s=s: sample(s, score_fn, key, batch, shape) for name, s in samplers(calls_each).items()}
+        drawn = {name: lambda s=s: sample(s, score_fn, key, batch, shape) for name, s in samplers(names, calls_each).items()}
         return {**drawn, "likelihood": lambda: log_prob(score_fn, x, key, divergence=Hutchinson(probes=1), rtol=1e-3, atol=1e-3)}
 
     def one_call() -> float:
@@ -137,6 +137,7 @@ def peak_mib(steps: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samplers", default=KINDS, help="fixed-step samplers by name; default one of each kind of table")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--nfe", type=int, default=200, help="score calls of each fixed-step sampler, an even number")
     parser.add_argument("--rounds", type=int, default=5)
@@ -148,7 +149,7 @@ def main() -> None:
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
         return
     memory = {steps: statistics.median(peak_mib(steps) for _ in range(3)) for steps in (10, 1000)}
-    found = measure(args.batch, args.nfe, args.rounds)
+    found = measure(args.samplers.split(","), args.batch, args.nfe, args.rounds)
     found |= {"peak_mib": memory, "device": jax.devices()[0].device_kind, "machine": platform.machine(), "jax": jax.__version__}
     print(f"time per score call, over one jitted score call (batch {args.batch}, median and range of {args.rounds} rounds)")
     for name, ratio in found["ratios"].items():
