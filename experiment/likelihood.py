@@ -6,7 +6,6 @@ of vectors it is log p in nats. Example i has the same draws, probes and times i
 
 import dataclasses
 import hashlib
-import io
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -20,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiment.errors import UserError, choose
-from experiment.sampling import padded, progress, solver_remedy, write_bytes
+from experiment.sampling import npz_bytes, padded, progress, solver_remedy, write_bytes
 from sde_lib import DiagonalGaussian, Hutchinson, bits_per_dim, log_prob
 from sde_lib.bounds import vlb
 from sde_lib.dequantization import TruncatedNormalDequantization, UniformDequantization, importance_weighted
@@ -136,7 +135,7 @@ def parts(run: Any, settings: LikelihoodSettings, folder: Path | None, budget: b
             path = None if folder is None else folder / f"{first:08d}.npz"
             part = _read(path) or _compute(run, first, settings, size, min(size, n - first), budget)
             if path is not None and not path.exists():
-                write_bytes(path, _npz(part))
+                write_bytes(path, npz_bytes(**part))
             bar.update(len(part["ratios"]))
             yield part
 
@@ -169,12 +168,6 @@ def _read(path: Path | None) -> dict[str, Array] | None:
         return None
     with np.load(path) as saved:
         return dict(saved)
-
-
-def _npz(arrays: dict[str, Array]) -> bytes:
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]  # numpy's stub takes the keywords for its own
-    return buffer.getvalue()
 
 
 def likelihood(

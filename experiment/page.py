@@ -106,13 +106,17 @@ def _quality(report: Mapping[str, Any]) -> str:
 
 def _table(report: Mapping[str, Any], kind: str, caption: str) -> str:
     header, rows = table_rows(report, kind)
-    head = "".join(f"<th>{escape(h)}</th>" for h in header)
     body = "".join(
         f"<tr{' class=floor' if name == 'noise floor' else ''}><th>{escape(name)}</th>"
         + "".join(f"<td{' class=outside' if out else ''}>{escape(text)}</td>" for text, out in cells)
         + "</tr>"
         for name, cells in rows
     )
+    return _captioned(caption, header, body)
+
+
+def _captioned(caption: str, header: Sequence[str], body: str) -> str:
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
     return (
         f'<div class="scroll"><table><caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
     )
@@ -128,12 +132,9 @@ def _exact(report: Mapping[str, Any]) -> str:
     if not report["exact"]:
         return ""
     header, *rows = exact_rows(report["exact"])
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
     body = "".join(f"<tr><th>{escape(name)}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>" for name, *cells in rows)
     caption = f"{score_error_line(report['exact'])}. {report['exact']['meaning']}"
-    return (
-        f'<div class="scroll"><table><caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-    )
+    return _captioned(caption, header, body)
 
 
 def _memorisation(report: Mapping[str, Any]) -> str:

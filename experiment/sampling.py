@@ -103,10 +103,10 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise UserError(f"cannot write {path} ({error.strerror}): choose another folder, or make room") from None
 
 
-def npz_bytes(x: Array) -> bytes:
-    """An .npz file that holds x as arr_0."""
+def npz_bytes(**arrays: Array) -> bytes:
+    """An .npz file that holds the arrays by name."""
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, x)
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # numpy's stub takes the keywords for its own
     return buffer.getvalue()
 
 
@@ -142,5 +142,5 @@ def write_samples(run: Run, x: Array, folder: Path) -> None:
     images = run.scaling.levels is not None
     points = run.scaling.to_uint8(levels) if images else levels.astype(np.float32)
     picture = plots.image_grid(points[:100]) if images else plots.scatter({"samples": points})
-    write_bytes(folder / "samples.npz", npz_bytes(points))
+    write_bytes(folder / "samples.npz", npz_bytes(arr_0=points))
     write_bytes(folder / "grid.png", picture)
