@@ -35,6 +35,7 @@ from sde_lib.samplers import (
     gaussian_kl,
     gaussian_law,
     in_log_snr,
+    weak_difference,
     weak_error,
 )
 from sde_lib.samplers.linear import run_linear, table_of
@@ -109,6 +110,18 @@ def test_sa_solver_s_weak_error_on_a_mixture_falls_faster_than_its_order():
     ]
     np.testing.assert_allclose(errors, [0.00898, 0.00108], rtol=0.05)
     assert slope([40, 80], errors) > 2.8
+
+
+@pytest.mark.parametrize(
+    "pair", [(SDEDPMSolverPP2M, SDEDPMSolverPP1), (SASolver, SDEDPMSolverPP2MHeun)], ids=["2M and 1", "SA-Solver and 2M Heun"]
+)
+def test_the_difference_in_law_over_paths_is_the_quadrature_s(pair):
+    ours = {"steps": 20} | ({"predictor": 2} if pair[0] is SASolver else {})
+    one, other, sde = pair[0](**ours), pair[1](steps=20), VP()
+    function = lambda x: x**2 - np.tanh(2 * x)  # noqa: E731
+    exact = [weak_error(sampler, sde, *LINE, function, past=20, nodes=8) for sampler in (one, other)]
+    found, error = weak_difference(one, other, sde, *LINE, function, draws=40_000)
+    assert abs(found - (exact[0] - exact[1])) < 4 * error < 0.1 * abs(found)
 
 
 @each_method
