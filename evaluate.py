@@ -1,6 +1,7 @@
 """Evaluate: python evaluate.py --workdir=runs/digits [--samplers=em,pc,ode] [--n=1024] [--seeds=3] [--nfe=10,20,50].
 
-       or python evaluate.py --workdir=runs/digits --likelihood [--n=...] [--probes=4] [--dequantization=uniform] [--k=1] [--bound].
+       or python evaluate.py --workdir=runs/digits --likelihood [--n=...] [--probes=4] [--dequantization=uniform] [--k=1] [--bound]
+          [--chain=1000] [--betas=sde] [--variance=fixed_small].
 
 Writes WORKDIR/report/, or with --exact_score WORKDIR/report_exact_score/.
 """
@@ -8,6 +9,7 @@ Writes WORKDIR/report/, or with --exact_score WORKDIR/report_exact_score/.
 from absl import flags
 
 from experiment import cli
+from experiment.errors import UserError
 
 WORKDIR = flags.DEFINE_string("workdir", "runs/digits", "The run directory.")
 SAMPLERS = flags.DEFINE_list("samplers", None, "Names of samplers. Default: the run's config.eval.samplers.")
@@ -21,26 +23,35 @@ PROBES = flags.DEFINE_integer("probes", None, "Hutchinson's probes for each exam
 DEQUANTIZATION = flags.DEFINE_string("dequantization", None, "uniform (default) or truncated_normal.")
 K = flags.DEFINE_integer("k", None, "Importance-weighted draws of each example. Default: 1.")
 BOUND = flags.DEFINE_bool("bound", False, "With --likelihood: the variational bound of the SDE's model too.")
+CHAIN = flags.DEFINE_integer("chain", None, "With --likelihood: the ELBO of the discrete chain of so many steps too.")
+BETAS = flags.DEFINE_string("betas", None, "The chain's: sde (default, the run's own at even times), linear, cosine or log_snr.")
+VARIANCE = flags.DEFINE_string(
+    "variance", None, "Of the chain's reverse steps: fixed_small (default) or fixed_large, better for short chains."
+)
 LIKELIHOOD_N = flags.DEFINE_integer("likelihood_n", None, "Held-out examples. Default: config.eval.likelihood_n.")
 
 
 def likelihood() -> int:
     from experiment.likelihood import likelihood_of_run
 
-    given = {"n": N.value, "probes": PROBES.value, "dequantization": DEQUANTIZATION.value, "k": K.value, "bound": BOUND.value}
-    lines, path = likelihood_of_run(WORKDIR.value, {**given, "seed": SEED.value})
+    names = (N, SEED, PROBES, DEQUANTIZATION, K, BOUND, CHAIN, BETAS, VARIANCE)
+    lines, path = likelihood_of_run(WORKDIR.value, {flag.name: flag.value for flag in names})
     print("\n".join([*lines, str(path)]))
     return 0
 
 
 def main() -> int:
+    if LIKELIHOOD.value:
+        return likelihood()
+    for flag in (CHAIN, BETAS, VARIANCE):
+        if flag.value is not None:
+            raise UserError(f"--{flag.name} goes with --likelihood: add it")
+
     from experiment.curves import budgets
     from experiment.evaluation import evaluate_run
     from experiment.report import write_report
     from experiment.tables import text_table
 
-    if LIKELIHOOD.value:
-        return likelihood()
     given = {"n": N.value, "seeds": SEEDS.value, "seed": SEED.value, "likelihood_n": LIKELIHOOD_N.value}
     run, evaluation = evaluate_run(WORKDIR.value, SAMPLERS.value, given, budgets(NFE.value), EXACT_SCORE.value)
     path = write_report(run, evaluation, run.workdir / ("report_exact_score" if EXACT_SCORE.value else "report"))

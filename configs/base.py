@@ -54,7 +54,15 @@ def get_config() -> Any:  # Any: a type checker knows no key of a ConfigDict
                 # sigma2 | likelihood | flow_matching | v | min_snr | soft_min_snr | edm; the next are EDM's and Stable Diffusion 3's
                 # objectives with their law of times, best drawn by it: edm_log_normal | flow_matching_logit_normal
                 "weighting": "sigma2",
-                "times": "uniform_t",  # uniform_t | uniform_log_snr | uniform_log_sigma | log_normal | logit_normal
+                # uniform_t | uniform_log_snr | uniform_log_sigma | log_normal | logit_normal, or learned in training:
+                # loss_second_moment | learned_log_snr
+                "times": "uniform_t",
+                "min_snr_gamma": 5.0,
+                "time_mean": config_dict.placeholder(float),  # of log_normal and logit_normal; None: -1.2 and 0
+                "time_std": config_dict.placeholder(float),  # None: 1.2 and 1
+                "uncertainty": False,  # each noise level's loss divided by its mean, learned: EDM2's weighting
+                "power_ema": (),  # relative widths of averages of the weights, such as (0.05, 0.1), from which any other is rebuilt
+                "snapshot_every": 1000,  # steps between the snapshots of power_ema
                 "checkpoint_every": 1000,
                 "keep": 3,
                 "log_every": 50,

@@ -20,7 +20,7 @@ def load_npz(path: Path) -> Dataset:
     are the splits, otherwise a fixed tenth is held out. An optional integer `levels` (default 256) is that of images.
     Raises UserError for an unreadable file, pickled objects, a wrong dtype or shape, NaN, or values outside the levels.
     """
-    arrays = _read(path)
+    arrays = read_npz(path)
     levels = _levels(path, arrays)
     if "x_train" in arrays and "x_test" in arrays:
         train, test = (_named_split(path, arrays, part, levels) for part in ("train", "test"))
@@ -40,7 +40,8 @@ def load_npz(path: Path) -> Dataset:
     return Dataset(path.stem, train, test, levels=levels if is_images else None, num_classes=class_count(train, test))
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """The file's arrays by name. Raises UserError where it is damaged, holds Python objects, or is no .npz."""
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {key: archive[key] for key in archive.files}

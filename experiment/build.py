@@ -10,26 +10,10 @@ import optax
 from flax import nnx
 
 from experiment.errors import UserError, choose
+from experiment.objective import TIMES, WEIGHTINGS
 from experiment.samplers import check_sampler
 from models import MLP, Apply, DiT, UNet, split
 from sde_lib import VE, VP, CosineVP, NetworkScore, RectifiedFlow, SubVP
-from sde_lib.losses import (
-    EDMWeighting,
-    LogitNormal,
-    LogNormal,
-    MinSNR,
-    SoftMinSNR,
-    TimeLaw,
-    Uncorrected,
-    Weighting,
-    flow_matching_weighting,
-    likelihood_weighting,
-    sigma2_weighting,
-    uniform_log_sigma,
-    uniform_log_snr,
-    uniform_t,
-    v_weighting,
-)
 from sde_lib.score import DenoiserPrediction, EDMPreconditioning, EpsilonPrediction, VelocityPrediction, VPrediction
 
 SDES = {"vp": VP, "subvp": SubVP, "ve": VE, "cosine_vp": CosineVP, "rectified_flow": RectifiedFlow}
@@ -40,24 +24,6 @@ PARAMETERIZATIONS = {
     "edm": EDMPreconditioning,
     "v": VPrediction,
     "velocity": VelocityPrediction,
-}
-WEIGHTINGS: dict[str, Weighting] = {
-    "sigma2": sigma2_weighting,
-    "likelihood": likelihood_weighting,
-    "flow_matching": flow_matching_weighting,
-    "v": v_weighting,
-    "min_snr": MinSNR(),
-    "soft_min_snr": SoftMinSNR(),
-    "edm": EDMWeighting(),
-    "edm_log_normal": Uncorrected(EDMWeighting(), LogNormal()),
-    "flow_matching_logit_normal": Uncorrected(flow_matching_weighting, LogitNormal()),
-}
-TIMES: dict[str, TimeLaw] = {
-    "uniform_t": uniform_t,
-    "uniform_log_snr": uniform_log_snr,
-    "uniform_log_sigma": uniform_log_sigma,
-    "log_normal": LogNormal(),
-    "logit_normal": LogitNormal(),
 }
 
 

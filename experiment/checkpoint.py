@@ -1,6 +1,6 @@
 """Checkpoints of the training state: orbax writes the arrays, a digest of every file tells whether they are as written.
 
-`<directory>/<step>/` holds one orbax item for each of params, ema and opt_state, `meta` with the step and the sums of
+`<directory>/<step>/` holds one orbax item for each of the state's entries that are not empty, `meta` with the step and the sums of
 the log's open window, and sha256.json. A checkpoint is written under another name and renamed when whole, and removed
 under another name too, so whatever is called by a number is complete.
 """
@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 
 from experiment.errors import UserError
 
-ITEMS = ("params", "ema", "opt_state")
+ITEMS = ("params", "ema", "power_ema", "opt_state", "learned")
 DIGESTS = "sha256.json"
 _UNFINISHED, _REMOVED, _DAMAGED = ".unfinished", ".removed", ".damaged"
 
@@ -83,11 +83,13 @@ class Checkpoints:
         return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdigit() and path.is_dir())
 
     def save(self, state: Any, window: dict[str, float]) -> None:
-        """Write the state whole, then remove the oldest checkpoints beyond `keep`."""
+        """Write the state whole, then remove the oldest checkpoints beyond `keep`. A step that is there already stays as it is."""
         step = int(state["step"])
         path = self.directory / str(step)
+        if path.is_dir():
+            return
         unfinished = path.with_name(path.name + _UNFINISHED)
-        items = {name: ocp.args.StandardSave(_flat(state[name])) for name in ITEMS}
+        items = {name: ocp.args.StandardSave(_flat(state[name])) for name in ITEMS if _flat(state.get(name, {}))}
         meta = ocp.args.JsonSave({"step": step, "window": window})
         self._orbax.save(unfinished, ocp.args.Composite(meta=meta, **items))
         if jax.process_index() == 0:
@@ -121,7 +123,7 @@ class Checkpoints:
         steps = self.steps()
         for step in reversed(steps):
             try:
-                state, meta = self._read(step, like)
+                state, meta = self.read(step, like)
             except Damaged as error:
                 damaged.append((step, str(error)))
                 continue
@@ -145,16 +147,17 @@ class Checkpoints:
             path.rename(aside)
         say(f"the checkpoint of step {bad} is damaged ({reason}); using that of step {step}")
 
-    def _read(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+    def read(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+        """(state, meta) of one step. Raises Damaged."""
         path = self.directory / str(step)
-        wanted = {name: _flat(like[name]) for name in ITEMS if name in like}
+        wanted = {name: _flat(like[name]) for name in ITEMS if _flat(like.get(name, {}))}
         _verify(path, ("meta", *wanted))
         items = {name: ocp.args.StandardRestore(flat) for name, flat in wanted.items()}
         try:
             read = self._orbax.restore(path, ocp.args.Composite(meta=ocp.args.JsonRestore(), **items))
         except Exception as error:  # whole, and yet not what `like` asks for: orbax raises many kinds
             raise Damaged(" ".join(str(error).split())[:200] or type(error).__name__) from error
-        state = {name: _unflat(read[name], like[name]) for name in wanted}
+        state = {name: _unflat(read[name], like[name]) if name in wanted else like[name] for name in ITEMS if name in like}
         if read["meta"]["step"] != step:
             raise Damaged(f"it is of step {read['meta']['step']}")
         if "step" in like:

@@ -84,6 +84,12 @@ class TrainSection:
     ema: float = key(low=0, below=1)
     weighting: str = key()
     times: str = key()
+    min_snr_gamma: float = key(above=0, default=5.0)
+    time_mean: float | None = key(default=None)
+    time_std: float | None = key(above=0, default=None)
+    uncertainty: bool = key(default=False)
+    power_ema: tuple[float, ...] = key(above=0, below=0.288, default=())
+    snapshot_every: int = key(low=1, default=1000)
     checkpoint_every: int = key(low=1)
     keep: int = key(low=1)
     log_every: int = key(low=1)
@@ -133,6 +139,7 @@ FREE_ON_RESUME = (
     "train.log_every",
     "train.checkpoint_every",
     "train.keep",
+    "train.snapshot_every",
     "train.fsdp",
     "data.cache",
     "sample.",

@@ -1,4 +1,4 @@
-"""The likelihood of the held-out split through the probability-flow ODE, with an error budget, and the variational bound beside it.
+"""The likelihood of the held-out split through the probability-flow ODE, with an error budget, and variational bounds beside it.
 
 Levels are dequantised, and what is reported is a bound on the bits/dim of the levels themselves, an upper one (`sde_lib.dequantization`);
 of vectors it is log p in nats. Example i has the same draws, probes and times in any batch.
@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -18,24 +19,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiment import bounds
 from experiment.errors import UserError, choose
 from experiment.sampling import npz_bytes, padded, progress, solver_remedy, write_bytes
 from sde_lib import DiagonalGaussian, Hutchinson, bits_per_dim, log_prob
-from sde_lib.bounds import vlb
 from sde_lib.dequantization import TruncatedNormalDequantization, UniformDequantization, importance_weighted
 
 Array = np.ndarray
 
 DEQUANTIZATIONS: dict[str, Any] = {"uniform": UniformDequantization, "truncated_normal": TruncatedNormalDequantization}
-BOUND_ARRAYS = ("prior", "reconstruction", "diffusion", "per_time", "log_snr")
-TIMES = 64  # noise levels for each example of the bound
-_PROBES, _DRAWS, _OTHER_DRAWS, _BOUND = range(4)  # the purposes that a seed's randomness is split into
+OWN_ARRAYS = ("ratios", "seconds", "nfe", "tighter", "redrawn")  # of a part; the others are the bounds'
+_PROBES, _DRAWS, _OTHER_DRAWS, _BOUND, _CHAIN = range(5)  # the purposes that a seed's randomness is split into
 
 CAVEAT = (
     "This is the likelihood of the ODE's model: the density that the probability-flow ODE carries from its prior to the data. "
     "A stochastic sampler draws from another law, whose density nobody computes here; never read it as the likelihood of its samples."
 )
-OF_BOUND = "the model that the reverse SDE samples from, bounded: its likelihood is no worse than this."
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,8 @@ class LikelihoodSettings:
     """What to compute.
 
     n: held-out examples, None for all; probes: Hutchinson's for each; dequantization: a name of DEQUANTIZATIONS, for data with levels;
-    k: importance-weighted draws of each example; bound: the variational bound too; rtol, atol: of the solve.
+    k: importance-weighted draws of each example; bound: the variational bound of the SDE's model too; chain: the steps of a discrete chain
+    whose ELBO to compute too, None for none; betas, variance: its names of bounds.BETAS and bounds.VARIANCES; rtol, atol: of the solve.
     """
 
     n: int | None = None
@@ -51,17 +51,24 @@ class LikelihoodSettings:
     dequantization: str = "uniform"
     k: int = 1
     bound: bool = False
+    chain: int | None = None
+    betas: str = "sde"
+    variance: str = "fixed_small"
     batch_size: int = 128
     rtol: float = 1e-5
     atol: float = 1e-5
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("n", 2), ("probes", 1), ("k", 1), ("batch_size", 1), ("seed", 0)):
+        for name, least in (("n", 2), ("probes", 1), ("k", 1), ("chain", 1), ("batch_size", 1), ("seed", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UserError(f"--{name} is {value}: give at least {least}")
         choose(DEQUANTIZATIONS, self.dequantization, "--dequantization")
+        choose(bounds.BETAS, self.betas, "--betas")
+        choose(bounds.VARIANCES, self.variance, "--variance")
+        if self.chain is None and (self.betas, self.variance) != ("sde", "fixed_small"):
+            raise UserError("--betas and --variance are of a discrete chain: give its steps too, as in --chain=1000")
 
 
 def likelihood_unit(dim: int, bin_width: float | None) -> tuple[str, Callable[[Array], Array]]:
@@ -103,22 +110,6 @@ def solve_batch(
     return np.stack(found, axis=1), nfe
 
 
-def bound_batch(run: Any, first: int, settings: LikelihoodSettings, size: int) -> dict[str, Array]:
-    """The bound's terms, (size,) in nats, and its integrand, (size, TIMES)."""
-    x, labels = _examples(run, first, size)
-    levels = run.scaling.levels
-    found = vlb(
-        run.score_fn,
-        run.scaling.to_model(x),
-        jax.random.fold_in(jax.random.key(settings.seed), _BOUND),
-        times=TIMES,
-        centres=None if levels is None else run.scaling.to_model(np.arange(levels)),
-        first=first,
-        cond=labels,
-    )
-    return {name: np.asarray(value, np.float64) for name, value in found._asdict().items() if name not in ("nats", "nfe")}
-
-
 def _examples(run: Any, first: int, size: int) -> tuple[Array, Array | None]:
     """Examples first .. first + size - 1 of the held-out split, the last one repeated past its end; and their classes for the network."""
     test = run.dataset.test
@@ -148,8 +139,13 @@ def _compute(run: Any, first: int, settings: LikelihoodSettings, size: int, kept
         part["tighter"], _ = solve_batch(run, first, settings, size, scale=0.5)
         if run.scaling.levels:
             part["redrawn"], _ = solve_batch(run, first, settings, size, purpose=_OTHER_DRAWS)
+    x, labels = _examples(run, first, size)
+    x, key = run.scaling.to_model(x), jax.random.key(settings.seed)
     if settings.bound:
-        part |= bound_batch(run, first, settings, size)
+        part |= bounds.vlb_batch(run, x, labels, jax.random.fold_in(key, _BOUND), first)
+    if settings.chain:
+        of_chain = (settings.chain, settings.betas, settings.variance)
+        part |= bounds.elbo_batch(run, x, labels, jax.random.fold_in(key, _CHAIN), first, *of_chain)
     return {name: np.asarray(value)[:kept] if np.ndim(value) else np.asarray(value) for name, value in part.items()}
 
 
@@ -160,6 +156,8 @@ def _count(run: Any, settings: LikelihoodSettings) -> int:
     if settings.dequantization != "uniform" or settings.k > 1:
         if run.scaling.levels is None:
             raise UserError(f"--dequantization and --k are for data with levels, and {run.dataset.name} holds vectors: leave them out")
+    if settings.chain:
+        bounds.check_chain(run, settings.betas)
     return min(settings.n or available, available)
 
 
@@ -173,7 +171,7 @@ def _read(path: Path | None) -> dict[str, Array] | None:
 def likelihood(
     run: Any, settings: LikelihoodSettings, folder: Path | None = None, *, budget: bool = True
 ) -> tuple[dict[str, Any], Array, dict[str, Array]]:
-    """(the result with its error budget, plain values; (n,) value of each example; the bound's arrays).
+    """(the result with its error budget, plain values; (n,) value of each example; the bounds' arrays).
 
     folder: where batches are kept, and found again. budget: whether to solve the first batch again, tighter and with other draws.
     Raises UserError for data that the settings do not suit, and where the solver gives up.
@@ -208,12 +206,9 @@ def likelihood(
     if "redrawn" in first:
         difference = convert(_nats(first["redrawn"]).mean(axis=1)) - values[:here]
         result["se_dequantization"] = float(np.sqrt(0.5 * np.mean(difference**2) / len(values)))
-    if not settings.bound:
-        return result, values, {}
-    arrays = {
-        name: np.concatenate([part[name] for part in found]) for name in ("prior", "reconstruction", "diffusion", "per_time", "log_snr")
-    }
-    return {**result, "bound": _summarise_bound(arrays, convert, per_unit)}, values, arrays
+    of_bounds = [name for name in first if name not in OWN_ARRAYS]
+    arrays = {name: np.concatenate([part[name] for part in found]) for name in of_bounds}
+    return result | bounds.summaries(arrays, settings, convert, per_unit), values, arrays
 
 
 def _nats(ratios: Array) -> Array:
@@ -236,28 +231,10 @@ def prior_mismatch(run: Any) -> float:
     return float(moments.at(sde, sde.t_max).kl(sde.prior(tuple(run.shape))))
 
 
-def _summarise_bound(arrays: dict[str, Array], convert: Callable[[Array], Array], per_unit: float) -> dict[str, Any]:
-    terms = {name: arrays[name] for name in ("prior", "reconstruction", "diffusion")}
-    values = convert(-sum(terms.values()))  # type: ignore[arg-type]  # arrays add up to an array
-    span = np.ptp(arrays["log_snr"])
-    of_times = arrays["per_time"].std(axis=1, ddof=1) * span / math.sqrt(TIMES)
-    return {
-        "mean": float(values.mean()),
-        "se_images": float(values.std(ddof=1) / math.sqrt(len(values))),
-        "se_times_at_most": per_unit * float(np.sqrt(np.mean(of_times**2) / len(values))),
-        **{name: per_unit * float(term.mean()) for name, term in terms.items()},
-        "times": TIMES,
-        "of": OF_BOUND,
-    }
-
-
 def likelihood_lines(found: dict[str, Any]) -> list[str]:
     """The budget for a terminal, a line for each part of it."""
-    unit, bound = found["unit"], found.get("bound")
-
-    def line(name: str, value: float | None, digits: int = 4) -> str:
-        return f"  {name:44s} {'unknown' if value is None else f'{value:.{digits}f} {unit}'}"
-
+    unit = found["unit"]
+    line = partial(bounds.table_line, unit=unit)
     discrete = "an upper bound, " if unit == "bits/dim" else ""
     lines = [
         f"likelihood of the ODE's model: {found['mean']:.4f} {unit} ({discrete}{found['n']:,} held-out examples)",
@@ -267,19 +244,12 @@ def likelihood_lines(found: dict[str, Any]) -> list[str]:
     if unit == "bits/dim":
         lines.append(line(f"  of it from {found['k']} draw(s), {found['dequantization']}", found["se_dequantization"]))
     lines += [
-        line("change when the tolerance is halved", found["tolerance_change"], 5),
-        line("prior mismatch, of the data's first two moments", found["prior_mismatch"], 6),
+        line("change when the tolerance is halved", found["tolerance_change"], digits=5),
+        line("prior mismatch, of the data's first two moments", found["prior_mismatch"], digits=6),
         f"  {'NFE; seconds per example':44s} {found['nfe']:,.0f}; {found['seconds_per_example']:.3g}"
         + (" with compilation" if found["compiled_too"] else ""),
     ]
-    if bound:
-        lines += [
-            f"variational bound of the SDE's model: {bound['mean']:.4f} {unit}",
-            line("standard error over examples", bound["se_images"]),
-            line(f"  of it from {bound['times']} times, at most", bound["se_times_at_most"]),
-            *(line(f"term: {name}", bound[name]) for name in ("prior", "reconstruction", "diffusion")),
-        ]
-    return [*lines, found["caveat"]]
+    return [*lines, *bounds.bound_lines(found), found["caveat"]]
 
 
 def likelihood_of_run(workdir: str, given: dict[str, Any]) -> tuple[list[str], Path]:
@@ -287,7 +257,6 @@ def likelihood_of_run(workdir: str, given: dict[str, Any]) -> tuple[list[str], P
 
     given: settings that are not None go over those of the run's config.eval. Raises UserError for a missing run or a setting out of range.
     """
-    from experiment import plots
     from experiment.run import load_run
 
     chosen = {k: v for k, v in given.items() if v is not None}
@@ -303,6 +272,6 @@ def likelihood_of_run(workdir: str, given: dict[str, Any]) -> tuple[list[str], P
     name = f"{settings.dequantization}_k{settings.k}" if run.scaling.levels else "nats"
     write_bytes(folder / f"{name}.json", (json.dumps({**what, **found, "values": values.tolist()}, indent=2) + "\n").encode())
     write_bytes(folder / f"{name}.txt", ("\n".join(lines) + "\n").encode())
-    if arrays:
-        write_bytes(folder / "bound_over_log_snr.png", plots.bound_over_log_snr(arrays["log_snr"], arrays["per_time"]))
+    for picture, content in bounds.pictures(arrays, settings, *likelihood_unit(math.prod(run.shape), run.scaling.bin_width)).items():
+        write_bytes(folder / picture, content)
     return lines, folder / f"{name}.txt"

@@ -40,7 +40,7 @@ DPI = 150
 SCATTER_POINTS = 4000  # more only blacken the picture
 
 
-def _png(draw: Callable[[Figure], None], width: float, height: float) -> bytes:
+def png(draw: Callable[[Figure], None], width: float, height: float) -> bytes:
     """The figure, of so many inches, after draw(figure)."""
     with matplotlib.rc_context(cast(Any, STYLE)):
         figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
@@ -51,7 +51,7 @@ def _png(draw: Callable[[Figure], None], width: float, height: float) -> bytes:
         return buffer.getvalue()
 
 
-def _show(axes: Axes, image: Array) -> None:
+def show_image(axes: Axes, image: Array) -> None:
     """An image (h, w, c) of 0..255, one or three channels (two: the first; four: without the last), its pixels unblurred."""
     axes.imshow(image if image.shape[-1] == 3 else image[..., 0], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     axes.set(xticks=[], yticks=[])
@@ -83,33 +83,33 @@ def image_grid(images: Array, columns: int | None = None) -> bytes:
 
 def scatter(sets: Mapping[str, Array]) -> bytes:
     """Point clouds {name: (n, d)}, each in its panel, all on the same axes: the first two coordinates."""
-    limit, columns = _limit(sets.values()), min(len(sets), 2)
+    limit, columns = common_limit(sets.values()), min(len(sets), 2)
     rows = math.ceil(len(sets) / columns)
 
     def draw(figure: Figure) -> None:
         panels = figure.subplots(rows, columns, squeeze=False).ravel()
         for axes, (name, points), colour in zip(panels, sets.items(), (INK, *_cycle(len(sets) - 1)), strict=False):
-            _cloud(axes, points, limit, colour)
+            draw_cloud(axes, points, limit, colour)
             axes.set(title=name, xlabel="x₁", ylabel="x₂")
         for axes in panels[len(sets) :]:
             axes.set_visible(False)
 
-    return _png(draw, 4.1 * columns, 4.2 * rows)
+    return png(draw, 4.1 * columns, 4.2 * rows)
 
 
-def _cloud(axes: Axes, points: Array, limit: float, colour: str) -> None:
+def draw_cloud(axes: Axes, points: Array, limit: float, colour: str) -> None:
     shown = np.asarray(points)[:SCATTER_POINTS]
     second = shown[:, 1] if shown.shape[1] > 1 else np.zeros(len(shown))
     axes.plot(shown[:, 0], second, ".", ms=min(8.0, max(2.2, 110 / math.sqrt(len(shown)))), mew=0, alpha=0.6, color=colour)
     axes.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
 
 
-def _limit(clouds: Any) -> float:
+def common_limit(clouds: Any) -> float:
     """Half the side of a square about 0 that holds all but a few outliers of each cloud."""
     return max(1.15 * float(np.quantile(np.abs(np.asarray(points)[:, :2]), 0.998)) for points in clouds)
 
 
-def _row(figure: Figure, columns: int) -> list[Axes]:
+def panels_in_a_row(figure: Any, columns: int) -> list[Axes]:
     return list(figure.subplots(1, columns, squeeze=False)[0])
 
 
@@ -126,17 +126,17 @@ def denoising_strip(frames: Array, times: Sequence[tuple[float, float]]) -> byte
     titles = [f"t = {t:.3g}\nσ/α = {ratio:.3g}" for t, ratio in times]
 
     def draw(figure: Figure) -> None:
-        for axes, frame, title in zip(_row(figure, len(frames)), frames, titles, strict=True):
+        for axes, frame, title in zip(panels_in_a_row(figure, len(frames)), frames, titles, strict=True):
             if images:
-                _show(axes, tile(np.clip((frame + 1) * 127.5, 0, 255).astype(np.uint8), 1))
+                show_image(axes, tile(np.clip((frame + 1) * 127.5, 0, 255).astype(np.uint8), 1))
             else:
-                _cloud(axes, frame, limit, COLOURS[0])
+                draw_cloud(axes, frame, limit, COLOURS[0])
                 axes.set(xticks=[], yticks=[])
             axes.set_title(title, fontsize=8.5)
 
-    limit = 0.0 if images else _limit(frames)
+    limit = 0.0 if images else common_limit(frames)
     height = (frames.shape[1] * (frames.shape[2] + 1) + 1) / (frames.shape[3] + 2) if images else 1.0
-    return _png(draw, 1.02 * len(frames) + 0.2, 0.95 * height + 0.55)
+    return png(draw, 1.02 * len(frames) + 0.2, 0.95 * height + 0.55)
 
 
 def quality_bars(samplers: Mapping[str, Mapping[str, Any]], metrics: Mapping[str, Mapping[str, Any]], floors: Mapping[str, Any]) -> bytes:
@@ -155,7 +155,7 @@ def quality_bars(samplers: Mapping[str, Mapping[str, Any]], metrics: Mapping[str
         once = dict(zip(labels, handles, strict=True))
         figure.legend(once.values(), once.keys(), loc="outside upper center", ncols=4, fontsize=9)
 
-    return _png(draw, 8.2, 0.5 + 2.7 * math.ceil(len(metrics) / 2))
+    return png(draw, 8.2, 0.5 + 2.7 * math.ceil(len(metrics) / 2))
 
 
 def _panel(axes: Axes, values: Mapping[str, Mapping[str, Any]], floor: Mapping[str, Any], origin: float) -> None:
@@ -198,7 +198,7 @@ def quality_curves(curves: Mapping[str, Any], metrics: Mapping[str, Mapping[str,
             axes.set_visible(False)
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize=9)
 
-    return _png(draw, 8.2, 0.6 + 0.2 * math.ceil(len(curves) / 5) + 2.8 * math.ceil(len(metrics) / 2))
+    return png(draw, 8.2, 0.6 + 0.2 * math.ceil(len(curves) / 5) + 2.8 * math.ceil(len(metrics) / 2))
 
 
 def _style(i: int) -> dict[str, Any]:
@@ -214,7 +214,7 @@ def exact_curves(exact: Mapping[str, Any]) -> bytes:
     }
 
     def draw(figure: Figure) -> None:
-        for axes, (key, label) in zip(_row(figure, len(shown)), shown.items(), strict=True):
+        for axes, (key, label) in zip(panels_in_a_row(figure, len(shown)), shown.items(), strict=True):
             for i, (name, rows) in enumerate(exact["samplers"].items()):
                 known = [row for row in rows if row[key] is not None]
                 if known:
@@ -228,27 +228,7 @@ def exact_curves(exact: Mapping[str, Any]) -> bytes:
         entries = {text: h for axes in figure.axes for h, text in zip(*axes.get_legend_handles_labels(), strict=True)}
         figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=5, fontsize=9)
 
-    return _png(draw, 4.1 * max(len(shown), 1.4), 3.7)
-
-
-def bound_over_log_snr(log_snr: Array, per_time: Array) -> bytes:
-    """Where in noise the variational bound is lost: its integrand over log SNR, mean and standard error in equal parts of the range."""
-    edges = np.linspace(log_snr.min(), log_snr.max(), 33)
-    part = np.clip(np.digitize(log_snr.ravel(), edges) - 1, 0, 31)
-    count = np.bincount(part, minlength=32)
-    mean, square = (np.bincount(part, values, minlength=32) / count for values in (per_time.ravel(), per_time.ravel() ** 2))
-    se = np.sqrt(np.maximum(square - mean**2, 0) / count)
-
-    middle = 0.5 * (edges[1:] + edges[:-1])
-
-    def draw(figure: Figure) -> None:
-        axes = figure.subplots()
-        axes.fill_between(middle, mean - se, mean + se, color=COLOURS[0], alpha=0.3, lw=0, label="± 1 standard error")
-        axes.plot(middle, mean, color=COLOURS[0], lw=1.8, label="½ |ε - ε̂|²")
-        axes.set(xlabel="log SNR (much noise at the left)", ylabel="nats per unit of log SNR", ylim=(0, None))
-        axes.legend()
-
-    return _png(draw, 8.2, 3.0)
+    return png(draw, 4.1 * max(len(shown), 1.4), 3.7)
 
 
 def loss_curve(rows: Sequence[Mapping[str, float]]) -> bytes:
@@ -268,7 +248,7 @@ def loss_curve(rows: Sequence[Mapping[str, float]]) -> bytes:
             axes.autoscale(axis="y")
         axes.legend()
 
-    return _png(draw, 8.2, 3.0)
+    return png(draw, 8.2, 3.0)
 
 
 def _robust_range(values: Array) -> tuple[float, float]:
@@ -276,18 +256,3 @@ def _robust_range(values: Array) -> tuple[float, float]:
     low, high = float(values.min()), float(np.quantile(values, 0.99))
     margin = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
     return low - margin, high + margin
-
-
-def likelihood_histogram(values: Array, unit: str, mean: float, se: float) -> bytes:
-    """Histogram of each held-out example's value, with the mean and its ± 1 standard error over examples."""
-
-    def draw(figure: Figure) -> None:
-        axes = figure.subplots()
-        axes.hist(values, bins="fd" if len(values) > 30 else 10, color=COLOURS[0], alpha=0.75, edgecolor="white", lw=0.4)
-        axes.axvspan(mean - se, mean + se, color=COLOURS[1], alpha=0.35, lw=0, label=f"± 1 standard error, {se:.3g}")
-        axes.axvline(mean, color=COLOURS[1], lw=1.8, label=f"mean {mean:.4g} {unit}")
-        axes.set(xlabel=f"{unit} of a held-out example", ylabel=f"examples (of {len(values):,})")
-        axes.grid(axis="x", visible=False)
-        axes.legend()
-
-    return _png(draw, 8.2, 3.0)

@@ -14,6 +14,7 @@ from experiment import plots
 from experiment.comparison import QUALITY
 from experiment.config import load_config
 from experiment.evaluation import Evaluation, plain
+from experiment.likelihood_plots import likelihood_histogram
 from experiment.page import Figure, html_page
 from experiment.provenance import provenance
 from experiment.runlog import read_metrics
@@ -73,7 +74,7 @@ def draw_figures(run: Any, evaluation: Evaluation) -> list[Figure]:
         strip = plots.denoising_strip(path, arrays["times"][name])
         figures.append(Figure(f"strip_{name}.png", "strips", caption, strip))
     likelihood = report["likelihood"]
-    histogram = plots.likelihood_histogram(arrays["likelihood"], likelihood["unit"], likelihood["mean"], likelihood["se_images"])
+    histogram = likelihood_histogram(arrays["likelihood"], likelihood["unit"], likelihood["mean"], likelihood["se_images"])
     caption = f"Held-out likelihood, {likelihood['unit']} of each example."
     figures.append(Figure("likelihood.png", "likelihood", caption, histogram))
     rows = [row for row in read_metrics(run.workdir) if np.isfinite(row.get("loss") or np.nan)]

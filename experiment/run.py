@@ -47,12 +47,13 @@ class DataShape:
 
 
 class RunDirectory:
-    """The files of one run: config.json, checkpoints/, metrics.jsonl, tensorboard/."""
+    """The files of one run: config.json, checkpoints/, snapshots/ (of power_ema), metrics.jsonl, tensorboard/."""
 
     def __init__(self, workdir: str | Path, keep: int = 1):
         self.path = Path(workdir).expanduser()
         self.config_path = self.path / "config.json"
         self.checkpoints = Checkpoints(self.path / "checkpoints", keep)
+        self.snapshots = Checkpoints(self.path / "snapshots", keep=sys.maxsize)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -154,6 +155,7 @@ def train(config: Any, workdir: str | Path) -> int:
     with directory.lock() if first_host else contextlib.nullcontext(), Signals() as signals:
         directory.check_belongs(config)
         directory.checkpoints.clean()
+        directory.snapshots.clean()
         restored = directory.checkpoints.restore(trainer.like, _say, repair=True)
         state, window = (restored[0], restored[1]["window"]) if restored else (trainer.initial_state(), empty_window())
         step = int(state["step"])
@@ -192,6 +194,8 @@ def _train(
                             flush=True,
                         )
                 bar.update(now.step - bar.n)
+                if settings.power_ema and (now.step % settings.snapshot_every == 0 or now.step == settings.steps):
+                    directory.snapshots.save({name: now.state[name] for name in ("power_ema", "step")}, {})
                 stopped = signals.anywhere()
                 if stopped or now.step % settings.checkpoint_every == 0 or now.step == settings.steps:
                     checkpoints.save(now.state, now.window)
@@ -240,23 +244,13 @@ class Run:
 def load_run(workdir: str | Path) -> Run:
     """The run in workdir, with the EMA weights of its newest whole checkpoint. Only reads, so it may run on.
 
-
     Raises UserError when there is no run, or none of its checkpoints can be read.
     """
     directory = RunDirectory(workdir)
-    make_one = f"make one with: python train.py --workdir={workdir}"
-    if not directory.config_path.is_file():
-        kind = "is not a run directory (it has no config.json)" if directory.path.exists() else "does not exist"
-        raise UserError(f"run directory {workdir} {kind}; {make_one}")
-    config, beside = load_config(directory.config_path)
-    check_names(config)
-    data = DataShape(**{**beside["data_shape"], "shape": tuple(beside["data_shape"]["shape"])})
-    _, shapes = abstract_network(config, data)
-    here = SingleDeviceSharding(jax.local_devices()[0])
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
-    restored = directory.checkpoints.restore({"ema": like}, _say)
+    config, data = read_config(directory)
+    restored = directory.checkpoints.restore({"ema": weights_like(config, data)}, _say)
     if restored is None:
-        raise UserError(f"run directory {workdir} has no checkpoint yet; wait for its training to save one, or {make_one}")
+        raise UserError(f"run directory {workdir} has no checkpoint yet; wait for its training to save one, or {_make_one(workdir)}")
     state, meta = restored
     return Run(
         directory.path,
@@ -267,6 +261,27 @@ def load_run(workdir: str | Path) -> Run:
         data.levels,
         data.num_classes,
     )
+
+
+def _make_one(workdir: str | Path) -> str:
+    return f"make one with: python train.py --workdir={workdir}"
+
+
+def read_config(directory: RunDirectory) -> tuple[Any, DataShape]:
+    """The run's checked config, and its data's shape. Raises UserError when there is no run."""
+    if not directory.config_path.is_file():
+        kind = "is not a run directory (it has no config.json)" if directory.path.exists() else "does not exist"
+        raise UserError(f"run directory {directory.path} {kind}; {_make_one(directory.path)}")
+    config, beside = load_config(directory.config_path)
+    check_names(config)
+    return config, DataShape(**{**beside["data_shape"], "shape": tuple(beside["data_shape"]["shape"])})
+
+
+def weights_like(config: Any, data: DataShape) -> Any:
+    """The weights' shapes and dtypes, to be restored on this process's first device."""
+    here = SingleDeviceSharding(jax.local_devices()[0])
+    _, shapes = abstract_network(config, data)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
 
 
 def load_score(workdir: str | Path) -> NetworkScore:

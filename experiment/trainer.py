@@ -1,6 +1,7 @@
 """Training: a pure step on a plain state, and a loop that yields what happened.
 
-The state is the pytree {params, ema, opt_state, step}. Batch k and noise k are functions of (seed, k) alone, so a run
+The state is the pytree {params, ema, power_ema, opt_state, learned, step}: power_ema and learned are {} unless the config asks for averages
+of other lengths, or for an objective that learns. Batch k and noise k are functions of (seed, k) alone, so a run
 that stops and goes on is the run that never stopped.
 """
 
@@ -16,8 +17,6 @@ import numpy as np
 import optax
 
 from experiment.build import (
-    TIMES,
-    WEIGHTINGS,
     abstract_network,
     build_network,
     build_optimizer,
@@ -27,10 +26,11 @@ from experiment.build import (
 )
 from experiment.data import batch_indices
 from experiment.errors import UserError
+from experiment.objective import Objective
 from experiment.scaling import Scaling, random_flip
 from experiment.sharding import make_mesh, over_batch, put_rows, replicated, weight_shardings
 from sde_lib import NetworkScore
-from sde_lib.losses import denoising_score_matching
+from sde_lib.ema import power_ema_decay
 
 State = dict[str, Any]
 Window = dict[str, jax.Array]
@@ -103,6 +103,16 @@ def ema_decay(ema: float, step: Any) -> Any:
     return jnp.minimum(ema, (1.0 + step) / (10.0 + step))
 
 
+def averaged(ema: Any, params: Any, decay: Any) -> Any:
+    """ema <- decay ema + (1 - decay) params."""
+    return jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, params)
+
+
+def width_name(sigma_rel: float) -> str:
+    """The key of an average in the state's power_ema."""
+    return f"{sigma_rel:g}"
+
+
 def micro_batches(batch: Any, n: int) -> Any:
     """Arrays (b, ...) as (n, b/n, ...). Every n-th row goes together: each device keeps its share of each."""
     return jax.tree.map(lambda x: x.reshape(x.shape[0] // n, n, *x.shape[1:]).swapaxes(0, 1), batch)
@@ -120,7 +130,7 @@ class Trainer:
         self._check()
         self.scaling = Scaling(dataset.levels)
         self.sde, self.parameterization = build_sde(config), build_parameterization(config)
-        self.weighting, self.times = WEIGHTINGS[config.train.weighting], TIMES[config.train.times]
+        self.objective = Objective.of(config)
         self.optimizer, self.schedule = build_optimizer(config), build_schedule(config)
         self.apply, weights = abstract_network(config, dataset)
         self.abstract_state = jax.eval_shape(self._initial, weights)
@@ -149,11 +159,12 @@ class Trainer:
         return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(self.abstract_state["params"]))
 
     def _initial(self, params: Any) -> State:
-        ema = jax.tree.map(jnp.copy, params)
         return {
             "params": params,
-            "ema": ema,
+            "ema": jax.tree.map(jnp.copy, params),
+            "power_ema": {width_name(width): jax.tree.map(jnp.copy, params) for width in self.config.train.power_ema},
             "opt_state": self.optimizer.init(params),
+            "learned": self.objective.initial(),
             "step": jnp.zeros((), jnp.int32),
         }
 
@@ -183,37 +194,45 @@ class Trainer:
             x = random_flip(x, key_flip)
         return self.scaling.to_model(x, key_scale if self.config.data.dequantize else None)
 
-    def loss(self, params: Any, batch: Any, key: jax.Array) -> jax.Array:
-        """Mean denoising score matching loss of a prepared batch."""
+    def loss(self, params: Any, learned: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        """(the mean loss of a prepared batch, (each example's, the u of its time))."""
         score_fn = NetworkScore(self.apply, params, self.sde, self.parameterization)
-        losses = denoising_score_matching(score_fn, batch["x"], key, batch.get("cond"), weighting=self.weighting, times=self.times)
-        return jnp.mean(losses)
+        losses, u = self.objective.losses(learned, score_fn, batch["x"], key, batch.get("cond"))
+        return jnp.mean(losses), (losses, u)
 
-    def loss_and_grad(self, params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Any]:
-        """The batch's mean loss and its gradient, by micro-batches, the i-th with the key fold_in(key, i)."""
+    def loss_and_grad(self, params: Any, learned: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array], Any]:
+        """The batch's mean loss, its examples' (losses, u), and the gradient, by micro-batches, the i-th with the key fold_in(key, i)."""
         n = self.config.train.accumulate
-        value_and_grad = jax.value_and_grad(self.loss)
+        value_and_grad = jax.value_and_grad(self.loss, has_aux=True)
         if n == 1:  # no loop: convolutions in a compiled loop are slow on CPU
-            return value_and_grad(params, batch, jax.random.fold_in(key, 0))
+            (loss, seen), grad = value_and_grad(params, learned, batch, jax.random.fold_in(key, 0))
+            return loss, seen, grad
 
-        def add(total: Any, micro: Any) -> tuple[Any, None]:
+        def add(total: Any, micro: Any) -> tuple[Any, Any]:
             i, rows = micro
-            return jax.tree.map(jnp.add, total, value_and_grad(params, rows, jax.random.fold_in(key, i))), None
+            (loss, seen), grad = value_and_grad(params, learned, rows, jax.random.fold_in(key, i))
+            return jax.tree.map(jnp.add, total, (loss, grad)), seen
 
         zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
-        total, _ = jax.lax.scan(add, zero, (jnp.arange(n), micro_batches(batch, n)))
-        return jax.tree.map(lambda x: x / n, total)
+        total, seen = jax.lax.scan(add, zero, (jnp.arange(n), micro_batches(batch, n)))
+        loss, grad = jax.tree.map(lambda x: x / n, total)
+        return loss, jax.tree.map(jnp.ravel, seen), grad
 
     def step(self, state: State, window: Window, batch: Any, seed: jax.Array) -> tuple[State, Window, jax.Array]:
         """One update. Pure: (state, sums, batch, seed) -> (state, sums, loss)."""
         k = state["step"]
         key_data, key_loss = jax.random.split(jax.random.fold_in(jax.random.key(seed), k))
         batch = {**batch, "x": self.prepare(batch["x"], key_data)}
-        loss, grad = self.loss_and_grad(state["params"], batch, key_loss)
+        loss, (losses, u), grad = self.loss_and_grad(state["params"], state["learned"], batch, key_loss)
         updates, opt_state = self.optimizer.update(grad, state["opt_state"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         decay = ema_decay(self.config.train.ema, k)
-        ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state["ema"], params)
+        ema = averaged(state["ema"], params, decay)
+        power_ema = {
+            width_name(width): averaged(state["power_ema"][width_name(width)], params, power_ema_decay(width, k + 1))
+            for width in self.config.train.power_ema
+        }
+        learned = self.objective.update(state["learned"], self.sde, losses, u)
         grad_norm = optax.global_norm(grad)
         bad = ~(jnp.isfinite(loss) & jnp.isfinite(grad_norm)) & (window["bad_step"] < 0)
         window = {
@@ -222,7 +241,8 @@ class Trainer:
             "steps": window["steps"] + 1,
             "bad_step": jnp.where(bad, k + 1, window["bad_step"]),
         }
-        return {"params": params, "ema": ema, "opt_state": opt_state, "step": k + 1}, window, loss
+        state = {"params": params, "ema": ema, "power_ema": power_ema, "opt_state": opt_state, "learned": learned, "step": k + 1}
+        return state, window, loss
 
     def run(self, state: State, window: dict[str, float] | None = None, stop: Callable[[], bool] = lambda: False) -> Iterator[Progress]:
         """Train from `state` to config.train.steps. Yields at the log's and checkpoints' steps and when `stop`.
@@ -241,7 +261,8 @@ class Trainer:
                 in_flight.popleft().block_until_ready()
             clock.tick()
             logs = step % train.log_every == 0 or step == train.steps
-            if not (logs or step % train.checkpoint_every == 0 or stop()):
+            snapshot = train.power_ema and step % train.snapshot_every == 0
+            if not (logs or snapshot or step % train.checkpoint_every == 0 or stop()):
                 continue
             seen = {name: value.item() for name, value in jax.device_get(sums).items()}
             check_finite(seen, state, step)

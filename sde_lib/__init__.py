@@ -3,6 +3,7 @@
 from sde_lib.conversions import denoiser, noise
 from sde_lib.distributions import Density, DiagonalGaussian, GaussianMixture, IsotropicGaussian
 from sde_lib.divergence import Exact, Hutchinson
+from sde_lib.latents import latent_typicality, spherical_interpolation, typicality
 from sde_lib.likelihood import bits_per_dim, log_prob
 from sde_lib.rescheduling import reschedule
 from sde_lib.samplers import (
@@ -57,8 +58,11 @@ __all__ = [
     "denoiser",
     "encode",
     "langevin",
+    "latent_typicality",
     "log_prob",
     "noise",
     "reschedule",
     "sample",
+    "spherical_interpolation",
+    "typicality",
 ]

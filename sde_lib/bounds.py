@@ -62,10 +62,33 @@ def vlb(
     high, low = (jnp.asarray(sde.log_snr(t), x.dtype) for t in (sde.t_min, sde.t_max))
     log_snr, per_time = _diffusion(score_fn, x, keys, times, cond)
     alpha_t, sigma_t = (jnp.asarray(f(sde.t_max), x.dtype) for f in (sde.alpha, sde.sigma))
-    prior = 0.5 * _sum(((alpha_t / sigma_t) * x) ** 2)
+    prior = 0.5 * sum_of_entries(((alpha_t / sigma_t) * x) ** 2)
     reconstruction = _entropy(sde, x) if centres is None else _level_nats(sde, x, keys, jnp.asarray(centres, x.dtype))
     diffusion = (high - low) * jnp.mean(per_time, axis=1)
     return Bound(-(prior + reconstruction + diffusion), prior, reconstruction, diffusion, per_time, log_snr, times)
+
+
+@partial(jax.jit, static_argnames="first")
+def clean_offset(score_fn: Any, x: jax.Array, key: jax.Array, *, first: int = 0, cond: Any = None) -> tuple[jax.Array, jax.Array]:
+    """(z, offset), (n, *shape) and (n,): a density p at t_min bounds that of the clean data, log p_0(x) >= E[log p(z) + offset].
+
+    The model of x draws z from the density p at t_min, and x from N(E[x | z], (sigma/alpha)² I) with the score's E[x | z]. By Jensen, for
+    z = alpha x + sigma eps and eps^ = -sigma s(z, t_min) (Song et al. 2021, arXiv:2101.09258, appendix B.2),
+
+        offset = log p(x | z) - log q(z | x) = d log alpha + ½ |eps|² - ½ |eps - eps^|²
+
+    in nats. Without the entropy of q, the middle term's mean with the 2 pi's, it would be no bound. For data without levels, of which
+    `log_prob(score_fn, x)` takes the clean x for a draw at t_min.
+
+    Args: as for `vlb`; one z for each row.
+    """
+    sde = score_fn.sde
+    alpha, sigma = (jnp.asarray(f(sde.t_min), x.dtype) for f in (sde.alpha, sde.sigma))
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(x.shape[0]))
+    eps = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(keys)
+    z = alpha * x + sigma * eps
+    error = eps + sigma * score_fn(z, sde.t_min, cond)
+    return z, x[0].size * jnp.log(alpha) + 0.5 * sum_of_entries(eps**2) - 0.5 * sum_of_entries(error**2)
 
 
 @partial(jax.jit, static_argnames="times")
@@ -81,7 +104,7 @@ def _diffusion(score_fn: Any, x: jax.Array, keys: jax.Array, times: int, cond: A
         eps = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, j), x.shape[1:], x.dtype))(keys)
         sigma = per_sample(sde.sigma(t), x)
         error = eps + sigma * score_fn(per_sample(sde.alpha(t), x) * x + sigma * eps, t, cond)
-        return log_snr, 0.5 * _sum(error**2)
+        return log_snr, 0.5 * sum_of_entries(error**2)
 
     log_snr, per_time = jax.lax.map(stratum, jnp.arange(times))
     return log_snr.T, per_time.T
@@ -99,8 +122,9 @@ def _level_nats(sde: Any, x: jax.Array, keys: jax.Array, centres: jax.Array) -> 
     # In units of sigma, from x's own level: its logit is -eps²/2.
     apart = x[..., None] - centres.reshape((1,) * x.ndim + (-1,))
     logits = -0.5 * (eps[..., None] + apart * (alpha / sigma)) ** 2
-    return _sum(jax.nn.logsumexp(logits, axis=-1) + 0.5 * eps**2)
+    return sum_of_entries(jax.nn.logsumexp(logits, axis=-1) + 0.5 * eps**2)
 
 
-def _sum(x: jax.Array) -> jax.Array:
+def sum_of_entries(x: jax.Array) -> jax.Array:
+    """The sum over the entries of each example, (n,)."""
     return jnp.sum(x.reshape(x.shape[0], -1), axis=1)

@@ -1,192 +1,33 @@
 """The discrete diffusion model as a model in its own right: a chain of T steps, and no SDE.
 
-    q(x_t | x_{t-1}) = N(sqrt(1 - beta_t) x_{t-1}, beta_t I)                        the forward chain, t = 1..T
-    q(x_t | x_0)     = N(alpha_t x_0, sigma_t² I)                                   alpha_t² = prod_{s <= t} (1 - beta_s) = 1 - sigma_t²
+    q(x_t | x_{t-1})                                                                the forward chain, t = 1..T (sde_lib.chain)
     p(x_{t-1} | x_t) = N(mean of q(x_{t-1} | x_t, x_0 = D(x_t, t)), Sigma_t)        the model, from p(x_T) = N(0, I)
 
-(Ho et al. 2020, arXiv:2006.11239, eq. 1 to 7; Nichol & Dhariwal 2021, arXiv:2102.09672.) D is what the network says of x_0. alpha and
-sigma mean what they mean for an SDE, and not Ho et al.'s 1 - beta: alpha² is their alpha-bar. x is (n, *shape); t is a step, 1 to T, an
-integer or (n,) of them.
+(Ho et al. 2020, arXiv:2006.11239; Nichol & Dhariwal 2021, arXiv:2102.09672.) D is what the network says of x_0. x is (n, *shape); t is
+a step, 1 to T, an integer or (n,) of them.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.scipy.special import log_ndtr
 
+from sde_lib.bounds import sum_of_entries
+from sde_lib.chain import Chain, Conversion, denoiser_from_noise, noise_from_denoiser
 from sde_lib.conversions import noise
-from sde_lib.losses import stratified_uniform
 from sde_lib.pytree import register_dataclass
-from sde_lib.samplers.base import Samples, host_sde
+from sde_lib.samplers.base import Samples
 from sde_lib.samplers.linear import normal_like
 from sde_lib.score import ScoreFn, per_sample
-from sde_lib.sde import SDE, namespace
+from sde_lib.times import stratified_uniform
 
 # All randomness of sample i comes from fold_in(key, i), split by purpose, as for `sample`.
 _PRIOR, _NOISE = 0, 1
-
-
-@register_dataclass
-@dataclass(frozen=True)
-class Chain:
-    """q, the forward chain, as tables of which entry t - 1 belongs to step t.
-
-    A pytree whose leaves are the tables, computed once, on the host in float64: a compiled function rounds them, and computes none.
-
-    Args:
-        betas: (T,), the variance that each step adds, in (0, 1). Raises ValueError for others.
-
-    The tables that follow from it, (T,) each:
-        alpha, sigma: x_t = alpha x_0 + sigma eps.
-        from_x, from_x0: the posterior's mean is from_x x_t + from_x0 x_0.
-        log_small: log of the posterior's variance; at t = 1, where that is zero, of the one at t = 2, as published code has it (of beta_1
-            in a chain of one step).
-        log_large: log beta.
-    """
-
-    betas: Any
-    alpha: Any = field(init=False)
-    sigma: Any = field(init=False)
-    from_x: Any = field(init=False)
-    from_x0: Any = field(init=False)
-    log_small: Any = field(init=False)
-    log_large: Any = field(init=False)
-
-    def __post_init__(self) -> None:
-        betas = np.asarray(self.betas, float)
-        if betas.ndim != 1 or not len(betas):
-            raise ValueError(f"Chain: betas must be (T,) with at least one step, not of shape {betas.shape}")
-        wrong = betas[~((betas > 0) & (betas < 1))]
-        if len(wrong):
-            raise ValueError(f"Chain: every beta must lie between 0 and 1, not {wrong[0]:g}: cap it, at 0.999 for example")
-        log_alpha_bar = np.cumsum(np.log1p(-betas))
-        sigma2 = -np.expm1(log_alpha_bar)
-        sigma2_before, alpha_before = np.append(0.0, sigma2[:-1]), np.append(1.0, np.exp(0.5 * log_alpha_bar[:-1]))
-        log_posterior = np.log(betas[1:] * sigma2_before[1:] / sigma2[1:])
-        tables = {
-            "betas": betas,
-            "alpha": np.exp(0.5 * log_alpha_bar),
-            "sigma": np.sqrt(sigma2),
-            "from_x": np.sqrt(1 - betas) * sigma2_before / sigma2,
-            "from_x0": alpha_before * betas / sigma2,
-            "log_small": np.append(log_posterior[0] if len(betas) > 1 else np.log(betas[0]), log_posterior),
-            "log_large": np.log(betas),
-        }
-        for name, table in tables.items():
-            object.__setattr__(self, name, table)
-
-    @property
-    def steps(self) -> int:
-        """T."""
-        return len(self.betas)
-
-    def at(self, t: Any) -> "Chain":
-        """Each table's entries for steps t, shaped as t is. Raises ValueError for steps outside 1..T."""
-        if not isinstance(t, jax.core.Tracer):  # traced steps cannot be checked
-            values = np.asarray(t)
-            if not np.issubdtype(values.dtype, np.integer) or (values < 1).any() or (values > self.steps).any():
-                raise ValueError(f"a step t must be an integer from 1 to {self.steps} (x_0 is the data), not {t}")
-        xp = namespace(t, self.betas)
-        return jax.tree.map(lambda table: xp.asarray(table)[t - 1], self)
-
-    def forward(self, x: jax.Array, t: Any) -> tuple[jax.Array, jax.Array]:
-        """Mean, like x, and variance of q(x_t | x_{t-1} = x): one step (Ho et al. 2020, eq. 2)."""
-        betas = per_sample(self.at(t).betas, x)
-        return jnp.sqrt(1 - betas) * x, betas
-
-    def jump(self, x0: jax.Array, t: Any) -> tuple[jax.Array, jax.Array]:
-        """Mean, like x0, and variance of q(x_t | x_0): t steps at once (Ho et al. 2020, eq. 4)."""
-        row = self.at(t)
-        return per_sample(row.alpha, x0) * x0, per_sample(row.sigma, x0) ** 2
-
-    def posterior(self, x: jax.Array, x0: jax.Array, t: Any) -> tuple[jax.Array, jax.Array]:
-        """Mean, like x, and variance of q(x_{t-1} | x_t = x, x_0), which is x_0 itself for t = 1 (Ho et al. 2020, eq. 6 and 7)."""
-        row = self.at(t)
-        variance = jnp.where(per_sample(row.from_x, x) > 0, jnp.exp(per_sample(row.log_small, x)), 0)
-        return per_sample(row.from_x, x) * x + per_sample(row.from_x0, x) * x0, variance
-
-
-def linear_betas(steps: int, max_beta: float = 0.999) -> np.ndarray:
-    """(steps,) betas, linear from 1e-4 to 0.02 at 1,000 steps; times 1000/steps at other lengths, so that x_T stays as noisy.
-
-    Ho et al. 2020, section 4; the rescaling is that of Nichol & Dhariwal's code. Below 21 steps it would leave (0, 1): `max_beta` caps it.
-    """
-    _check_steps("linear_betas", steps)
-    return np.minimum(np.linspace(1e-4, 0.02, steps) * 1000 / steps, max_beta)
-
-
-def cosine_betas(steps: int, max_beta: float = 0.999) -> np.ndarray:
-    """(steps,) betas of alpha_t = cos(a_t)/cos(a_0), a_t = (t/steps + s)/(1 + s) pi/2, s = 0.008: `CosineVP` at evenly spaced times.
-
-    Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 17. `max_beta` is their cap, which the last step always meets.
-    """
-    _check_steps("cosine_betas", steps)
-    angle = (np.arange(steps + 1) / steps + 0.008) / 1.008 * (math.pi / 2)
-    # cos² a - cos² b = sin(b - a) sin(b + a): no difference of nearly equal squares.
-    betas = np.sin(np.diff(angle)) * np.sin(angle[1:] + angle[:-1]) / np.cos(angle[:-1]) ** 2
-    return np.minimum(betas, max_beta)
-
-
-def chain_of(sde: SDE, times: Any) -> Chain:
-    """The chain whose x_t is the SDE's at times[t - 1]: the same alpha and sigma there.
-
-    Args:
-        sde: one with alpha² + sigma² = 1, such as `VP` or `CosineVP`.
-        times: (T,), increasing, within [t_min, t_max].
-
-    Raises:
-        ValueError: for another SDE, or such times.
-    """
-    sde, times = host_sde(sde), np.asarray(times, float)
-    if times.ndim != 1 or not len(times) or not (np.diff(times) > 0).all():
-        raise ValueError("chain_of: times must be (T,), increasing: those of a sampler's grid, reversed")
-    if times[0] < sde.t_min * (1 - 1e-9) or times[-1] > sde.t_max * (1 + 1e-9):
-        raise ValueError(f"chain_of: times must stay within the SDE's [t_min, t_max] = [{sde.t_min:g}, {sde.t_max:g}]")
-    variance = sde.alpha(times) ** 2 + sde.sigma(times) ** 2
-    if not np.allclose(variance, 1, rtol=0, atol=1e-9):
-        raise ValueError(f"chain_of takes an SDE with alpha² + sigma² = 1, such as VP or CosineVP, not {type(sde).__name__}")
-    # beta_t/sigma_t² = 1 - SNR_t/SNR_{t-1}: no difference of nearly equal alphas.
-    share = -np.expm1(np.diff(sde.log_snr(times)))
-    return Chain(sde.sigma(times) ** 2 * np.append(1.0, share))
-
-
-# What a network may predict, with the denoiser E[x_0 | x_t] as the pivot; each takes (chain, quantity, x, t) and returns one like x.
-Conversion = Callable[[Chain, jax.Array, jax.Array, Any], jax.Array]
-
-
-def denoiser_from_denoiser(chain: Chain, denoised: jax.Array, x: jax.Array, t: Any) -> jax.Array:
-    """For a network that predicts x_0."""
-    return denoised
-
-
-def denoiser_from_noise(chain: Chain, noise: jax.Array, x: jax.Array, t: Any) -> jax.Array:
-    """x_0 = (x - sigma eps)/alpha (Ho et al. 2020, eq. 15)."""
-    row = chain.at(t)
-    return (x - per_sample(row.sigma, x) * noise) / per_sample(row.alpha, x)
-
-
-def noise_from_denoiser(chain: Chain, denoised: jax.Array, x: jax.Array, t: Any) -> jax.Array:
-    """eps = (x - alpha x_0)/sigma."""
-    row = chain.at(t)
-    return (x - per_sample(row.alpha, x) * denoised) / per_sample(row.sigma, x)
-
-
-def denoiser_from_v(chain: Chain, v: jax.Array, x: jax.Array, t: Any) -> jax.Array:
-    """x_0 = alpha x - sigma v, with v = alpha eps - sigma x_0 (Salimans & Ho 2022, arXiv:2202.00512, appendix D)."""
-    row = chain.at(t)
-    return per_sample(row.alpha, x) * x - per_sample(row.sigma, x) * v
-
-
-def v_from_denoiser(chain: Chain, denoised: jax.Array, x: jax.Array, t: Any) -> jax.Array:
-    """v = (alpha x - x_0)/sigma."""
-    row = chain.at(t)
-    return (per_sample(row.alpha, x) * x - denoised) / per_sample(row.sigma, x)
 
 
 # log Sigma_t from (chain, fraction, x, t), ready to multiply x; fraction is the network's second output, or None.
@@ -254,9 +95,10 @@ class NoiseOfScore:
 
     score_fn: ScoreFn
     times: Any
+    cond: Any = None
 
     def __call__(self, x: jax.Array, t: jax.Array) -> jax.Array:
-        return noise(self.score_fn, x, jnp.asarray(self.times, x.dtype)[t - 1])
+        return noise(self.score_fn, x, jnp.asarray(self.times, x.dtype)[t - 1], self.cond)
 
 
 def l_simple(model: Model, chain: Chain, x0: jax.Array, key: jax.Array) -> jax.Array:
@@ -294,9 +136,10 @@ class ELBO(NamedTuple):
 
     nats: (n,), prior + denoising + reconstruction. `bits_per_dim(-nats, d, 1.0)` where the data have bins.
     prior: (n,), KL(q(x_T | x_0) || N(0, I)); no draw is in it.
-    denoising: (n,), the sum of step_nats.
+    denoising: (n,), the sum of weights step_nats.
     reconstruction: (n,), -log p(x_0 | x_1).
-    step_nats: (n, T - 1), KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) for t = 2..T.
+    step_nats, steps: (n, k), KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) and its t: all of 2..T in a row, or drawn ones.
+    weights: (n, k), 1, or of drawn steps one over the expected number of their draws.
     """
 
     nats: jax.Array
@@ -304,12 +147,21 @@ class ELBO(NamedTuple):
     denoising: jax.Array
     reconstruction: jax.Array
     step_nats: jax.Array
+    steps: jax.Array
+    weights: jax.Array
+
+    def draws_variance(self) -> jax.Array:
+        """An unbiased estimate, (n,), of the variance of `denoising` that the draws of steps and of their x_t make; for drawn steps."""
+        first, second = jnp.moveaxis((self.weights * self.step_nats).reshape(len(self.nats), -1, 2), 2, 0)
+        return jnp.sum((first - second) ** 2, axis=1)
 
 
-def elbo(model: Model, chain: Chain, x0: jax.Array, key: jax.Array, *, bin_width: float | None = None, first: int = 0) -> ELBO:
+def elbo(
+    model: Model, chain: Chain, x0: jax.Array, key: jax.Array, *, bin_width: float | None = None, first: int = 0, draws: int | None = None
+) -> ELBO:
     """The variational bound of -log p(x_0), each of its T terms with one draw of x_t (Ho et al. 2020, arXiv:2006.11239, eq. 5).
 
-    Step by step, so that memory does not grow with T, but for step_nats.
+    Step by step, so that memory does not grow with T, but for step_nats, steps and weights.
 
     Args:
         x0: (n, *shape).
@@ -317,12 +169,16 @@ def elbo(model: Model, chain: Chain, x0: jax.Array, key: jax.Array, *, bin_width
         bin_width: of data with levels, at the centres of bins that tile [-1, 1) (2/256 for bytes), or from -1 to 1 with both ends
             (2/255): -log p(x_0 | x_1) is that of a probability, the Gaussian's mass on the bin, where the first and the last reach to
             infinity (Ho et al. 2020, eq. 13). None for data without: that of a density.
+        draws: an even number of steps for each example in place of all T - 1, which leaves the bound's expectation as it is. A step is
+            drawn in proportion to the log SNR that it crosses, two in each of draws/2 equal parts of the range.
 
     Raises:
-        ValueError: for such a bin_width.
+        ValueError: for such a bin_width or such draws, and for draws from a chain of one step.
     """
     _check_bin_width("elbo", bin_width)
-    return _elbo(model, chain, x0, _row_keys(key, first, x0.shape[0]), bin_width)
+    if draws is not None and (draws < 2 or draws % 2 or chain.steps < 2):
+        raise ValueError(f"elbo: draws must be even and at least 2, of a chain of at least 2 steps, not {draws} of {chain.steps}")
+    return _elbo(model, chain, x0, _row_keys(key, first, x0.shape[0]), bin_width, draws)
 
 
 def ancestral(
@@ -341,23 +197,41 @@ def ancestral(
     return Samples(_ancestral(model, chain, _row_keys(key, first, n), tuple(shape), jnp.dtype(dtype)), chain.steps)
 
 
-@jax.jit
-def _elbo(model: Model, chain: Chain, x0: jax.Array, keys: jax.Array, bin_width: Any) -> ELBO:
-    def reverse(t: Any) -> tuple[jax.Array, jax.Array]:
+@partial(jax.jit, static_argnames="draws")
+def _elbo(model: Model, chain: Chain, x0: jax.Array, keys: jax.Array, bin_width: Any, draws: int | None) -> ELBO:
+    def reverse(t: Any, number: Any) -> tuple[jax.Array, jax.Array]:
         mean, variance = chain.jump(x0, t)
-        return model(chain, mean + jnp.sqrt(variance) * normal_like(jax.vmap(jax.random.fold_in, (0, None))(keys, t), x0), t)
+        return model(chain, mean + jnp.sqrt(variance) * normal_like(jax.vmap(jax.random.fold_in, (0, None))(keys, number), x0), t)
 
-    def step(_: None, t: Any) -> tuple[None, jax.Array]:
-        return None, _kl(chain, x0, *reverse(t), t)
+    def step(_: None, drawn: tuple[jax.Array, jax.Array]) -> tuple[None, jax.Array]:
+        t, number = drawn
+        return None, _kl(chain, x0, *reverse(t, number), t)
 
-    _, step_nats = jax.lax.scan(step, None, jnp.arange(2, chain.steps + 1))
+    if draws is None:
+        numbers = jnp.arange(2, chain.steps + 1)
+        steps = jnp.broadcast_to(numbers[:, None], (len(numbers), len(x0)))
+        weights = jnp.ones(steps.shape, x0.dtype)
+    else:
+        steps, weights = _drawn_steps(chain, keys, draws, x0.dtype)
+        numbers = chain.steps + 1 + jnp.arange(draws)  # the noise of a step that is drawn twice is not the same
+    _, step_nats = jax.lax.scan(step, None, (steps, numbers))
     mean, _ = chain.jump(x0, chain.steps)
     # sigma² - 1 is -alpha², which float32 keeps where alpha is small.
     alpha2 = per_sample(chain.alpha[-1], x0) ** 2
-    prior = 0.5 * _sum(mean**2 - alpha2 - jnp.log1p(-alpha2))
-    denoising = jnp.sum(step_nats, axis=0)
-    reconstruction = _reconstruction(x0, *reverse(1), bin_width)
-    return ELBO(prior + denoising + reconstruction, prior, denoising, reconstruction, step_nats.T)
+    prior = 0.5 * sum_of_entries(mean**2 - alpha2 - jnp.log1p(-alpha2))
+    denoising = jnp.sum(weights * step_nats, axis=0)
+    reconstruction = _reconstruction(x0, *reverse(1, 1), bin_width)
+    return ELBO(prior + denoising + reconstruction, prior, denoising, reconstruction, step_nats.T, steps.T, weights.T)
+
+
+def _drawn_steps(chain: Chain, keys: jax.Array, draws: int, dtype: Any) -> tuple[jax.Array, jax.Array]:
+    """(steps from 2 to T, their weights), both (draws, n); draws 2 i and 2 i + 1 come from one part of the range of log SNR."""
+    log_snr = 2 * (jnp.log(jnp.asarray(chain.alpha, dtype)) - jnp.log(jnp.asarray(chain.sigma, dtype)))
+    crossed = log_snr[0] - log_snr
+    u = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 0), (draws,), dtype))(keys)
+    place = (2 * crossed[-1] / draws) * (jnp.arange(draws)[None] // 2 + u)
+    index = jnp.clip(jnp.searchsorted(crossed, place, side="right"), 1, chain.steps - 1)  # entry t - 1 belongs to step t
+    return (index + 1).T, (crossed[-1] / (draws * (crossed[index] - crossed[index - 1]))).T
 
 
 @partial(jax.jit, static_argnums=(3, 4))
@@ -393,14 +267,14 @@ def _kl(chain: Chain, x0: jax.Array, denoised: jax.Array, log_variance: jax.Arra
     row = chain.at(t)
     log_ratio = per_sample(row.log_small, x0) - log_variance
     difference = per_sample(row.from_x0, x0) * (x0 - denoised)
-    return 0.5 * _sum(jnp.expm1(log_ratio) - log_ratio + difference**2 * jnp.exp(-log_variance))
+    return 0.5 * sum_of_entries(jnp.expm1(log_ratio) - log_ratio + difference**2 * jnp.exp(-log_variance))
 
 
 def _reconstruction(x0: jax.Array, mean: jax.Array, log_variance: jax.Array, bin_width: Any) -> jax.Array:
     """-log p(x_0 | x_1), (n,)."""
     if bin_width is None:
-        return 0.5 * _sum((x0 - mean) ** 2 * jnp.exp(-log_variance) + log_variance + math.log(2 * math.pi))
-    return -_sum(_log_mass(x0, mean, jnp.exp(0.5 * log_variance), bin_width))
+        return 0.5 * sum_of_entries((x0 - mean) ** 2 * jnp.exp(-log_variance) + log_variance + math.log(2 * math.pi))
+    return -sum_of_entries(_log_mass(x0, mean, jnp.exp(0.5 * log_variance), bin_width))
 
 
 def _log_mass(x0: jax.Array, mean: jax.Array, std: jax.Array, bin_width: Any) -> jax.Array:
@@ -416,18 +290,8 @@ def _log_mass(x0: jax.Array, mean: jax.Array, std: jax.Array, bin_width: Any) ->
     return log_below + jnp.log(-jnp.expm1(log_ratio))
 
 
-def _sum(x: jax.Array) -> jax.Array:
-    """The sum over the entries of each example, (n,)."""
-    return jnp.sum(x.reshape(x.shape[0], -1), axis=1)
-
-
 def _row_keys(key: jax.Array, first: int, n: int) -> jax.Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(n))
-
-
-def _check_steps(name: str, steps: int) -> None:
-    if steps < 1:
-        raise ValueError(f"{name}: steps must be at least 1, not {steps}")
 
 
 def _check_bin_width(name: str, bin_width: Any) -> None:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from sde_lib import VE, VP, ExactScore, GaussianMixture, bits_per_dim, log_prob
-from sde_lib.bounds import vlb
+from sde_lib import VE, VP, ExactScore, GaussianMixture, RectifiedFlow, bits_per_dim, log_prob
+from sde_lib.bounds import clean_offset, vlb
 from sde_lib.dequantization import TruncatedNormalDequantization, UniformDequantization, importance_weighted
 from tests.oracles import ALL_SDE_IDS, ALL_SDES, random_mixture
 
@@ -120,6 +120,24 @@ def test_with_the_exact_score_the_bound_of_levels_is_their_entropy(sde):
     difference = np.asarray(-bound.nats, float) + np.log(WEIGHTS[k])
     assert abs(difference.mean()) < 4 * difference.std() / np.sqrt(len(k))
     assert abs(-np.log(WEIGHTS[k]).mean() - ENTROPY) < 0.05
+
+
+@pytest.mark.parametrize("sde", [VP(t_min=0.2), RectifiedFlow(t_min=0.3), VE(t_min=0.6)], ids=["VP", "RectifiedFlow", "VE"])
+def test_the_clean_data_s_bound_is_importance_sampling_of_the_model_with_its_decoder(sde):
+    # p(x) = ∫ p(z) N(x; E[x | z], (sigma/alpha)²) dz by quadrature; the mean of exp(log p(z) + offset) over draws is that, its log no more.
+    data = GaussianMixture([0.3, 0.7], [[-1.0], [0.6]], [[[0.09]], [[0.2]]])
+    score_fn, density = ExactScore(data, sde), data.at(sde, sde.t_min)
+    alpha, sigma = (float(f(sde.t_min)) for f in (sde.alpha, sde.sigma))
+    z = jnp.linspace(-6 * alpha - 6 * sigma, 6 * alpha + 6 * sigma, 20_001)[:, None]
+    decoded = np.asarray(z + sigma**2 * score_fn(z, sde.t_min), float)[:, 0] / alpha
+    p_z, step = np.exp(np.asarray(density.log_prob(z), float)), float(z[1, 0] - z[0, 0])
+    for x in (-1.3, 0.2, 0.9):
+        exact = np.sum(p_z * norm.pdf(x, decoded, sigma / alpha)) * step
+        drawn, offset = clean_offset(score_fn, jnp.full((100_000, 1), x), jax.random.key(0))
+        ratios = np.asarray(density.log_prob(drawn) + offset, float)
+        weights = np.exp(ratios) / exact
+        assert abs(weights.mean() - 1) < 4 * weights.std() / 100_000**0.5 < 0.05
+        assert ratios.mean() < np.log(exact)
 
 
 def test_the_prior_s_term_is_the_kl_of_what_is_left_of_x():

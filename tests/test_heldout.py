@@ -1,6 +1,8 @@
 """evaluate.py --likelihood: an error budget whose every part is what repeating would give, kept batch by batch."""
 
+import json
 import shutil
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,12 +13,17 @@ import numpy as np
 import pytest
 
 from configs import base
+from experiment import bounds
 from experiment.dataset import Dataset, Split
 from experiment.errors import UserError
 from experiment.likelihood import LikelihoodSettings, likelihood, likelihood_lines, prior_mismatch
 from experiment.scaling import Scaling
-from sde_lib import VP, ExactScore, GaussianMixture
+from sde_lib import VE, VP, CosineVP, ExactScore, GaussianMixture
 from sde_lib.bounds import vlb
+from sde_lib.chain import chain_of
+from sde_lib.ddpm import Model, NoiseOfScore, elbo
+from sde_lib.score import per_sample
+from tests.commands import ROOT, Command, train
 from tests.oracles import random_mixture
 
 LAW = random_mixture(seed=3, d=4, spread=0.4)
@@ -39,6 +46,20 @@ def run_of(levels: int | None, n: int = 40) -> Any:
 
 
 PICTURES, VECTORS = run_of(17), run_of(None)
+KEY = jax.random.key(5)
+
+
+class ClassScore:
+    """The exact score of pictures that are uniform at the level of their class."""
+
+    sde = VP(t_min=0.01)
+
+    def __call__(self, x: jax.Array, t: Any, cond: Any = None) -> jax.Array:
+        centre = per_sample(Scaling(17).to_model(cond), x)
+        return -(x - per_sample(self.sde.alpha(t), x) * centre) / per_sample(self.sde.sigma(t), x) ** 2
+
+
+jax.tree_util.register_pytree_node(ClassScore, lambda s: ((), None), lambda *_: ClassScore())
 
 
 def test_vectors_are_given_their_log_density() -> None:
@@ -88,6 +109,97 @@ def test_the_bound_lies_beside_the_ode_s_value_and_says_its_terms() -> None:
     assert any("variational bound" in line for line in likelihood_lines(found))
 
 
+@pytest.fixture
+def unsolved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No ODE is solved: the bounds do not need it."""
+    monkeypatch.setattr("experiment.likelihood.solve_batch", lambda run, first, settings, size, **_: (np.zeros((size, 1, 1)), 0))
+
+
+@pytest.mark.usefixtures("unsolved")
+def test_the_chain_s_elbo_lies_beside_it_in_its_three_terms() -> None:
+    # Few enough steps that all are taken, with the chain that one would write down: the SDE's own at even times.
+    found, _, arrays = likelihood(PICTURES, LikelihoodSettings(chain=20, batch_size=40))
+    chain, per_unit = found["chain"], 1 / (4 * np.log(2))
+    x, times, sde = Scaling(17).to_model(PICTURES.dataset.test.x), np.linspace(0.01, 1, 20), VP(t_min=0.01)
+    direct = elbo(Model(NoiseOfScore(PICTURES.score_fn, times)), chain_of(sde, times), jnp.tile(x, (20, 1, 1, 1)), KEY, bin_width=2 / 17)
+    for name in ("prior", "denoising", "reconstruction"):
+        term = per_unit * np.asarray(getattr(direct, name), float)
+        spread = term.reshape(20, 40).std(axis=0)  # over draws, for each example
+        assert abs(chain[name] - term.mean()) < 4 * np.sqrt(np.mean(spread**2) / 40) + 1e-5, name
+    assert chain["mean"] == pytest.approx(chain["prior"] + chain["denoising"] + chain["reconstruction"], rel=1e-6)
+    assert (chain["draws"], chain["se_draws"], chain["steps"]) == (None, None, 20)
+    assert arrays["elbo_step_nats"].shape == (40, 19) and "bound" not in found
+    text = "\n".join(likelihood_lines(found))
+    assert "of the discrete chain's model, 20 steps" in text and "discretised reconstruction" in text and "SDE's model" not in text
+
+
+@pytest.mark.usefixtures("unsolved")
+def test_a_long_chain_draws_its_steps_and_nears_the_sde_s_bound() -> None:
+    found, _, arrays = likelihood(PICTURES, LikelihoodSettings(bound=True, chain=200, betas="log_snr", batch_size=40))
+    chain, bound = found["chain"], found["bound"]
+    assert chain["draws"] == 128 and arrays["elbo_steps"].shape == (40, 128)
+    # The same integral, but for half a step of log SNR (see test_ddpm).
+    h = (VP().log_snr(0.01) - VP().log_snr(1.0)) / 199
+    difference = chain["denoising"] / (1 + h / 2) - bound["diffusion"]
+    assert abs(difference) < 4 * np.hypot(chain["se_draws"], bound["se_times_at_most"])
+    assert 0.03 < chain["se_draws"] < 0.1
+
+
+def test_the_draws_standard_error_is_that_of_repeated_draws() -> None:
+    x = Scaling(17).to_model(PICTURES.dataset.test.x)
+    keys = jax.random.split(jax.random.key(2), 30)
+    repeats = [bounds.elbo_batch(PICTURES, x, None, key, 0, 50, "sde", "fixed_small", most=8) for key in keys]
+    means = [repeat["elbo_denoising"].mean() for repeat in repeats]
+    told = np.mean([repeat["elbo_draws_variance"].mean() / 40 for repeat in repeats])
+    assert 0.5 < np.var(means, ddof=1) / told < 1.8
+
+
+@pytest.mark.parametrize(("betas", "own"), [("linear", VP(t_min=1e-6)), ("cosine", CosineVP(t_min=1e-6)), ("log_snr", VP(t_min=1e-6))])
+def test_any_sde_s_score_is_carried_to_a_chain_by_log_snr(betas: str, own: Any) -> None:
+    ve = VE()
+    chain, times, score_fn = bounds.chain_of_run(ExactScore(LAW, ve), 12, betas)
+    log_snr = 2 * np.log(chain.alpha / chain.sigma)
+    assert log_snr[0] == pytest.approx(min(ve.log_snr(ve.t_min), own.log_snr(own.t_min)), abs=1e-6)
+    assert log_snr[-1] == pytest.approx(max(ve.log_snr(ve.t_max), own.log_snr(own.t_max)), abs=1e-6)
+    spacing = np.diff(log_snr if betas == "log_snr" else times)
+    np.testing.assert_allclose(spacing, spacing[0], rtol=1e-6)
+    x = jax.random.normal(KEY, (12, 4))
+    predicted = jax.jit(lambda x, t: NoiseOfScore(score_fn, times)(x, t))(x, jnp.arange(1, 13))
+    direct = -chain.sigma[:, None] * np.asarray(ExactScore(LAW, own)(x, jnp.asarray(own.time_of_log_snr(log_snr))))
+    np.testing.assert_allclose(predicted, direct, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.usefixtures("unsolved")
+def test_a_class_conditional_network_is_told_the_classes() -> None:
+    levels = np.arange(17).repeat(2)[:, None] * np.ones((1, 4), int)
+    dataset = Dataset("ours", Split(levels.reshape(-1, 2, 2, 1), levels[:, 0]), Split(levels.reshape(-1, 2, 2, 1), levels[:, 0]), 17)
+    run = SimpleNamespace(**{**vars(PICTURES), "score_fn": ClassScore(), "dataset": dataset, "config": base.get_config()})
+    run.config.model.class_conditional = True
+    found, _, _ = likelihood(run, LikelihoodSettings(chain=10))
+    assert abs(found["chain"]["denoising"]) < 1e-4  # each class is one picture, and the score knows which
+    run.config.model.class_conditional = False
+    with pytest.raises(ValueError, match="None"):  # what this score says of no class
+        likelihood(run, LikelihoodSettings(chain=10))
+
+
+def test_the_picture_s_parts_hold_the_means_of_their_steps() -> None:
+    # All steps, three times, of KL t²: the parts are runs of whole numbers a..b, whose mean square is the square of their mean and their
+    # variance ((b - a + 1)² - 1)/12; from their means alone come a and b.
+    every = np.tile(np.arange(2, 301), 3)
+    step, kl, se = bounds.kls_over_steps(300, every, 1.0 * every**2, np.ones(len(every)))
+    last, size = 1.0, []
+    for middle in step:
+        size.append(2 * (middle - last) - 1)
+        last += size[-1]
+    assert last == pytest.approx(300) and len(step) < 60
+    np.testing.assert_allclose(kl, step**2 + (np.array(size) ** 2 - 1) / 12)
+    np.testing.assert_allclose(se[np.isclose(size, 1)], 0, atol=1e-9)
+    # Drawn steps count by their weights: of the two steps here the second is drawn three times as often.
+    drawn, nats = np.array([100, 101, 101, 101]), np.array([1.0, 5.0, 6.0, 7.0])
+    step, kl, se = bounds.kls_over_steps(300, drawn, nats, np.array([3.0, 1.0, 1.0, 1.0]))
+    np.testing.assert_allclose((step[0], kl[0]), (100.5, 3.5))
+
+
 def test_the_prior_s_mismatch_is_the_kl_of_the_data_s_moments() -> None:
     sde = VP(beta_max=3.0)
     run = SimpleNamespace(**{**vars(VECTORS), "score_fn": ExactScore(LAW, sde)})
@@ -99,7 +211,7 @@ def test_the_prior_s_mismatch_is_the_kl_of_the_data_s_moments() -> None:
 
 
 def test_a_killed_computation_goes_on_and_ends_in_the_same_figures(tmp_path: Path) -> None:
-    settings = LikelihoodSettings(**FAST, bound=True, dequantization="truncated_normal", k=2)
+    settings = LikelihoodSettings(**FAST, bound=True, dequantization="truncated_normal", k=2, chain=200)
     whole, values, _ = likelihood(PICTURES, settings, tmp_path / "a")
     files = sorted((tmp_path / "a").iterdir())
     assert len(files) == 3  # 40 examples, 16 at a time
@@ -129,6 +241,10 @@ def test_every_example_has_its_own_draws_whatever_the_batch() -> None:
         ({"probes": 0}, "--probes is 0"),
         ({"k": 0}, "--k is 0"),
         ({"n": 1}, "--n is 1"),
+        ({"chain": 0}, "--chain is 0: give at least 1"),
+        ({"chain": 9, "betas": "cosin"}, "--betas is 'cosin'; it must be one of: sde, linear, cosine, log_snr"),
+        ({"chain": 9, "variance": "large"}, "fixed_small, fixed_large"),
+        ({"betas": "cosine"}, "give its steps too, as in --chain=1000"),
         ({"dequantization": "gaussian"}, "uniform, truncated_normal"),
     ],
 )
@@ -140,6 +256,11 @@ def test_settings_out_of_range_are_told(settings: Any, word: str) -> None:
 def test_what_the_data_do_not_allow_is_told() -> None:
     with pytest.raises(UserError, match="holds vectors"):
         likelihood(VECTORS, LikelihoodSettings(k=2))
+    with pytest.raises(UserError, match="--chain is for data with levels, and ours holds vectors: leave it out"):
+        likelihood(VECTORS, LikelihoodSettings(chain=10))
+    exploding = SimpleNamespace(**{**vars(PICTURES), "score_fn": ExactScore(LAW, VE())})
+    with pytest.raises(UserError, match="which VE is not: take another --betas, linear, cosine, log_snr"):
+        likelihood(exploding, LikelihoodSettings(chain=10))
     empty = SimpleNamespace(**{**vars(VECTORS), "dataset": Dataset("none", VECTORS.dataset.train, Split(VECTORS.dataset.test.x[:0]), None)})
     with pytest.raises(UserError, match="has 0 example"):
         likelihood(empty, LikelihoodSettings())
@@ -150,3 +271,35 @@ def test_a_network_that_never_ends_a_solve_is_told_with_the_remedy() -> None:
     run = SimpleNamespace(**{**vars(VECTORS), "score_fn": ExactScore(wild, VP())})
     with pytest.raises(UserError, match="max_steps"):
         likelihood(run, LikelihoodSettings(**FAST, n=2), budget=False)
+
+
+def test_a_chain_without_the_likelihood_is_told() -> None:
+    for flag in ("--chain=10", "--betas=cosine"):
+        command = Command(str(ROOT / "evaluate.py"), "--workdir=nowhere", flag)
+        assert f"{flag.split('=')[0]} goes with --likelihood: add it" in command.wait().mistake
+    command = Command(str(ROOT / "evaluate.py"), "--workdir=nowhere", "--likelihood", "--chain=0")
+    assert "--chain is 0: give at least 1" in command.wait().mistake
+
+
+def test_a_command_killed_by_the_system_writes_the_same_table_when_repeated(tmp_path: Path) -> None:
+    train(tmp_path / "whole", train_steps=5, eval_batch_size=20, eval_rtol=1e-2, eval_atol=1e-2)
+    shutil.copytree(tmp_path / "whole", tmp_path / "killed")
+
+    def start(name: str) -> Command:
+        return Command(str(ROOT / "evaluate.py"), f"--workdir={tmp_path / name}", "--likelihood", "--n=200", "--probes=2")
+
+    def table(name: str) -> Any:
+        done = start(name).wait()
+        assert done.status == 0, done.err
+        saved = json.loads((tmp_path / name / "likelihood" / "nats.json").read_text())
+        return {key: value for key, value in saved.items() if key != "seconds_per_example"}
+
+    command = start("killed")
+    command.until(lambda: len(list(tmp_path.glob("killed/likelihood/parts/*/*.npz"))) > 1)
+    command.send(signal.SIGKILL)
+    assert command.wait().status == -signal.SIGKILL
+    assert not list(tmp_path.glob("killed/likelihood/*.json"))
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("killed/likelihood/parts/*/*.npz")}
+    assert len(before) < 10
+    assert table("killed") == table("whole")
+    assert all(path.stat().st_mtime_ns == at for path, at in before.items())

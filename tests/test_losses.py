@@ -8,26 +8,23 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiment.build import TIMES, WEIGHTINGS
+from configs import base
+from experiment import objective
 from sde_lib import VE, VP, RectifiedFlow
 from sde_lib.losses import (
     EDMWeighting,
-    LogitNormal,
-    LogNormal,
-    LossSecondMoment,
     MinSNR,
     SoftMinSNR,
+    Uncertainty,
     Uncorrected,
     denoising_score_matching,
     flow_matching_weighting,
     likelihood_weighting,
     sigma2_weighting,
-    stratified_uniform,
-    uniform_log_snr,
-    uniform_t,
     v_weighting,
 )
 from sde_lib.score import EDMPreconditioning, EpsilonPrediction, NetworkScore, VelocityPrediction, VPrediction
+from sde_lib.times import LearnedLogSNR, LogitNormal, LogNormal, LossSecondMoment, stratified_uniform, uniform_log_snr, uniform_t
 from tests.oracles import ALL_SDE_IDS, ALL_SDES, SDE_IDS, SDES
 
 N, DATA_STD, MODEL_STD = 10_000, 0.5, 0.8
@@ -36,12 +33,13 @@ each_index = pytest.mark.parametrize("i", range(len(ALL_SDES)), ids=ALL_SDE_IDS)
 SIZES = np.random.default_rng(3).lognormal(0, 1, 8).astype(np.float32)
 
 
-def learned(base):
-    """A LossSecondMoment that has seen losses of these very different sizes."""
-    return LossSecondMoment(jnp.asarray(SIZES**2), jnp.ones(8, jnp.int32), base, history=1)
-
-
-LAWS = TIMES | {"second_moment": learned(uniform_log_snr)}
+# The tables of configs, at their defaults; of the laws that learn, one that has seen losses of very different sizes.
+WEIGHTINGS = {name: make(base.get_config()) for name, make in objective.WEIGHTINGS.items()}
+LAWS = {name: make(base.get_config()) for name, make in objective.TIMES.items()} | {
+    "loss_second_moment": LossSecondMoment(jnp.asarray(SIZES**2), jnp.ones(8, jnp.int32), uniform_log_snr, history=1),
+    "learned_log_snr": LearnedLogSNR(*(jnp.asarray(x, jnp.float32) for x in (0.3, np.log(SIZES), 2 + SIZES / 4, np.arange(8) / 7))),
+}
+SMOOTH = [name for name in LAWS if name != "loss_second_moment"]  # whose density has steps: test_times.py has its law
 # Laws with tails so thin that an average of draws misses what lies in them, unless the weighting falls as fast: see `LogitNormal`.
 THIN = {"log_normal": "edm_log_normal", "logit_normal": "flow_matching_logit_normal"}
 SAMPLED = [(weighting, times) for times in LAWS for weighting in WEIGHTINGS if THIN.get(times, weighting) == weighting]
@@ -135,7 +133,7 @@ def test_the_loss_is_the_integral_it_estimates(i, weighting, times):
     assert abs(loss.mean() - expected) < 4 * loss.std() / np.sqrt(N) + 1e-3 * expected
 
 
-@pytest.mark.parametrize("times", TIMES)
+@pytest.mark.parametrize("times", SMOOTH)
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 @each_index
 def test_any_law_integrates_any_weighting(i, weighting, times):
@@ -163,12 +161,21 @@ def logit_normal(sde, mean, std):
     return lambda t: stats.norm.cdf(np.log(tau(t) / (1 - tau(t))), mean, std)
 
 
+def learned_log_snr(sde):
+    """F's inverse, F in float64 from its formula."""
+    law, u = LAWS["learned_log_snr"], np.linspace(0, 1, 100_001)[:, None]
+    linear, heights, slopes, centres = (np.asarray(v, float) for v in (law.linear, law.heights, law.slopes, law.centres))
+    rise = np.exp(linear) * u[:, 0] + (np.exp(heights) / (1 + np.exp(-np.exp(slopes) * (u - centres)))).sum(axis=1)
+    return lambda t: np.interp(scaled(sde.log_snr, sde)(t), (rise - rise[0]) / (rise[-1] - rise[0]), u[:, 0])
+
+
 CDFS = {
     "uniform_t": lambda sde: scaled(lambda t: t, sde),
     "uniform_log_snr": lambda sde: scaled(sde.log_snr, sde),
     "uniform_log_sigma": lambda sde: scaled(lambda t: np.log(sde.sigma(t) / np.hypot(sde.alpha(t), sde.sigma(t))), sde),
     "log_normal": lambda sde: truncated_normal(sde, -1.2, 1.2),
     "logit_normal": lambda sde: logit_normal(sde, 0.0, 1.0),
+    "learned_log_snr": learned_log_snr,
 }
 OTHERS = {
     LogNormal(0.5, 0.7): truncated_normal(VP(), 0.5, 0.7),
@@ -187,7 +194,7 @@ def check_law(sde, cdf, u, t, density):
     np.testing.assert_allclose(density[inner], slope * (sde.t_max - sde.t_min), rtol=2e-3)
 
 
-@pytest.mark.parametrize("law", TIMES)
+@pytest.mark.parametrize("law", SMOOTH)
 @each_index
 def test_a_law_draws_what_it_says(i, law):
     t, density = (x[NODES] for x in drawn(i)[law])
@@ -296,12 +303,6 @@ def test_uniform_log_sigma_makes_the_likelihood_the_plain_error_of_v(i):
     np.testing.assert_allclose(ratio, ratio[0], rtol=1e-4)
 
 
-def test_stratified_times_hit_every_stratum_once_and_stay_uniform():
-    draws = np.stack([stratified_uniform(jax.random.key(i), 16) for i in range(400)])
-    assert all(set(np.floor(row * 16).astype(int)) == set(range(16)) for row in draws)
-    np.testing.assert_allclose(draws[:, 0].mean(), 0.5, atol=5 * np.sqrt(1 / 12 / 400))
-
-
 def test_times_are_drawn_at_stratified_u_unless_given():
     score_fn, x0, key = NetworkScore(zeros, {}, VP(), EDMPreconditioning(0.5)), jnp.ones((8, 2)), jax.random.key(3)
     u = stratified_uniform(jax.random.split(key, 3)[0], 8)
@@ -383,74 +384,26 @@ def test_importance_sampling_quiets_the_likelihood_s_gradient(sde):
     assert ratio > 5  # measured with several seeds and networks: 10 to 50
 
 
-update = jax.jit(LossSecondMoment.update)
-
-
-def test_the_loss_s_second_moment_is_the_base_law_until_every_bin_is_known():
-    law = LossSecondMoment.init(uniform_t, bins=4, history=2)
-    for bins, losses in (([0, 1, 2], [5.0, 0.1, 2.0]), ([0, 1, 2, 2, 3], [5.0, 0.1, 2.0, 2.0, 1.0])):
-        law = update(law, jnp.array(bins), jnp.float32(losses))
-        np.testing.assert_array_equal(law.ratios(), 1.0)
-    u = jnp.linspace(0, 0.99, 40)
-    np.testing.assert_allclose(law(VP(), u), uniform_t(VP(), u), rtol=1e-5)
-    law = update(law, jnp.array([3]), jnp.float32([1.0]))
-    np.testing.assert_allclose(law.ratios(), 0.999 * np.array([5.0, 0.1, 2.0, 1.0]) / 2.025 + 0.001, rtol=1e-5)
-    nothing = update(LossSecondMoment.init(bins=4, history=1), jnp.arange(4), jnp.zeros(4))
-    np.testing.assert_array_equal(nothing.ratios(), 1.0)
-
-
-def test_the_loss_s_second_moment_draws_what_it_says():
-    law, sde, u = learned(uniform_t), VP(), np.linspace(0, 1, 2000, endpoint=False, dtype=np.float32)
-    ratios = np.asarray(law.ratios(), float)
-    np.testing.assert_allclose(ratios.mean(), 1, rtol=1e-6)
-    assert ratios.max() > 10 * ratios.min()
-    t, density = law(sde, u)
-    tau = (np.asarray(t, float) - sde.t_min) / (sde.t_max - sde.t_min)
-    bins = np.asarray(law.bin(u))
-    np.testing.assert_allclose(np.interp(tau, np.arange(9) / 8, np.append(0, np.cumsum(ratios)) / 8), u, atol=1e-5)
-    np.testing.assert_allclose(density, ratios[bins], rtol=1e-5)
-    assert np.all(np.abs(tau * 8 - bins - 0.5) < 0.5 + 1e-4) and set(bins) == set(range(8))
-    np.testing.assert_array_equal(law.bin(jnp.float32([1 - 2**-24, 1.0])), 7)
-
-
-def test_the_loss_s_second_moment_remembers_about_as_many_losses_as_it_is_told():
-    law, size, losses = LossSecondMoment.init(bins=2, history=4), jnp.array([0, 0, 0, 1]), [3.0, 1.0, 2.0, 5.0]
-    law = update(law, size, jnp.float32(losses))  # a plain mean, two of one bin in a batch
-    np.testing.assert_allclose(law.moments, [14 / 3, 25], rtol=1e-6)
-    law = update(law, jnp.array([0, 0]), jnp.float32([4.0, 0.0]))  # beyond four: each new one weighs a quarter
-    np.testing.assert_allclose(law.moments, [14 / 3 / 2 + 16 / 4, 25], rtol=1e-6)
-    law = update(law, jnp.zeros(8, int), jnp.full(8, 7.0))  # more than four at once: those alone
-    np.testing.assert_allclose(law.moments, [49, 25], rtol=1e-6)
-    np.testing.assert_array_equal(law.seen, [4, 1])
-
-
-def test_the_loss_s_second_moment_takes_its_own_density_out_of_the_losses():
-    law = learned(uniform_t)
-    again = update(law, jnp.arange(8), SIZES / law.ratios())
-    np.testing.assert_allclose(again.moments, law.moments, rtol=1e-5)
-
-
-def test_the_loss_s_second_moment_quiets_the_loss_and_goes_through_jit():
-    # Data of one point and the score of N(0, MODEL_STD²): with the likelihood's weighting at uniform times nearly all of the loss is early.
-    score_fn, x0 = NetworkScore(zeros, {}, VP(), EDMPreconditioning(MODEL_STD)), DATA_STD * jnp.ones((64, 2))
+def test_the_uncertainty_learns_each_noise_level_s_mean_loss():
+    # Plain gradient descent on its objective, with losses of known mean: u -> log E[loss | t], and the weighted loss -> 1.
+    sde, steps = VP(), 400
+    expected = lambda t: 0.3 + 2 * jax.nn.sigmoid(sde.log_snr(t))  # noqa: E731
 
     @jax.jit
-    def step(law, i):
-        key_u, key = jax.random.split(jax.random.key(i))
-        u = stratified_uniform(key_u, 64)
-        losses = denoising_score_matching(score_fn, x0, key, weighting=likelihood_weighting, times=law, u=u)
-        return law.update(law.bin(u), losses), jnp.mean(losses)
+    def step(weighting, i):
+        key_t, key_loss = jax.random.split(jax.random.key(i))
+        t = sde.time_of_log_snr(jax.random.uniform(key_t, (512,), minval=-8.0, maxval=8.0))
+        losses = expected(t) * jax.random.exponential(key_loss, (512,)) * jnp.exp(-weighting.log_loss(sde, t))
+        gradient = jax.grad(Uncertainty.objective)(weighting, sde, t, losses)
+        return jax.tree.map(lambda w, g: w - 1.0 * g, weighting, gradient)
 
-    law, means = LossSecondMoment.init(uniform_t, bins=32), []
-    for i in range(600):
-        law, mean = step(law, i)
-        means.append(float(mean))
-    assert jax.tree.structure(law) == jax.tree.structure(LossSecondMoment.init(uniform_t, bins=32))
-    assert [leaf.shape for leaf in jax.tree.leaves(law)] == [(32,), (32,)]
-    base, known = LossSecondMoment.init(uniform_t, bins=32), means[100:]
-    plain = [float(step(base, i)[1]) for i in range(100, 600)]
-    assert abs(np.mean(known) - np.mean(plain)) < 4 * np.sqrt((np.var(plain) + np.var(known)) / 500)
-    assert np.var(plain) > 5 * np.var(known)  # measured: 15 times
+    weighting = Uncertainty.init(likelihood_weighting)
+    t = sde.time_of_log_snr(jnp.linspace(-7, 7, 30))
+    np.testing.assert_array_equal(weighting(sde, t), likelihood_weighting(sde, t))
+    for i in range(steps):
+        weighting = step(weighting, i)
+    np.testing.assert_allclose(weighting.log_loss(sde, t), jnp.log(expected(t)), atol=0.15)
+    np.testing.assert_allclose(weighting(sde, t) * expected(t), likelihood_weighting(sde, t), rtol=0.15)
 
 
 MISTAKES = {
@@ -461,6 +414,7 @@ MISTAKES = {
     "LogitNormal: std": lambda: LogitNormal(std=float("nan")),
     "bins must be at least 2": lambda: LossSecondMoment.init(bins=1),
     "history at least 1": lambda: LossSecondMoment.init(history=0),
+    "units must be at least 1": lambda: LearnedLogSNR.init(units=0),
 }
 
 

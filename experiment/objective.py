@@ -1,0 +1,140 @@
+"""What training minimises: a weighting, a law of times, and of both what is learned beside the network.
+
+The learned parts, `LossSecondMoment`, `LearnedLogSNR` and `Uncertainty`, are part of the training state. The last two have objectives of
+their own and one optimizer for both.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sde_lib import NetworkScore
+from sde_lib.losses import (
+    EDMWeighting,
+    MinSNR,
+    SoftMinSNR,
+    Uncertainty,
+    Uncorrected,
+    Weighting,
+    denoising_score_matching,
+    flow_matching_weighting,
+    likelihood_weighting,
+    sigma2_weighting,
+    v_weighting,
+)
+from sde_lib.sde import SDE
+from sde_lib.times import (
+    LearnedLogSNR,
+    LogitNormal,
+    LogNormal,
+    LossSecondMoment,
+    TimeLaw,
+    stratified_uniform,
+    uniform_log_sigma,
+    uniform_log_snr,
+    uniform_t,
+)
+
+LEARNED = (Uncertainty, LossSecondMoment, LearnedLogSNR)
+Learned = dict[str, Any]
+
+_LEARNING_RATE = 1e-2  # of the learned parts: a few hundred weights, each seen by every example
+
+
+def _log_normal(config: Any) -> LogNormal:
+    return LogNormal(**_given(config))
+
+
+def _logit_normal(config: Any) -> LogitNormal:
+    return LogitNormal(**_given(config))
+
+
+def _given(config: Any) -> dict[str, float]:
+    chosen = {"mean": config.train.time_mean, "std": config.train.time_std}
+    return {name: value for name, value in chosen.items() if value is not None}
+
+
+WEIGHTINGS: dict[str, Callable[[Any], Weighting]] = {
+    "sigma2": lambda config: sigma2_weighting,
+    "likelihood": lambda config: likelihood_weighting,
+    "flow_matching": lambda config: flow_matching_weighting,
+    "v": lambda config: v_weighting,
+    "min_snr": lambda config: MinSNR(config.train.min_snr_gamma),
+    "soft_min_snr": lambda config: SoftMinSNR(config.model.sigma_data),
+    "edm": lambda config: EDMWeighting(config.model.sigma_data),
+    "edm_log_normal": lambda config: Uncorrected(EDMWeighting(config.model.sigma_data), _log_normal(config)),
+    "flow_matching_logit_normal": lambda config: Uncorrected(flow_matching_weighting, _logit_normal(config)),
+}
+TIMES: dict[str, Callable[[Any], TimeLaw]] = {
+    "uniform_t": lambda config: uniform_t,
+    "uniform_log_snr": lambda config: uniform_log_snr,
+    "uniform_log_sigma": lambda config: uniform_log_sigma,
+    "log_normal": _log_normal,
+    "logit_normal": _logit_normal,
+    "loss_second_moment": lambda config: LossSecondMoment.init(),
+    "learned_log_snr": lambda config: LearnedLogSNR.init(),
+}
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A weighting and a law of times, any with any, as they are before training."""
+
+    weighting: Weighting
+    times: TimeLaw
+
+    @staticmethod
+    def of(config: Any) -> "Objective":
+        """That of config.train.weighting, uncertainty and times."""
+        weighting = WEIGHTINGS[config.train.weighting](config)
+        return Objective(Uncertainty.init(weighting) if config.train.uncertainty else weighting, TIMES[config.train.times](config))
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """Those of the two that learn."""
+        return {name: part for name, part in (("weighting", self.weighting), ("times", self.times)) if isinstance(part, LEARNED)}
+
+    def initial(self) -> Learned:
+        """The learned parts' state: {} when nothing is learned."""
+        parts = self.parts
+        return {"parts": parts, "opt_state": self._optimizer.init(_with_objective(parts))} if parts else {}
+
+    @property
+    def _optimizer(self) -> optax.GradientTransformation:
+        return optax.adam(_LEARNING_RATE)
+
+    def losses(self, learned: Learned, score_fn: NetworkScore, x: jax.Array, key: jax.Array, cond: Any) -> tuple[jax.Array, jax.Array]:
+        """(each example's loss, the u that its time was drawn by), (n,) each."""
+        parts = jax.lax.stop_gradient(learned.get("parts", {}))
+        u = stratified_uniform(jax.random.split(key, 3)[0], x.shape[0])
+        weighting, times = parts.get("weighting", self.weighting), parts.get("times", self.times)
+        return denoising_score_matching(score_fn, x, key, cond, weighting=weighting, times=times, u=u), u
+
+    def update(self, learned: Learned, sde: SDE, losses: jax.Array, u: jax.Array) -> Learned:
+        """The learned parts after these losses."""
+        if not learned:
+            return learned
+        parts = learned["parts"]
+        times = parts.get("times", self.times)
+
+        def objective(trained: dict[str, Any]) -> jax.Array:
+            total = jnp.zeros(())
+            if "weighting" in trained:
+                total += trained["weighting"].objective(sde, times(sde, u)[0], losses)
+            if "times" in trained:
+                total += trained["times"].objective(u, losses)
+            return total
+
+        trained = _with_objective(parts)
+        updates, opt_state = self._optimizer.update(jax.grad(objective)(trained), learned["opt_state"], trained)
+        seen = {name: part.update(u, losses) for name, part in parts.items() if name not in trained}
+        return {"parts": {**optax.apply_updates(trained, updates), **seen}, "opt_state": opt_state}
+
+
+def _with_objective(parts: dict[str, Any]) -> dict[str, Any]:
+    """Those that follow a gradient; the other one keeps statistics."""
+    return {name: part for name, part in parts.items() if hasattr(part, "objective")}
