@@ -12,7 +12,7 @@ No number here is from samples, but for one row:
 
 Not here: predictor-corrector, annealed Langevin and adaptive steps, whose error does not vanish with the number of steps alone.
 
-Takes about three minutes on two CPU cores.
+Takes four to five minutes on two CPU cores.
 """
 
 import argparse
@@ -160,7 +160,7 @@ def weak_order(method: str, sampler: LinearSampler, name: str) -> float:
         return slope(steps, [error_in_law(sampler, name, n) for n in steps])
     other, steps = BESIDE[method], [40, 80]
     pairs = [(replace(sampler, steps=n), replace(other, steps=n)) for n in steps]
-    apart = [weak_difference(*pair, SDES[name], *LINE, observable)[0] for pair in pairs]
+    apart = [weak_difference(*pair, SDES[name], *LINE, observable, draws=40_000)[0] for pair in pairs]
     return slope(steps, [error_in_law(other, name, n) + d for n, d in zip(steps, apart, strict=True)])
 
 
