@@ -23,7 +23,7 @@ from tests.test_trainer import config_with, host
 WIDTHS, STEPS = (0.06, 0.12), 40
 KEYS: dict[str, Any] = {
     "train_power_ema": WIDTHS,
-    "train_snapshot_every": 10,
+    "train_snapshot_every": 12,
     "train_times": "learned_log_snr",
     "train_uncertainty": True,
     "train_weighting": "likelihood",
@@ -59,6 +59,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_stop_keeps_what_is_learned_and_averaged(whole: Any, run: Path) -> None:
     directory = RunDirectory(run)
+    assert directory.snapshots.steps() == [12, 15, 24, 36, 40]  # every twelfth step, and where training ended
     state, _ = directory.checkpoints.read(STEPS, host(whole[1]) | {"step": jax.device_put(0)})
     for name in ("params", "ema", "power_ema", "learned"):
         assert jax.tree.leaves(state[name])
@@ -80,7 +81,7 @@ def test_tracked_averages_are_sums_over_all_steps(whole: Any, width: float) -> N
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-6), last["power_ema"][f"{width:g}"], average(params, width, STEPS))
 
 
-@pytest.mark.parametrize("sigma_rel, step", [(0.09, STEPS), (0.06, 30), (0.15, STEPS)])
+@pytest.mark.parametrize("sigma_rel, step", [(0.09, STEPS), (0.06, 36), (0.15, STEPS)])
 def test_an_average_that_was_not_tracked_is_rebuilt(whole: Any, run: Path, sigma_rel: float, step: int) -> None:
     rebuilt, at = reconstructed(run, sigma_rel, step)
     wanted, params = average(whole[0], sigma_rel, step), whole[0]

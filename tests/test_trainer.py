@@ -108,6 +108,9 @@ def test_accumulated_gradient_is_the_big_batchs(dataset: Dataset) -> None:
     np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
     np.testing.assert_allclose(np.mean(losses), expected_loss, rtol=1e-5)
     assert losses.shape == u.shape and set(np.floor(np.sort(u)[::2] * 8)) == set(range(8))  # two micro-batches, each stratified over 8
+    score_fn = NetworkScore(trainer.apply, params, trainer.sde, trainer.parameterization)
+    again = [denoising_score_matching(score_fn, batch["x"][i::2], jax.random.fold_in(key, i), u=u[8 * i : 8 * i + 8]) for i in range(2)]
+    np.testing.assert_allclose(losses, np.concatenate(again), rtol=1e-4)
     assert float(optax.global_norm(expected)) > 0.1
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5), grad, expected)
 
