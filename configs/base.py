@@ -51,8 +51,9 @@ def get_config() -> Any:  # Any: a type checker knows no key of a ConfigDict
                 "clip": 1.0,  # of the gradient's global norm; 0: none
                 "accumulate": 1,
                 "ema": 0.999,
-                # sigma2 | likelihood | flow_matching | v | min_snr | soft_min_snr | edm; the next are EDM's and Stable Diffusion 3's
-                # objectives with their law of times, best drawn by it: edm_log_normal | flow_matching_logit_normal
+                # sigma2 | likelihood | flow_matching | v | min_snr | soft_min_snr | edm, the last two with model.sigma_data;
+                # EDM's and Stable Diffusion 3's objectives with their law of times, best drawn by it:
+                # edm_log_normal | flow_matching_logit_normal
                 "weighting": "sigma2",
                 # uniform_t | uniform_log_snr | uniform_log_sigma | log_normal | logit_normal, or learned in training:
                 # loss_second_moment | learned_log_snr
