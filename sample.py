@@ -1,4 +1,4 @@
-"""Sample: python sample.py --workdir=runs/digits --sampler=pc --n=64 [--steps=500] [--eta=1] [--grid=karras] [--seed=0] [--out=DIR]."""
+"""Sample: python sample.py --workdir=runs/digits --sampler=ddim --n=64 [--steps=50] [--eta=1] [--grid=karras] [--seed=0] [--out=DIR]."""
 
 from absl import flags
 

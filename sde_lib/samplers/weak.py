@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from sde_lib.conversions import denoiser
-from sde_lib.samplers.linear import LinearSampler, table_of
+from sde_lib.samplers.linear import LinearSampler, Table, table_of
 from sde_lib.sde import SDE
 
 _WIDTH = 9.0  # of the grid in x, in standard deviations
@@ -61,9 +61,8 @@ def weak_error(
         grid = np.linspace(*_range(sde, table.t[0] if i == 0 else table.t_next[i - 1], means, stds), points)
         # x and the values of the model before, the latest first.
         x, *known = np.meshgrid(grid, *[memory] * (depth - 1), indexing="ij", sparse=True)
-        e = x if table.point is None else table.point.p[i] * x + sum(q * m for q, m in zip(table.point.q[i], known, strict=True))
-        d = _denoise(sde, table.t[i], e, weights, means, stds)
-        after = table.a[i] * x + sum(b * m for b, m in zip(table.b[i], (d, *known), strict=True))
+        d = _denoise(sde, table.t[i], _called_at(table, i, x, known), weights, means, stds)
+        after = _without_noise(table, i, x, [d, *known])
         value = _interpolant(grid, memory, value(after[..., None] + c[i] * z, d) @ weight)
     # No row looks back beyond the first, so any M will do.
     start = _mixture_mean(sde, table.t[0], weights, means, stds, lambda x: value(x, None))
@@ -107,16 +106,25 @@ def weak_difference(
 class _Path:
     """Draws (n,) that go by a table's rows in the denoiser."""
 
-    def __init__(self, table: Any, x: np.ndarray):
+    def __init__(self, table: Table, x: np.ndarray):
         self.table, self.x = table, x
         self.known = [np.zeros_like(x)] * (table.b.shape[1] - 1)
 
     def step(self, i: int, z: np.ndarray, denoise: Callable[[Any, np.ndarray], np.ndarray]) -> None:
         table, x = self.table, self.x
-        e = x if table.point is None else table.point.p[i] * x + sum(q * m for q, m in zip(table.point.q[i], self.known, strict=True))
-        values = [denoise(table.t[i], e), *self.known]
-        self.x = table.a[i] * x + sum(b * m for b, m in zip(table.b[i], values, strict=True)) + (0 if table.c is None else table.c[i] * z)
+        values = [denoise(table.t[i], _called_at(table, i, x, self.known)), *self.known]
+        self.x = _without_noise(table, i, x, values) + (0 if table.c is None else table.c[i] * z)
         self.known = values[:-1]
+
+
+def _called_at(table: Table, i: int, x: np.ndarray, known: list[np.ndarray]) -> np.ndarray:
+    """Where row i has the model called: p x + q_1 M_1 + .., or x."""
+    return x if table.point is None else table.point.p[i] * x + sum(q * m for q, m in zip(table.point.q[i], known, strict=True))
+
+
+def _without_noise(table: Table, i: int, x: np.ndarray, values: list[np.ndarray]) -> np.ndarray:
+    """Row i's a x + b_0 D + b_1 M_1 + .."""
+    return table.a[i] * x + sum(b * m for b, m in zip(table.b[i], values, strict=True))
 
 
 def _normal_quadrature(nodes: int) -> tuple[np.ndarray, np.ndarray]:
