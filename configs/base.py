@@ -19,8 +19,10 @@ def get_config() -> Any:  # Any: a type checker knows no key of a ConfigDict
                 "t_min": config_dict.placeholder(float),  # None: the SDE's own
             },
             "model": {
-                "name": "dit",  # mlp | unet | dit; each takes the keys that its constructor names
-                "parameterization": "eps",  # eps | x0 | edm | v | velocity
+                "name": "dit",  # mlp | unet | dit | ncsnpp; each takes the keys that its constructor names
+                "parameterization": "eps",  # eps | x0 | edm | v | velocity, or on the unscaled input: raw_eps | raw_score
+                "scale_by_sigma": True,  # raw_score: the network's output divided by sigma
+                "noise_label": "log_snr",  # what the network is told of the noise: log_snr | log_sigma | time | reversed_time | chain
                 "sigma_data": 0.5,
                 "width": 128,
                 "depth": 4,
@@ -32,6 +34,20 @@ def get_config() -> Any:  # Any: a type checker knows no key of a ConfigDict
                 "dropout": 0.0,
                 "class_conditional": False,
                 "dtype": "auto",  # bfloat16 on accelerators, float32 on CPU
+                "remat": "none",  # none | blocks | products: activations computed again in the backward pass, all or all but products
+                # of ncsnpp
+                "embedding": "positional",  # positional | fourier
+                "fourier_scale": 16.0,
+                "resblock": "biggan",  # biggan | ddpm
+                "fir": False,  # resampling by StyleGAN2's filter
+                "skip_rescale": True,
+                "resample_with_conv": True,
+                "progressive": "none",  # none | output_skip | residual
+                "progressive_input": "none",  # none | input_skip | residual
+                "progressive_combine": "sum",  # sum | cat
+                "attention_per_block": False,  # on the way up too, as in Ho et al.'s own code
+                "norm_groups": 0,  # 0: min(channels/4, 32)
+                "init_scale": 0.0,
             },
             "data": {
                 "name": "digits",
@@ -39,6 +55,10 @@ def get_config() -> Any:  # Any: a type checker knows no key of a ConfigDict
                 "dequantize": True,
                 "flip": False,
                 "cache": "",  # "": the user's cache folder
+                "centered": True,  # images in [-1, 1); False: in [0, 1)
+                "crop": 0,  # pixels per side of a central crop, before anything else; 0: none
+                "size": 0,  # pixels per side that images are resized to; 0: as they are
+                "skip_unreadable": False,  # leave damaged images out, counted, instead of stopping
             },
             "train": {
                 "steps": 4000,
@@ -68,6 +88,7 @@ def get_config() -> Any:  # Any: a type checker knows no key of a ConfigDict
                 "keep": 3,
                 "log_every": 50,
                 "fsdp": 1,
+                "steps_per_call": 1,  # steps in one call of the device; on CPU always 1
             },
             "sample": {
                 "steps": 500,

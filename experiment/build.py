@@ -6,24 +6,54 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 
 from experiment.errors import UserError, choose
 from experiment.objective import TIMES, WEIGHTINGS
 from experiment.samplers import check_sampler
-from models import MLP, Apply, DiT, UNet, split
+from models import MLP, Apply, DiT, NCSNpp, UNet, split
 from sde_lib import VE, VP, CosineVP, NetworkScore, RectifiedFlow, SubVP
-from sde_lib.score import DenoiserPrediction, EDMPreconditioning, EpsilonPrediction, VelocityPrediction, VPrediction
+from sde_lib.chain import Chain
+from sde_lib.labels import ChainLabel, LogSigmaLabel, LogSNRLabel, NoiseLabel, ReversedTimeLabel, TimeLabel
+from sde_lib.score import (
+    DenoiserPrediction,
+    EDMPreconditioning,
+    EpsilonPrediction,
+    RawEpsilonPrediction,
+    RawScorePrediction,
+    VelocityPrediction,
+    VPrediction,
+)
 
 SDES = {"vp": VP, "subvp": SubVP, "ve": VE, "cosine_vp": CosineVP, "rectified_flow": RectifiedFlow}
-MODELS = {"mlp": MLP, "unet": UNet, "dit": DiT}
+MODELS = {"mlp": MLP, "unet": UNet, "dit": DiT, "ncsnpp": NCSNpp}
 PARAMETERIZATIONS = {
     "eps": EpsilonPrediction,
     "x0": DenoiserPrediction,
     "edm": EDMPreconditioning,
     "v": VPrediction,
     "velocity": VelocityPrediction,
+    "raw_eps": RawEpsilonPrediction,
+    "raw_score": RawScorePrediction,
+}
+
+CHAIN_STEPS = 1000  # of the published discrete chains
+
+
+def _chain_label(config: Any) -> ChainLabel:
+    """That of the VP chain of Ho et al. 2020: betas even from beta_min/1000 to beta_max/1000."""
+    chain = Chain(np.linspace(config.sde.beta_min, config.sde.beta_max, CHAIN_STEPS) / CHAIN_STEPS)
+    return ChainLabel(2 * np.log(chain.alpha / chain.sigma))
+
+
+NOISE_LABELS: dict[str, Callable[[Any], NoiseLabel]] = {
+    "log_snr": lambda config: LogSNRLabel(),
+    "log_sigma": lambda config: LogSigmaLabel(),
+    "time": lambda config: TimeLabel(),
+    "reversed_time": lambda config: ReversedTimeLabel(),
+    "chain": _chain_label,
 }
 
 
@@ -44,7 +74,8 @@ def _adam(schedule: optax.Schedule, weight_decay: float) -> optax.GradientTransf
 
 
 def _adamw(schedule: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
-    return optax.adamw(schedule, weight_decay=weight_decay)
+    # Of matrices and kernels alone: not of biases and norms, nor of the frequencies of a Fourier embedding, which are never trained.
+    return optax.adamw(schedule, weight_decay=weight_decay, mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params))
 
 
 SCHEDULES = {"cosine": cosine, "constant": constant}
@@ -57,6 +88,7 @@ NAMES: dict[str, Mapping[str, Any]] = {
     "sde.name": SDES,
     "model.name": MODELS,
     "model.parameterization": PARAMETERIZATIONS,
+    "model.noise_label": NOISE_LABELS,
     "train.optimizer": OPTIMIZERS,
     "train.schedule": SCHEDULES,
     "train.weighting": WEIGHTINGS,
@@ -95,7 +127,8 @@ def build_sde(config: Any) -> Any:
 def build_parameterization(config: Any) -> Any:
     """How the network's output becomes a score: `model.parameterization`."""
     cls = choose(PARAMETERIZATIONS, config.model.parameterization, "config.model.parameterization")
-    return construct(cls, config.model.to_dict(), "config.model")
+    label = choose(NOISE_LABELS, config.model.noise_label, "config.model.noise_label")(config)
+    return construct(cls, config.model.to_dict(), "config.model", noise_label=label)
 
 
 def compute_dtype(name: str) -> jax.typing.DTypeLike:
@@ -115,6 +148,7 @@ def build_network(config: Any, dataset: Any) -> tuple[Apply, dict[str, Any]]:
         "shape": tuple(dataset.shape),
         "num_classes": dataset.num_classes if config.model.class_conditional else 0,
         "dtype": compute_dtype(config.model.dtype),
+        "centered": config.data.centered,
         "rngs": nnx.Rngs(config.seed),
     }
     cls = choose(MODELS, config.model.name, "config.model.name")

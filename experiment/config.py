@@ -59,6 +59,21 @@ class ModelSection:
     dropout: float = key(low=0, below=1)
     class_conditional: bool = key()
     dtype: str = key(choices=("float32", "bfloat16", "auto"))
+    remat: str = key(choices=("none", "blocks", "products"), default="none")
+    noise_label: str = key(default="log_snr")
+    scale_by_sigma: bool = key(default=True)
+    embedding: str = key(choices=("positional", "fourier"), default="positional")
+    fourier_scale: float = key(above=0, default=16.0)
+    resblock: str = key(choices=("biggan", "ddpm"), default="biggan")
+    fir: bool = key(default=False)
+    skip_rescale: bool = key(default=True)
+    resample_with_conv: bool = key(default=True)
+    progressive: str = key(choices=("none", "output_skip", "residual"), default="none")
+    progressive_input: str = key(choices=("none", "input_skip", "residual"), default="none")
+    progressive_combine: str = key(choices=("sum", "cat"), default="sum")
+    attention_per_block: bool = key(default=False)
+    norm_groups: int = key(low=0, default=0)
+    init_scale: float = key(low=0, default=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +83,10 @@ class DataSection:
     dequantize: bool = key()
     flip: bool = key()
     cache: str = key()
+    centered: bool = key(default=True)
+    crop: int = key(low=0, default=0)
+    size: int = key(low=0, default=0)
+    skip_unreadable: bool = key(default=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +113,7 @@ class TrainSection:
     keep: int = key(low=1)
     log_every: int = key(low=1)
     fsdp: int = key(low=1)
+    steps_per_call: int = key(low=1, default=1)
 
 
 @dataclass(frozen=True, kw_only=True)

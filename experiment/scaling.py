@@ -3,6 +3,7 @@
 Data with L levels: level k occupies the bin [2k/L - 1, 2(k+1)/L - 1) of [-1, 1), of width 2/L. Dequantisation places
 x = 2(k + u)/L - 1 with u uniform in its bin, so that a density over x is comparable with a probability over k:
 log2 P(k) >= E_u[log2 p(x)] + dim log2(2/L) (Theis et al. 2016, arXiv:1511.01844, section 3.1). Vectors pass unchanged.
+Data that are not centred fill [0, 1), in bins half as wide: the space of NCSN++ and its VE constants.
 """
 
 from dataclasses import dataclass
@@ -19,38 +20,43 @@ _GRID_BITS = 12  # u lies on the midpoints of 2^12 cells of its bin; every one s
 
 @dataclass(frozen=True)
 class Scaling:
-    """The map between integer levels 0..levels-1 and [-1, 1); the identity on vectors (levels None).
+    """The map between integer levels 0..levels-1 and [-1, 1), or [0, 1) if not `centered`; the identity on vectors (levels None).
 
     Frozen and hashable, so it may be a static argument of a jitted function. ValueError for levels not in 2..256.
     """
 
     levels: int | None
+    centered: bool = True
 
     def __post_init__(self) -> None:
         if self.levels is not None and not 2 <= self.levels <= 256:
             raise ValueError(f"levels={self.levels}: data have 2 to 256 levels; use levels=None for vectors")
 
     @property
+    def _low(self) -> float:
+        return -1.0 if self.centered else 0.0
+
+    @property
     def bin_width(self) -> float | None:
-        """Width of one level in model space, 2/levels; None for vectors."""
-        return None if self.levels is None else 2.0 / self.levels
+        """Width of one level in model space, 2/levels, or 1/levels if not centred; None for vectors."""
+        return None if self.levels is None else (1.0 - self._low) / self.levels
 
     def to_model(self, k: Array, key: Array | None = None) -> jax.Array:
-        """x = 2(k + u)/levels - 1, float32, like k in shape; u uniform from `key`, or 1/2 (bin centres) without one."""
+        """x = 2(k + u)/levels - 1, or (k + u)/levels, float32, like k in shape; u uniform from `key`, or 1/2 (centres) without one."""
         k = jnp.asarray(k, jnp.float32)
-        if self.levels is None:
+        if self.bin_width is None:
             return k
         u = 0.5 if key is None else _uniform_in_bin(key, k.shape)
-        return (k + u) * (2.0 / self.levels) - 1.0
+        return (k + u) * self.bin_width + self._low
 
     def to_data(self, x: Array) -> jax.Array:
         """The level whose bin holds x, uint8, clipped to 0..levels-1; the inverse of `to_model` for every u."""
         x = jnp.asarray(x)
-        if self.levels is None:
+        if self.levels is None or self.bin_width is None:
             return x
         # The slack puts a bin's own lower edge, which float32 may round to just below itself, into that bin.
         slack = self.levels * 2.0**-22
-        k = jnp.floor((x.astype(jnp.float32) + 1.0) * (self.levels / 2.0) + slack)
+        k = jnp.floor((x.astype(jnp.float32) - self._low) * (1.0 / self.bin_width) + slack)
         return jnp.clip(k, 0, self.levels - 1).astype(jnp.uint8)
 
     def to_uint8(self, k: Array) -> np.ndarray:

@@ -8,7 +8,19 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from models.layers import Condition, Linear, SelfAttention, check_call, check_positive, image_shape, layer_norm, named
+from models.layers import (
+    Condition,
+    Linear,
+    Remat,
+    SelfAttention,
+    check_call,
+    check_positive,
+    dropout_keys,
+    image_shape,
+    layer_norm,
+    named,
+    rematerialised,
+)
 
 MLP_RATIO = 4
 
@@ -48,21 +60,22 @@ class DiTBlock(nnx.Module):
         self.outer = Linear(MLP_RATIO * width, width, dtype=dtype, rngs=rngs)
         self.dropout = nnx.Dropout(dropout)
 
-    def __call__(self, h: jax.Array, modulation: Sequence[jax.Array], rngs: nnx.Rngs | None) -> jax.Array:
+    def __call__(self, h: jax.Array, modulation: Sequence[jax.Array], key: jax.Array | None) -> jax.Array:
         """modulation: shift, scale, gate of the attention, then of the perceptron, each (n, width), float32."""
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation
+        keys = dropout_keys(key, 2)
         u = self.attention(layer_norm(h, scale1, shift1))
-        h = h + gate1[:, None, :].astype(h.dtype) * self.dropout(u, deterministic=rngs is None, rngs=rngs)
+        h = h + gate1[:, None, :].astype(h.dtype) * self.dropout(u, deterministic=key is None, rngs=next(keys))
         u = self.outer(nnx.gelu(self.inner(layer_norm(h, scale2, shift2))))
-        return h + gate2[:, None, :].astype(h.dtype) * self.dropout(u, deterministic=rngs is None, rngs=rngs)
+        return h + gate2[:, None, :].astype(h.dtype) * self.dropout(u, deterministic=key is None, rngs=next(keys))
 
 
 class DiT(nnx.Module):
     """Network for images: x (n, h, w, c), c_noise (n,), cond (n,) int or None -> like x, float32. Zero until trained.
 
     shape: (h, w, c). width: channels per token. depth: blocks. heads: attention heads. patch_size: pixels per side of a token
-    (cost grows with the number of tokens, h w / patch_size^2). num_classes: 0 for no labels. dtype: the compute dtype.
-    The position table is learned, from a sine-cosine start.
+    (cost grows with the number of tokens, h w / patch_size^2). num_classes: 0 for no labels.
+    remat, dtype: as `rematerialised`, and the compute dtype. The position table is learned, from a sine-cosine start.
     Raises ValueError if heads does not divide width or patch_size does not divide h and w.
     """
 
@@ -76,6 +89,7 @@ class DiT(nnx.Module):
         patch_size: int = 2,
         dropout: float = 0.0,
         num_classes: int = 0,
+        remat: Remat = "none",
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -84,21 +98,22 @@ class DiT(nnx.Module):
         height, columns, channels = self.shape
         if height % patch_size or columns % patch_size:
             raise ValueError(f"patch_size={patch_size} does not divide the image size {height}x{columns}: choose a common divisor of both")
-        self.depth, self.patch_size = depth, patch_size
+        self.depth, self.patch_size, self.remat = depth, patch_size, remat
         values = patch_size * patch_size * channels
         self.condition = Condition(width, num_classes, rngs=rngs)
         # One product gives the modulation of every block and of the head: fewer, larger operations. Zero: adaLN-zero.
-        self.modulation = Linear(width, (6 * depth + 2) * width, zero=True, rngs=rngs)
+        self.modulation = Linear(width, (6 * depth + 2) * width, scale=0.0, rngs=rngs)
         self.inner = Linear(values, width, dtype=dtype, rngs=rngs)
         self.positions = nnx.Param(jnp.asarray(sincos_positions(height // patch_size, columns // patch_size, width)))
         self.blocks = named([DiTBlock(width, heads, dropout, dtype=dtype, rngs=rngs) for _ in range(depth)])
-        self.outer = Linear(width, values, zero=True, dtype=dtype, rngs=rngs)
+        self.outer = Linear(width, values, scale=0.0, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array, c_noise: jax.Array, cond: jax.Array | None = None, rngs: nnx.Rngs | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, c_noise: jax.Array, cond: jax.Array | None = None, key: jax.Array | None = None) -> jax.Array:
         check_call(self.shape, x, c_noise)
+        keys = dropout_keys(key, self.depth)
         modulation = jnp.split(self.modulation(self.condition(c_noise, cond)), 6 * self.depth + 2, axis=-1)
         h = self.inner(patchify(x.astype(self.dtype), self.patch_size)) + self.positions[...].astype(self.dtype)[None]
         for i, block in enumerate(self.blocks.values()):
-            h = block(h, modulation[6 * i : 6 * i + 6], rngs)
+            h = rematerialised(block, self.remat)(h, modulation[6 * i : 6 * i + 6], next(keys))
         shift, scale = modulation[-2:]
         return unpatchify(self.outer(layer_norm(h, scale, shift)), self.patch_size, self.shape).astype(jnp.float32)

@@ -36,7 +36,7 @@ class Apply:
         key: jax.Array | None = None,
     ) -> jax.Array:
         network: Any = nnx.merge(self.graphdef, params)
-        return network(x, c_noise, cond, rngs=None if key is None else nnx.Rngs(dropout=key))
+        return network(x, c_noise, cond, key)
 
 
 def split(network: nnx.Module) -> tuple[Apply, Params]:

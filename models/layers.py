@@ -1,11 +1,11 @@
-"""What the networks share: the noise embedding, conditioning, initialisers, modulation, attention.
+"""What the networks share: the noise embedding, conditioning, initialisers, modulation, attention, rematerialisation.
 
 Parameters are float32; `dtype` is the compute dtype. The embedding, the statistics of norms and the softmax are float32 always.
 """
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +13,10 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-DENSE = jax.nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
-ZERO = jax.nn.initializers.zeros
 EMBED = jax.nn.initializers.normal(1.0)
+
+# Which activations are computed again in the backward pass: none, those of each block, or those but for its products and convolutions.
+Remat = Literal["none", "blocks", "products"]
 
 NOISE_FEATURES = 64
 
@@ -31,16 +32,28 @@ def noise_embedding(c_noise: jax.Array, features: int = NOISE_FEATURES) -> jax.A
     return math.sqrt(2.0) * jnp.concatenate([jnp.cos(phase), jnp.sin(phase)], axis=-1)
 
 
-class Linear(nnx.Linear):
-    """Dense layer over the last axis with this project's initialiser; `zero=True` starts it at zero."""
+def initialiser(scale: float) -> jax.nn.initializers.Initializer:
+    """Uniform of variance scale/(mean of fan-in and fan-out), as in DDPM; zeros for scale 0."""
+    return jax.nn.initializers.variance_scaling(scale, "fan_avg", "uniform") if scale else jax.nn.initializers.zeros
 
-    def __init__(self, inputs: int, outputs: int, *, zero: bool = False, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
-        super().__init__(inputs, outputs, kernel_init=ZERO if zero else DENSE, dtype=jnp.dtype(dtype), rngs=rngs)
+
+class Linear(nnx.Linear):
+    """Dense layer over the last axis; `scale` is its initialiser's, 0 starts it at zero."""
+
+    def __init__(self, inputs: int, outputs: int, *, scale: float = 1.0, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
+        super().__init__(inputs, outputs, kernel_init=initialiser(scale), dtype=jnp.dtype(dtype), rngs=rngs)
 
     def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
         # As one matrix: on CPU the gradient of a transformer takes a fifth less time than with the batch kept apart.
         flat = super().__call__(inputs.reshape(-1, self.in_features), out_sharding)
         return flat.reshape(*inputs.shape[:-1], self.out_features)
+
+
+def conv(
+    inputs: int, outputs: int, *, stride: int = 1, padding: Any = "SAME", scale: float = 1.0, dtype: DTypeLike, rngs: nnx.Rngs
+) -> nnx.Conv:
+    """A 3x3 convolution with `initialiser(scale)`."""
+    return nnx.Conv(inputs, outputs, (3, 3), stride, padding=padding, kernel_init=initialiser(scale), dtype=jnp.dtype(dtype), rngs=rngs)
 
 
 class Condition(nnx.Module):
@@ -52,27 +65,42 @@ class Condition(nnx.Module):
     """
 
     def __init__(self, width: int, num_classes: int, *, rngs: nnx.Rngs):
-        self.num_classes = num_classes
         self.inner = Linear(NOISE_FEATURES, width, rngs=rngs)
         self.outer = Linear(width, width, rngs=rngs)
-        self.labels = nnx.Param(EMBED(rngs.params(), (num_classes + 1, width), jnp.float32)) if num_classes else None
+        self.labels = label_table(num_classes, width, rngs) if num_classes else None
 
     def __call__(self, c_noise: jax.Array, cond: jax.Array | None) -> jax.Array:
         h = self.inner(noise_embedding(c_noise))
         if self.labels is not None:
-            h = h + self._label(c_noise.shape, cond)
-        elif cond is not None:
-            raise ValueError("labels were given to a network without classes: build it with num_classes, or pass cond=None")
+            h = h + label_rows(self.labels[...], cond, len(c_noise))
+        else:
+            check_unlabelled(cond)
         return nnx.silu(self.outer(nnx.silu(h)))
 
-    def _label(self, batch: tuple[int, ...], cond: jax.Array | None) -> jax.Array:
-        assert self.labels is not None
-        if cond is None:
-            cond = jnp.full(batch, self.num_classes, jnp.int32)
-        if cond.shape != batch or not jnp.issubdtype(cond.dtype, jnp.integer):
-            raise ValueError(f"cond must hold one integer label per example, shape {batch}; it is {cond.dtype} {cond.shape}")
-        known = (cond >= 0) & (cond <= self.num_classes)
-        return jnp.where(known[:, None], self.labels[...].at[cond].get(mode="clip"), jnp.nan)
+
+def label_table(num_classes: int, width: int, rngs: nnx.Rngs) -> nnx.Param:
+    """A row of `width` for each class, and one for "no label"."""
+    return nnx.Param(EMBED(rngs.params(), (num_classes + 1, width), jnp.float32))
+
+
+def label_rows(table: jax.Array, cond: jax.Array | None, n: int) -> jax.Array:
+    """(n, width): the table's rows for cond, (n,) int; the last row, "no label", for None; NaN for a label that does not exist.
+
+    Raises ValueError for a cond that is not one integer for each example.
+    """
+    last = len(table) - 1
+    if cond is None:
+        cond = jnp.full((n,), last, jnp.int32)
+    if cond.shape != (n,) or not jnp.issubdtype(cond.dtype, jnp.integer):
+        raise ValueError(f"cond must hold one integer label per example, shape {(n,)}; it is {cond.dtype} {cond.shape}")
+    known = (cond >= 0) & (cond <= last)
+    return jnp.where(known[:, None], table.at[cond].get(mode="clip"), jnp.nan)
+
+
+def check_unlabelled(cond: jax.Array | None) -> None:
+    """Raises ValueError when labels are given to a network without classes."""
+    if cond is not None:
+        raise ValueError("labels were given to a network without classes: build it with num_classes, or pass cond=None")
 
 
 def layer_norm(x: jax.Array, scale: jax.Array, shift: jax.Array, epsilon: float = 1e-6) -> jax.Array:
@@ -86,9 +114,9 @@ def layer_norm(x: jax.Array, scale: jax.Array, shift: jax.Array, epsilon: float 
     return (h * (1.0 + scale[:, None, :]) + shift[:, None, :]).astype(x.dtype)
 
 
-def group_norm(channels: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.GroupNorm:
-    """Group norm with min(c/4, 32) groups, or the next smaller number that divides c. Statistics in float32, two passes."""
-    most = max(1, min(channels // 4, 32))
+def group_norm(channels: int, *, groups: int = 0, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.GroupNorm:
+    """Group norm with `groups`, or min(c/4, 32), or the next smaller number that divides c. Statistics in float32, two passes."""
+    most = groups or max(1, min(channels // 4, 32))
     groups = next(g for g in range(most, 0, -1) if channels % g == 0)
     return nnx.GroupNorm(channels, groups, dtype=jnp.dtype(dtype), use_fast_variance=False, rngs=rngs)
 
@@ -97,15 +125,15 @@ class SelfAttention(nnx.Module):
     """Multi-head self-attention over tokens, softmax(q k^T / sqrt(width/heads)) v. (n, tokens, width) -> same.
 
     Knows no order of tokens. Plain matrix products, so that jvp (Hutchinson, MATHS.md section 4) passes through.
-    Raises ValueError if heads does not divide width.
+    scale: of the last layer's initialiser. Raises ValueError if heads does not divide width.
     """
 
-    def __init__(self, width: int, heads: int, *, zero: bool = False, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
+    def __init__(self, width: int, heads: int, *, scale: float = 1.0, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         if heads < 1 or width % heads:
             raise ValueError(f"heads={heads} does not divide the attention's {width} channels: choose a divisor of {width}")
         self.heads = heads
         self.qkv = Linear(width, 3 * width, dtype=dtype, rngs=rngs)
-        self.out = Linear(width, width, zero=zero, dtype=dtype, rngs=rngs)
+        self.out = Linear(width, width, scale=scale, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         n, tokens, width = x.shape
@@ -118,6 +146,26 @@ class SelfAttention(nnx.Module):
 def named(modules: Sequence[nnx.Module]) -> nnx.Dict:
     """A list of modules under the names "00", "01", ...: string keys keep the parameters a plain dict that any checkpoint takes."""
     return nnx.Dict({f"{i:02d}": module for i, module in enumerate(modules)})
+
+
+def dropout_keys(key: jax.Array | None, n: int) -> Iterator[Any]:
+    """n keys from one, or n times None: evaluation, without dropout."""
+    return iter([None] * n if key is None else jax.random.split(key, n))
+
+
+def _is_product(primitive: Any, *_: Any, **__: Any) -> bool:
+    return primitive.name in ("dot_general", "conv_general_dilated")
+
+
+_POLICIES: dict[str, Any] = {"blocks": None, "products": _is_product}
+
+
+def rematerialised(block: Callable[..., jax.Array], remat: Remat) -> Callable[..., jax.Array]:
+    """The block, its activations computed again in the backward pass (Chen et al. 2016, arXiv:1604.06174): less memory, more time.
+
+    none: all are kept. blocks: only its input is. products: what products and convolutions give is kept too, the cheap rest is not.
+    """
+    return block if remat == "none" else jax.checkpoint(lambda *args: block(*args), policy=_POLICIES[remat])
 
 
 def check_call(shape: tuple[int, ...], x: jax.Array, c_noise: jax.Array) -> None:
@@ -141,3 +189,23 @@ def image_shape(shape: Sequence[int], network: str) -> tuple[int, int, int]:
         raise ValueError(f"{network} takes images of shape (height, width, channels), not {tuple(shape)}: use the MLP for vectors")
     check_positive(height=shape[0], width=shape[1], channels=shape[2])
     return int(shape[0]), int(shape[1]), int(shape[2])
+
+
+def image_resolutions(shape: tuple[int, int, int], levels: int, attention: Sequence[int]) -> list[int]:
+    """Height of each level, halved from one to the next.
+
+    Raises ValueError if a side is not divisible by 2^(levels - 1), or an attention resolution does not occur.
+    """
+    if levels < 1:
+        raise ValueError("channel_mults is empty: give one multiplier per resolution, such as (1, 2)")
+    height, width, step = shape[0], shape[1], 2 ** (levels - 1)
+    if height % step or width % step:
+        raise ValueError(
+            f"{levels} channel_mults need an image size divisible by {step}; it is {height}x{width}: "
+            "shorten channel_mults, or resize or pad the images"
+        )
+    resolutions = [height >> i for i in range(levels)]
+    unknown = sorted(set(attention) - set(resolutions))
+    if unknown:
+        raise ValueError(f"attention at resolution {unknown[0]} does not occur: choose among {', '.join(map(str, resolutions))}")
+    return resolutions

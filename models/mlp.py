@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from models.layers import Condition, Linear, check_call, check_positive, named
+from models.layers import Condition, Linear, check_call, check_positive, dropout_keys, named
 
 
 class MLPBlock(nnx.Module):
@@ -15,12 +15,12 @@ class MLPBlock(nnx.Module):
 
     def __init__(self, width: int, dropout: float, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.inner = Linear(width, width, dtype=dtype, rngs=rngs)
-        self.outer = Linear(width, width, zero=True, dtype=dtype, rngs=rngs)
+        self.outer = Linear(width, width, scale=0.0, dtype=dtype, rngs=rngs)
         self.dropout = nnx.Dropout(dropout)
 
-    def __call__(self, h: jax.Array, scale: jax.Array, shift: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
+    def __call__(self, h: jax.Array, scale: jax.Array, shift: jax.Array, key: jax.Array | None) -> jax.Array:
         u = nnx.silu(self.inner(nnx.silu(h)) * (1 + scale) + shift)
-        return h + self.outer(self.dropout(u, deterministic=rngs is None, rngs=rngs))
+        return h + self.outer(self.dropout(u, deterministic=key is None, rngs=key))
 
 
 class MLP(nnx.Module):
@@ -47,15 +47,16 @@ class MLP(nnx.Module):
         self.shape, self.depth, self.dtype = (int(shape[0]),), depth, jnp.dtype(dtype)
         self.condition = Condition(width, num_classes, rngs=rngs)
         # One product gives the modulation of every block: fewer, larger operations.
-        self.modulation = Linear(width, 2 * depth * width, zero=True, dtype=dtype, rngs=rngs)
+        self.modulation = Linear(width, 2 * depth * width, scale=0.0, dtype=dtype, rngs=rngs)
         self.inner = Linear(self.shape[0], width, dtype=dtype, rngs=rngs)
         self.blocks = named([MLPBlock(width, dropout, dtype=dtype, rngs=rngs) for _ in range(depth)])
-        self.outer = Linear(width, self.shape[0], zero=True, dtype=dtype, rngs=rngs)
+        self.outer = Linear(width, self.shape[0], scale=0.0, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array, c_noise: jax.Array, cond: jax.Array | None = None, rngs: nnx.Rngs | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, c_noise: jax.Array, cond: jax.Array | None = None, key: jax.Array | None = None) -> jax.Array:
         check_call(self.shape, x, c_noise)
+        keys = dropout_keys(key, self.depth)
         modulation = jnp.split(self.modulation(self.condition(c_noise, cond)), 2 * self.depth, axis=-1)
         h = self.inner(x.astype(self.dtype))
         for i, block in enumerate(self.blocks.values()):
-            h = block(h, modulation[2 * i], modulation[2 * i + 1], rngs)
+            h = block(h, modulation[2 * i], modulation[2 * i + 1], next(keys))
         return self.outer(nnx.silu(h)).astype(jnp.float32)

@@ -11,13 +11,14 @@ Writing it for the score itself, not for the denoiser, leaves no difference of n
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 
+from sde_lib.labels import LogSNRLabel, NoiseLabel
 from sde_lib.pytree import register_dataclass
 from sde_lib.sde import SDE
 
@@ -54,7 +55,10 @@ class ExactScore:
 
 
 class Parameterization(Protocol):
-    """Coefficients of s = skip x + out F(c_in x); each is a function of alpha and sigma."""
+    """Coefficients of s = skip x + out F(c_in x); each is a function of alpha and sigma. And what F is told of the noise."""
+
+    @property
+    def noise_label(self) -> NoiseLabel: ...
 
     def skip(self, alpha: Any, sigma: Any) -> Any: ...
 
@@ -63,9 +67,16 @@ class Parameterization(Protocol):
     def c_in(self, alpha: Any, sigma: Any) -> Any: ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class Labelled:
+    """What every parameterisation here has: the network's noise label."""
+
+    noise_label: NoiseLabel = field(default_factory=LogSNRLabel)
+
+
 @register_dataclass
 @dataclass(frozen=True)
-class EpsilonPrediction:
+class EpsilonPrediction(Labelled):
     """F predicts the noise: s = -F/sigma. Ho et al. 2020, arXiv:2006.11239, eq. 11. Input scaled to unit variance, exactly x for VP."""
 
     def skip(self, alpha: Any, sigma: Any) -> Any:
@@ -80,7 +91,7 @@ class EpsilonPrediction:
 
 @register_dataclass
 @dataclass(frozen=True)
-class DenoiserPrediction:
+class DenoiserPrediction(Labelled):
     """F predicts x_0: s = (alpha F - x)/sigma², by Tweedie's formula. Input scaled to unit variance."""
 
     def skip(self, alpha: Any, sigma: Any) -> Any:
@@ -95,7 +106,7 @@ class DenoiserPrediction:
 
 @register_dataclass
 @dataclass(frozen=True)
-class EDMPreconditioning:
+class EDMPreconditioning(Labelled):
     """EDM's denoiser D = c_skip x + c_out F(c_in x), for any alpha. Karras et al. 2022, arXiv:2206.00364, eq. 7 and table 1.
 
     With v = alpha² sigma_data² + sigma²: c_skip = alpha sigma_data²/v, c_out = sigma sigma_data/sqrt(v), c_in = 1/sqrt(v), hence
@@ -119,7 +130,7 @@ class EDMPreconditioning:
 
 @register_dataclass
 @dataclass(frozen=True)
-class VPrediction:
+class VPrediction(Labelled):
     """F predicts v = (alpha eps - sigma x_0)/sqrt(alpha² + sigma²): s = -x/n² - alpha F/(sigma n), n² = alpha² + sigma².
 
     Salimans & Ho 2022, arXiv:2202.00512, appendix D, there for alpha² + sigma² = 1. Input scaled to unit variance.
@@ -137,7 +148,7 @@ class VPrediction:
 
 @register_dataclass
 @dataclass(frozen=True)
-class VelocityPrediction:
+class VelocityPrediction(Labelled):
     """F predicts eps - x_0, the velocity of `RectifiedFlow`: s = -(x + alpha F)/(sigma (alpha + sigma)).
 
     Lipman et al. 2023, arXiv:2210.02747, eq. 23 with sigma_min = 0 and time reversed. On that path, alpha + sigma = 1, the input is x.
@@ -153,6 +164,38 @@ class VelocityPrediction:
         return 1 / (alpha + sigma)
 
 
+@register_dataclass
+@dataclass(frozen=True)
+class RawEpsilonPrediction(Labelled):
+    """s = -F(x)/sigma, x as it is: the DDPM++ and DDPM networks of Song et al. 2021, arXiv:2011.13456, also where alpha² + sigma² != 1."""
+
+    def skip(self, alpha: Any, sigma: Any) -> Any:
+        return 0.0
+
+    def out(self, alpha: Any, sigma: Any) -> Any:
+        return -1 / sigma
+
+    def c_in(self, alpha: Any, sigma: Any) -> Any:
+        return 1.0
+
+
+@partial(register_dataclass, static=("scale_by_sigma",))
+@dataclass(frozen=True)
+class RawScorePrediction(Labelled):
+    """s = F(x)/sigma, or F(x) without `scale_by_sigma`, x as it is: the NCSN++ networks of Song et al. 2021, on `VE`."""
+
+    scale_by_sigma: bool = True
+
+    def skip(self, alpha: Any, sigma: Any) -> Any:
+        return 0.0
+
+    def out(self, alpha: Any, sigma: Any) -> Any:
+        return 1 / sigma if self.scale_by_sigma else 1.0
+
+    def c_in(self, alpha: Any, sigma: Any) -> Any:
+        return 1.0
+
+
 @partial(register_dataclass, static=("apply",))
 @dataclass(frozen=True)
 class NetworkScore:
@@ -160,7 +203,7 @@ class NetworkScore:
 
     Args:
         apply: `apply(params, x, c_noise, cond, key)`, hashable, and equal for equal architectures. c_noise (n,) is
-            log(sigma/alpha)/4, EDM's noise label; key is a dropout key, or None to evaluate.
+            the parameterisation's noise label, log(sigma/alpha)/4 unless it says otherwise; key is a dropout key, or None to evaluate.
         params: the network's weights, a pytree of arrays.
         sde: the forward process it was trained under.
         parameterization: how its output becomes a score.
@@ -173,9 +216,8 @@ class NetworkScore:
 
     def __call__(self, x: jax.Array, t: Any, cond: Any = None, *, key: jax.Array | None = None) -> jax.Array:
         t = jnp.asarray(t, x.dtype)
-        alpha, sigma, log_snr = self.sde.alpha(t), self.sde.sigma(t), self.sde.log_snr(t)
-        p = self.parameterization
-        c_noise = jnp.broadcast_to(jnp.asarray(-log_snr / 8, x.dtype), x.shape[:1])
+        alpha, sigma, p = self.sde.alpha(t), self.sde.sigma(t), self.parameterization
+        c_noise = jnp.broadcast_to(jnp.asarray(p.noise_label(self.sde, t), x.dtype), x.shape[:1])
         raw = _apply(self.apply, self.params, per_sample(p.c_in(alpha, sigma), x) * x, c_noise, cond, key)
         return per_sample(p.skip(alpha, sigma), x) * x + per_sample(p.out(alpha, sigma), x) * raw
 

@@ -1,0 +1,270 @@
+"""NCSN++, DDPM++ and DDPM, the networks of Song et al. 2021, arXiv:2011.13456, appendix H, with weights that can be those published.
+
+    DDPM++  NCSNpp(shape)                                                          DDPM, Ho et al. 2020, arXiv:2006.11239, as published
+    NCSN++  NCSNpp(shape, embedding="fourier", fir=True,                           there: NCSNpp(shape, blocks=2, resblock="ddpm",
+                   progressive_input="residual", centered=False)                                 skip_rescale=False, norm_groups=32)
+
+"deep" is blocks=8. The published networks divide by sigma themselves (`scale_by_sigma`); here the parameterisation does,
+`sde_lib.score.ScorePrediction`, and the label that a Fourier embedding takes is log sigma, not sigma: no logarithm of 0.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from models.layers import (
+    Linear,
+    Remat,
+    check_call,
+    check_positive,
+    check_unlabelled,
+    conv,
+    dropout_keys,
+    image_resolutions,
+    image_shape,
+    label_rows,
+    label_table,
+    named,
+    rematerialised,
+)
+from models.ncsnpp_blocks import (
+    NIN_SCALE,
+    RESAMPLERS,
+    SMALLEST_SCALE,
+    Attention,
+    Downsample,
+    FourierEmbedding,
+    Head,
+    Level,
+    ResBlock,
+    Upsample,
+    positional_embedding,
+)
+
+Path = tuple[str, ...]
+
+
+class NCSNpp(nnx.Module):
+    """Network for images: x (n, h, w, c), label (n,), cond (n,) int or None -> like x, float32.
+
+    Args:
+        shape: (h, w, c).
+        width: channels of the first level; level i has width * channel_mults[i], at resolution h / 2^i. blocks: residual blocks per level.
+        attention: resolutions (heights) with attention: after each block on the way down, once per level on the way up, as published, or
+            after each block there too with `attention_per_block`, as in Ho et al.'s own code. The middle always has it.
+        embedding: of the label: "positional", or "fourier" (label: log sigma) with frequencies of standard deviation fourier_scale.
+        resblock: "biggan", which resamples inside a block, or "ddpm", with resampling of its own (a convolution if resample_with_conv).
+        fir: resample by StyleGAN2's filter. skip_rescale: every sum of two branches over sqrt(2).
+        progressive: what becomes the output: "none", the last level; "output_skip", the sum of an image from every level; "residual", a
+            pyramid of features that replaces the levels' own.
+        progressive_input: "none"; "input_skip", the input, halved, joins every level by a 1x1 convolution; "residual", as above.
+        progressive_combine: how input_skip joins: "sum" or "cat".
+        centered: whether x is in [-1, 1]; False: in [0, 1], and the network takes 2x - 1.
+        init_scale: of each branch's last layer. norm_groups: of every group norm; 0: min(channels/4, 32).
+        num_classes: 0 for no labels. remat, dtype: as `rematerialised`, and the compute dtype.
+
+    Raises:
+        ValueError: h or w is not divisible by 2^(levels-1), or an attention resolution does not occur.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int] = (32, 32, 3),
+        *,
+        width: int = 128,
+        channel_mults: Sequence[int] = (1, 2, 2, 2),
+        blocks: int = 4,
+        attention: Sequence[int] = (16,),
+        attention_per_block: bool = False,
+        embedding: Literal["positional", "fourier"] = "positional",
+        fourier_scale: float = 16.0,
+        resblock: Literal["biggan", "ddpm"] = "biggan",
+        resample_with_conv: bool = True,
+        fir: bool = False,
+        skip_rescale: bool = True,
+        progressive: Literal["none", "output_skip", "residual"] = "none",
+        progressive_input: Literal["none", "input_skip", "residual"] = "none",
+        progressive_combine: Literal["sum", "cat"] = "sum",
+        centered: bool = True,
+        init_scale: float = 0.0,
+        norm_groups: int = 0,
+        dropout: float = 0.0,
+        num_classes: int = 0,
+        remat: Remat = "none",
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.shape, self.dtype, self.remat = image_shape(shape, "NCSNpp"), jnp.dtype(dtype), remat
+        check_positive(width=width, blocks=blocks, **{f"channel_mults[{i}]": m for i, m in enumerate(channel_mults)})
+        resolutions = image_resolutions(self.shape, len(channel_mults), attention)
+        self.fir, self.centered, self.combine = fir, centered, progressive_combine
+        self.progressive, self.progressive_input = progressive, progressive_input
+        self.gain = math.sqrt(0.5) if skip_rescale else 1.0
+
+        given: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
+        last_scale = init_scale or SMALLEST_SCALE
+        shared = {"rescale": skip_rescale, "init_scale": last_scale, "norm_groups": norm_groups, **given}
+        shortcut_scale = 1.0 if resblock == "biggan" else NIN_SCALE
+        block: Callable[..., ResBlock] = partial(
+            ResBlock, embedding=4 * width, dropout=dropout, fir=fir, shortcut_scale=shortcut_scale, **shared
+        )
+        attend: Callable[..., Attention] = partial(Attention, **shared)
+        head: Callable[..., Head] = partial(Head, norm_groups=norm_groups, **given)
+        image = self.shape[2]
+        levels = [(width * m, resolution in attention) for m, resolution in zip(channel_mults, resolutions, strict=True)]
+
+        def resampler(kind: Literal["down", "up"], c: int) -> Any:
+            if resblock == "biggan":
+                return block(c, c, resample=kind)
+            return {"down": Downsample, "up": Upsample}[kind](c, c, fir=fir, **given) if resample_with_conv else None
+
+        self.embedding: Any = FourierEmbedding(width, fourier_scale, rngs=rngs) if embedding == "fourier" else None
+        self.dense0 = Linear(2 * width if embedding == "fourier" else width, 4 * width, rngs=rngs)
+        self.dense1 = Linear(4 * width, 4 * width, rngs=rngs)
+        self.labels = label_table(num_classes, 4 * width, rngs) if num_classes else None
+        self.inner = conv(image, width, **given)
+
+        skips, current, carried = [width], width, image
+        down: list[Level] = []
+        for c, attends in levels:
+            level, attentions = [], {}
+            for i in range(blocks):
+                level.append(block(current, c))
+                current = c
+                if attends:
+                    attentions[i] = attend(current)
+                skips.append(current)
+            last = len(down) == len(levels) - 1
+            resample: Any = None
+            pyramid: Any = None
+            if not last:
+                resample = resampler("down", current)
+                if progressive_input == "input_skip":
+                    pyramid = Linear(image, current, **given)
+                    current *= 2 if progressive_combine == "cat" else 1
+                elif progressive_input == "residual":
+                    pyramid = Downsample(carried, current, fir=fir, **given)
+                    carried = current
+                skips.append(current)
+            down.append(Level(level, attentions, resample, pyramid, last=last))
+
+        self.middle = named([block(current, current), attend(current), block(current, current)])
+
+        up: list[Level] = []
+        for c, attends in reversed(levels):
+            level, attentions = [], {}
+            for i in range(blocks + 1):
+                level.append(block(current + skips.pop(), c))
+                current = c
+                if attends and (attention_per_block or i == blocks):
+                    attentions[i] = attend(current)
+            last = len(up) == len(levels) - 1
+            out, pyramid = None, None
+            if progressive == "output_skip":
+                out = head(current, image, scale=last_scale)
+            elif progressive == "residual" and not up:
+                out = head(current, current, scale=1.0)
+            elif progressive == "residual":
+                pyramid = Upsample(carried, current, fir=fir, **given)
+            carried = current
+            resample = None if last else resampler("up", current)
+            up.append(Level(level, attentions, resample, pyramid, out, last=last))
+        self.down, self.up = named(down), named(up)
+        self.outer: Any = None if progressive == "output_skip" else head(current, image, scale=last_scale)
+
+    def published_order(self) -> Iterator[tuple[Path, nnx.Module]]:
+        """(path in the parameters, module) in the order of the published list `all_modules`; a `Head` stands for two of its entries."""
+        for name in ("embedding", "dense0", "dense1", "inner"):
+            if getattr(self, name) is not None:
+                yield (name,), getattr(self, name)
+        yield from _levels("down", self.down, ("resample", "pyramid"))
+        for name, module in self.middle.items():
+            yield ("middle", name), module
+        yield from _levels("up", self.up, ("head", "pyramid", "resample"))
+        if self.outer is not None:
+            yield ("outer",), self.outer
+
+    def __call__(self, x: jax.Array, label: jax.Array, cond: jax.Array | None = None, key: jax.Array | None = None) -> jax.Array:
+        check_call(self.shape, x, label)
+        x = (x if self.centered else 2 * x - 1).astype(self.dtype)
+        temb = self._condition(label, cond)
+        keys = dropout_keys(key, sum(isinstance(module, ResBlock) for _, module in self.published_order()))
+
+        def through(module: Any, h: jax.Array) -> jax.Array:
+            if not isinstance(module, ResBlock):
+                return rematerialised(module, self.remat)(h)
+            return rematerialised(module, self.remat)(h, temb, next(keys))
+
+        h, pyramid = self.inner(x), x
+        skips = [h]
+        for level in self.down.values():
+            for i, block in level.blocks.items():
+                h = through(block, h)
+                h = through(level.attention[i], h) if i in level.attention else h
+                skips.append(h)
+            if not level.last:
+                h = through(level.resample, h) if level.resample is not None else RESAMPLERS["down", self.fir](h)
+                h, pyramid = self._join_input(level.pyramid, h, pyramid)
+                skips.append(h)
+        for module in self.middle.values():
+            h = through(module, h)
+        output = None
+        for level in self.up.values():
+            for i, block in level.blocks.items():
+                h = through(block, jnp.concatenate([h, skips.pop()], axis=-1))
+                h = through(level.attention[i], h) if i in level.attention else h
+            h, output = self._join_output(level, h, output)
+            if not level.last:
+                h = through(level.resample, h) if level.resample is not None else RESAMPLERS["up", self.fir](h)
+        result = self.outer(h) if self.outer is not None else output
+        assert result is not None
+        return result.astype(jnp.float32)
+
+    def _condition(self, label: jax.Array, cond: jax.Array | None) -> jax.Array:
+        """The vector that every block takes, (n, 4 width), float32."""
+        embedded = positional_embedding(label, self.dense0.in_features) if self.embedding is None else self.embedding(label)
+        temb = self.dense1(nnx.silu(self.dense0(embedded)))
+        if self.labels is None:
+            check_unlabelled(cond)
+            return temb
+        return temb + label_rows(self.labels[...], cond, len(label))
+
+    def _join_input(self, module: Any, h: jax.Array, pyramid: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """(features, input pyramid) at the next resolution."""
+        if self.progressive_input == "none":
+            return h, pyramid
+        if self.progressive_input == "residual":
+            h = (module(pyramid) + h) * self.gain
+            return h, h
+        pyramid = RESAMPLERS["down", self.fir](pyramid)
+        joined = module(pyramid)
+        return (joined + h if self.combine == "sum" else jnp.concatenate([joined, h], axis=-1)), pyramid
+
+    def _join_output(self, level: Level, h: jax.Array, output: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
+        """(features, output pyramid) at this resolution."""
+        if self.progressive == "none":
+            return h, None
+        if output is None:
+            return h, level.head(h)
+        if self.progressive == "output_skip":
+            return h, RESAMPLERS["up", self.fir](output) + level.head(h)
+        h = (level.pyramid(output) + h) * self.gain
+        return h, h
+
+
+def _levels(name: str, levels: nnx.Dict, after: tuple[str, ...]) -> Iterator[tuple[Path, nnx.Module]]:
+    for number, level in levels.items():
+        path = (name, number)
+        for i, block in level.blocks.items():
+            yield (*path, "blocks", i), block
+            if i in level.attention:
+                yield (*path, "attention", i), level.attention[i]
+        for part in after:
+            if getattr(level, part) is not None:
+                yield (*path, part), getattr(level, part)

@@ -1,0 +1,171 @@
+"""The parts of `NCSNpp` (Song et al. 2021, arXiv:2011.13456, appendix H): label embeddings, resampling, residual blocks, attention."""
+
+import math
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+
+from models.layers import Linear, conv, group_norm, named
+from models.resample import downsample, fir_blur, fir_downsample, fir_upsample, upsample
+
+# A scale of 0 means this one in the published code, so that an untrained network gives about 1e-5 and no layer is dead.
+SMALLEST_SCALE = 1e-10
+# What the published NIN, a dense layer over the channels, starts with.
+NIN_SCALE = 0.1
+
+
+def positional_embedding(label: jax.Array, width: int) -> jax.Array:
+    """[sin(w c), cos(w c)], w_k = 10000^(-k/(width/2 - 1)). (n,) -> (n, width), float32. Ho et al. 2020, as published."""
+    half = width // 2
+    # The exponent is rounded to float32 and the exponential is exact, as in the published code: at label 999 a last bit is 6e-5 rad.
+    exponents = np.arange(half, dtype=np.float32) * np.float32(-math.log(10000.0) / max(half - 1, 1))
+    frequencies = np.exp(exponents.astype(np.float64)).astype(np.float32)
+    phase = label.astype(jnp.float32)[:, None] * frequencies[None, :]
+    embedding = jnp.concatenate([jnp.sin(phase), jnp.cos(phase)], axis=-1)
+    return jnp.pad(embedding, ((0, 0), (0, width % 2)))
+
+
+class FourierEmbedding(nnx.Module):
+    """[sin(2 pi W c), cos(2 pi W c)], W ~ N(0, scale²) and never trained. (n,) -> (n, 2 width), float32: phases reach 1e3 rad."""
+
+    def __init__(self, width: int, scale: float, *, rngs: nnx.Rngs):
+        self.frequencies = nnx.Param(scale * jax.random.normal(rngs.params(), (width,), jnp.float32))
+
+    def __call__(self, label: jax.Array) -> jax.Array:
+        frequencies = jax.lax.stop_gradient(self.frequencies[...])
+        phase = label.astype(jnp.float32)[:, None] * frequencies[None, :] * (2 * math.pi)
+        return jnp.concatenate([jnp.sin(phase), jnp.cos(phase)], axis=-1)
+
+
+class Downsample(nnx.Module):
+    """Halves h and w by a 3x3 convolution of stride 2, after the filter if `fir`. (n, h, w, inputs) -> (n, h/2, w/2, outputs)."""
+
+    def __init__(self, inputs: int, outputs: int, *, fir: bool, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.fir = fir
+        padding = "VALID" if fir else ((0, 1), (0, 1))
+        self.conv = conv(inputs, outputs, stride=2, padding=padding, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.conv(fir_blur(x, 2) if self.fir else x)
+
+
+class Upsample(nnx.Module):
+    """Doubles h and w: with `fir` a transposed 3x3 convolution and the filter, else pixels repeated and a convolution."""
+
+    def __init__(self, inputs: int, outputs: int, *, fir: bool, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.fir = fir
+        self.conv = conv(inputs, outputs, dtype=dtype, rngs=rngs)
+        if fir:
+            self.conv.padding, self.conv.input_dilation = ((2, 2), (2, 2)), 2
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if not self.fir:
+            return self.conv(upsample(x))
+        assert self.conv.bias is not None
+        bias = self.conv.bias[...].astype(x.dtype)[None, None, None, :]  # it comes after the filter, whose gain is not 1 here
+        return fir_blur(self.conv(x) - bias, 1, gain=2.0) + bias
+
+
+RESAMPLERS = {
+    ("down", True): fir_downsample,
+    ("down", False): downsample,
+    ("up", True): fir_upsample,
+    ("up", False): upsample,
+}
+
+
+class ResBlock(nnx.Module):
+    """(n, h, w, inputs), (n, embedding) -> (n, h, w, outputs), or with `resample` "down" or "up" at half or twice the size.
+
+    x' + conv1(dropout(silu(norm1(conv0(r(silu(norm0(x)))) + dense(silu(temb)))))), over sqrt(2) if `rescale`; r resamples, and
+    x' is r(x), through a dense layer over the channels where these change or r is there. The BigGAN block; without r, DDPM's.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        embedding: int,
+        dropout: float,
+        fir: bool,
+        rescale: bool,
+        init_scale: float,
+        shortcut_scale: float,
+        norm_groups: int,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+        resample: Literal["down", "up"] | None = None,
+    ):
+        self.resample, self.fir = resample, fir
+        self.norm0 = group_norm(inputs, groups=norm_groups, dtype=dtype, rngs=rngs)
+        self.conv0 = conv(inputs, outputs, dtype=dtype, rngs=rngs)
+        self.dense = Linear(embedding, outputs, dtype=dtype, rngs=rngs)
+        self.norm1 = group_norm(outputs, groups=norm_groups, dtype=dtype, rngs=rngs)
+        self.dropout = nnx.Dropout(dropout)
+        self.conv1 = conv(outputs, outputs, scale=init_scale, dtype=dtype, rngs=rngs)
+        changes = inputs != outputs or resample is not None
+        self.shortcut = Linear(inputs, outputs, scale=shortcut_scale, dtype=dtype, rngs=rngs) if changes else None
+        self.gain = math.sqrt(0.5) if rescale else 1.0
+
+    def __call__(self, x: jax.Array, temb: jax.Array, key: jax.Array | None) -> jax.Array:
+        h = nnx.silu(self.norm0(x))
+        if self.resample:
+            resample = RESAMPLERS[self.resample, self.fir]
+            h, x = resample(h), resample(x)
+        h = self.conv0(h) + self.dense(nnx.silu(temb))[:, None, None, :]
+        h = nnx.silu(self.norm1(h))
+        h = self.conv1(self.dropout(h, deterministic=key is None, rngs=key))
+        return ((x if self.shortcut is None else self.shortcut(x)) + h) * self.gain
+
+
+class Attention(nnx.Module):
+    """x + out(softmax(q k^T / sqrt(c)) v) over the pixels of norm(x), one head; over sqrt(2) if `rescale`."""
+
+    def __init__(self, channels: int, *, rescale: bool, init_scale: float, norm_groups: int, dtype: DTypeLike, rngs: nnx.Rngs):
+        dense = partial(Linear, channels, channels, dtype=dtype, rngs=rngs)
+        self.norm = group_norm(channels, groups=norm_groups, dtype=dtype, rngs=rngs)
+        self.query, self.key, self.value = dense(scale=NIN_SCALE), dense(scale=NIN_SCALE), dense(scale=NIN_SCALE)
+        self.out = dense(scale=init_scale)
+        self.gain = math.sqrt(0.5) if rescale else 1.0
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        n, h, w, c = x.shape
+        normed = self.norm(x).reshape(n, h * w, 1, c)
+        q, k, v = self.query(normed), self.key(normed), self.value(normed)
+        u = jax.nn.dot_product_attention(q, k, v, implementation="xla")
+        return (x + self.out(u).reshape(x.shape)) * self.gain
+
+
+class Head(nnx.Module):
+    """conv(silu(norm(h))): what leaves the network, at one resolution."""
+
+    def __init__(self, inputs: int, outputs: int, *, scale: float, norm_groups: int, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.norm = group_norm(inputs, groups=norm_groups, dtype=dtype, rngs=rngs)
+        self.conv = conv(inputs, outputs, scale=scale, dtype=dtype, rngs=rngs)
+
+    def __call__(self, h: jax.Array) -> jax.Array:
+        return self.conv(nnx.silu(self.norm(h)))
+
+
+class Level(nnx.Module):
+    """One resolution, on the way down or up: blocks, attention after those of them that have it, and what leads to the next one.
+
+    resample: halves or doubles h; None: without weights, or nothing at the `last` level. pyramid: down, what joins the input; up, what
+    carries the output to this resolution. head: up only, the output's part of this resolution.
+    """
+
+    def __init__(
+        self, blocks: list[ResBlock], attention: dict[int, Attention], resample: Any, pyramid: Any, head: Head | None = None, *, last: bool
+    ):
+        self.blocks = named(blocks)
+        self.attention = nnx.Dict({f"{i:02d}": module for i, module in attention.items()})
+        self.last = last
+        self.resample: Any = resample
+        self.pyramid: Any = pyramid
+        self.head: Any = head
