@@ -7,16 +7,27 @@ import os
 from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from experiment.arrays import load_npz
 from experiment.dataset import Dataset, Split
+from experiment.decoding import Recipe
 from experiment.errors import UserError
 from experiment.images import load_images
 from experiment.toys import TOYS, load_toy
 
-__all__ = ["DATASETS", "Dataset", "Split", "batch_indices", "cache_folder", "load_dataset", "training_batch"]
+__all__ = [
+    "DATASETS",
+    "Dataset",
+    "Split",
+    "batch_indices",
+    "cache_folder",
+    "configured_dataset",
+    "load_dataset",
+    "training_batch",
+]
 
 
 def _digits(cache: str) -> Dataset:
@@ -32,36 +43,56 @@ def _toy(name: str, cache: str) -> Dataset:
 # Every name that is ours; any other is looked up in tensorflow-datasets. A loader takes data.cache.
 DATASETS: dict[str, Callable[[str], Dataset]] = {"digits": _digits, **{name: partial(_toy, name) for name in TOYS}}
 
-FILES: dict[str, Callable[[Path], Dataset]] = {".npz": load_npz, ".zip": load_images}
+
+def configured_dataset(config: Any) -> Dataset:
+    """`load_dataset` of config.data's name, path, cache, crop, size and skip_unreadable."""
+    data = config.data
+    return load_dataset(data.name, data.path, data.cache, crop=data.crop, size=data.size, skip_unreadable=data.skip_unreadable)
 
 
-def load_dataset(name: str, path: str = "", cache: str = "") -> Dataset:
+def load_dataset(name: str, path: str = "", cache: str = "", *, crop: int = 0, size: int = 0, skip_unreadable: bool = False) -> Dataset:
     """The data set `name`, or, where `path` is given, the one that lies there (`name` is then unused).
 
     `name`: one of DATASETS, or any prepared image set of tensorflow-datasets. `path`: a folder or zip of images, an
     .npz, or the folder of a prepared tensorflow-datasets set. `cache`: where prepared data lie; "" is noise_compass in
-    the user's cache folder. Raises UserError for an unknown name (with the names there are) and for bad data.
+    the user's cache folder.
+
+    `crop` and `size`, of image files and of tensorflow-datasets' images: pixels per side of a central crop, before
+    anything else, and of the squares that come out, resized by the shorter side; 0 is none. With either, images may be
+    of several sizes. `skip_unreadable`: leave damaged image files out, counted on stderr, instead of stopping.
+
+    Raises UserError for an unknown name (with the names there are), for bad data, and for a crop or size of what has none.
     """
+    recipe = Recipe(crop, size, skip_unreadable)
     if path:
-        return _from_path(Path(path).expanduser())
+        return _from_path(Path(path).expanduser(), cache_folder(cache), recipe)
     if name in DATASETS:
+        _no_resizing(recipe, f"data set {name!r} comes as it is")
         return DATASETS[name](cache)
     from experiment.tfds_sets import load_named
 
-    return load_named(name, str(Path(cache).expanduser()) if cache else "", tuple(DATASETS))
+    return load_named(name, str(Path(cache).expanduser()) if cache else "", tuple(DATASETS), recipe, cache_folder(cache))
 
 
-def _from_path(path: Path) -> Dataset:
+def _from_path(path: Path, cache: Path, recipe: Recipe) -> Dataset:
     if not path.exists():
         raise UserError(f"data.path {path} does not exist; give a folder or zip of images, or an .npz file")
     if (path / "dataset_info.json").is_file():
         from experiment.tfds_sets import load_prepared
 
-        return load_prepared(path)
-    load = load_images if path.is_dir() else FILES.get(path.suffix.lower())
-    if load is None:
-        raise UserError(f"data.path {path} is neither a folder, nor a .zip, nor an .npz file; give one of these")
-    return load(path)
+        return load_prepared(path, recipe, cache)
+    kind = path.suffix.lower()
+    if path.is_dir() or kind == ".zip":
+        return load_images(path, recipe, cache)
+    if kind == ".npz":
+        _no_resizing(recipe, f"the arrays of {path} are taken as they are")
+        return load_npz(path)
+    raise UserError(f"data.path {path} is neither a folder, nor a .zip, nor an .npz file; give one of these")
+
+
+def _no_resizing(recipe: Recipe, why: str) -> None:
+    if recipe.crop or recipe.size:
+        raise UserError(f"{why}: set config.data.crop and config.data.size to 0, or data.path to a folder or zip of images")
 
 
 def cache_folder(cache: str = "") -> Path:

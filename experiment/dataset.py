@@ -13,7 +13,10 @@ TEST_FRACTION = 0.1
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Examples x: uint8 levels (n, h, w, c), or float32 vectors (n, d); labels int32 (n,), or None."""
+    """Examples x: uint8 levels (n, h, w, c), or float32 vectors (n, d); labels int32 (n,), or None.
+
+    x may lie in a file, mapped into memory: x[rows] reads those rows, and nothing may be written to it.
+    """
 
     x: np.ndarray
     labels: np.ndarray | None = None
@@ -42,18 +45,22 @@ class Dataset:
         return self.train.x.shape[1:]
 
 
-def fixed_split(x: np.ndarray, labels: np.ndarray | None, source: str) -> tuple[Split, Split]:
-    """Hold out a tenth of the n examples (rounded, at least one), the same for a given n; both keep their order.
+def fixed_order(n: int, source: str) -> tuple[np.ndarray, np.ndarray]:
+    """Indices (train, test) that hold out a tenth of n examples (rounded, at least one), the same for a given n; both ascend.
 
-    Raises UserError where fewer than two examples leave nothing to split.
+    Raises UserError, naming the source, where fewer than two examples leave nothing to split.
     """
-    n = len(x)
     if n < 2:
         raise UserError(f"{source} holds {n} example(s); at least 2 are needed, one to train on and one to hold out")
     n_test = max(1, round(TEST_FRACTION * n))
     # RandomState: its stream is frozen by numpy's policy (NEP 19), default_rng's is not.
     order = np.random.RandomState(SPLIT_SEED).permutation(n)
-    test, train = np.sort(order[:n_test]), np.sort(order[n_test:])
+    return np.sort(order[n_test:]), np.sort(order[:n_test])
+
+
+def fixed_split(x: np.ndarray, labels: np.ndarray | None, source: str) -> tuple[Split, Split]:
+    """x (n, ...) and labels (n,) split by `fixed_order`, as copies. Raises UserError for fewer than two examples."""
+    train, test = fixed_order(len(x), source)
     return _take(x, labels, train), _take(x, labels, test)
 
 

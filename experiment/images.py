@@ -1,4 +1,4 @@
-"""Image folders and zips, decoded once into one uint8 array.
+"""Image folders and zips: which images there are, their classes and splits; decoded once, by threads.
 
 Layout, in a folder or in a zip alike: images directly in it (no labels), or one sub-folder per class; above these,
 optionally, `train` and `test` (else `val`, `valid`, `validation`). Folders that merely wrap everything are looked
@@ -6,71 +6,84 @@ through. A folder that holds no images but zips is read as the union of its zips
 test/ in the other, are one set with its own splits.
 """
 
-import io
 import itertools
+import math
 import os
+import warnings
 import zipfile
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
-from tqdm import tqdm
+from PIL import Image
 
-from experiment.dataset import Dataset, Split, fixed_split
+from experiment.dataset import Dataset, fixed_order
+from experiment.decoding import Recipe, Size, Unreadable, decode_image, read_header
 from experiment.errors import UserError
+from experiment.image_cache import Plan, Row, Source, decoded_once
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
 HELD_OUT = ("test", "val", "valid", "validation")  # the first of these that is there is the held-out split
 MAX_BYTES = 2**28  # of one image file: a zip member that unpacks to more is refused before it is unpacked
+MAX_RATIO = 100  # a zip whose images unpack to more than MAX_BYTES and to more than this many times its size is refused
 PROBES = 25  # headers looked at for the expected size
-CHUNK = 256  # images decoded by one task
+AHEAD = 2**22  # bytes decoded by one task, of which there are at most two for each thread
 
-Size = tuple[int, int, int]  # height, width, channels
+Decoded = np.ndarray | Unreadable
 
 
-@dataclass(frozen=True)
-class ImageFile:
-    """One image: its path below the root, the name shown to the user, and how to get its bytes."""
+class ImageFile(NamedTuple):
+    """One image: its path below the root, the name shown to the user, what identifies it, and how to get its bytes."""
 
     parts: tuple[str, ...]
     shown: str
+    identity: str
     read: Callable[[], bytes]
 
 
-def load_images(path: Path) -> Dataset:
+def load_images(path: Path, recipe: Recipe, cache: Path) -> Dataset:
     """The images of a folder or a .zip, sorted by path; labels number the sorted class folders. Levels 256.
 
-    Raises UserError, naming the file, for images of several sizes, greyscale among colour, unreadable or truncated
-    images, an empty folder or zip, a zip that is damaged or reaches outside itself, and a layout that leaves classes
-    in doubt.
+    They are decoded at the first call only: see experiment/image_cache.py. Raises UserError, naming the file, for images
+    of several sizes (where the recipe leaves them their sizes), greyscale among colour, unreadable or truncated images,
+    those too large or smaller than the crop, an empty folder or zip, a zip that is damaged, reaches outside itself or
+    unpacks to too much, and a layout that leaves classes in doubt.
     """
     with ExitStack() as stack:
         files = _find(path, stack)
-        splits, classes = _layout(path, files)
-        everything = [file for part in splits.values() for file in part]
-        x = decode(everything)
-    labels = None
-    if classes:
-        number = {name: i for i, name in enumerate(classes)}
-        labels = np.array([number[file.parts[0]] for file in everything], np.int32)
+        identity = (f"{'/'.join(file.parts)} {file.identity}" for file in files)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # ours says it as a mistake
+            return decoded_once(Source(path, path.stem, identity), recipe, cache, lambda: _plan(path, files, recipe))
+
+
+def _plan(path: Path, files: list[ImageFile], recipe: Recipe) -> Plan:
+    splits, classes = _layout(path, files)
     if "test" not in splits:
-        train, test = fixed_split(x, labels, str(path))
+        everything = splits["train"]
+        train, test = ([everything[i] for i in part] for part in fixed_order(len(everything), str(path)))
     else:
-        n = len(splits["train"])
-        train, test = (Split(x[s], None if labels is None else labels[s]) for s in (slice(n), slice(n, None)))
-    return Dataset(path.stem, train, test, levels=256, num_classes=len(classes))
+        train, test = splits["train"], splits["test"]
+    files = train + test
+    number = {name: i for i, name in enumerate(classes)}
+
+    def rows() -> Iterator[Row | Unreadable]:
+        for i, (file, image) in enumerate(zip(files, decode(files, recipe), strict=True)):
+            label = number[file.parts[0]] if classes else -1
+            yield image if isinstance(image, Unreadable) else Row(image, label, i >= len(train))
+
+    return Plan(rows(), len(train) + len(test), tuple(classes))
 
 
 def _find(path: Path, stack: ExitStack) -> list[ImageFile]:
     if path.is_dir():
-        found = ((file.relative_to(path).parts, file) for file in _walk(path))
-        files = [ImageFile(parts, str(file), file.read_bytes) for parts, file in found if _is_image(parts)]
+        found = ((parts, os.path.join(path, *parts)) for parts in _walk(path) if _is_image(parts))
+        files = [ImageFile(parts, name, _identity(name), Path(name).read_bytes) for parts, name in found]
         if not files:
             files = [file for archive in sorted(path.glob("*.zip")) for file in _in_zip(archive, stack)]
     else:
@@ -84,8 +97,8 @@ def _find(path: Path, stack: ExitStack) -> list[ImageFile]:
     return files
 
 
-def _walk(root: Path) -> Iterator[Path]:
-    """All files below root, through links to folders, each real folder once (links may make loops)."""
+def _walk(root: Path) -> Iterator[tuple[str, ...]]:
+    """All files' paths below root, through links to folders, each real folder once (links may make loops)."""
     seen = set()
     for folder, subfolders, names in os.walk(root, followlinks=True, onerror=_cannot_list):
         real = os.path.realpath(folder)
@@ -94,7 +107,16 @@ def _walk(root: Path) -> Iterator[Path]:
             continue
         seen.add(real)
         subfolders.sort()
-        yield from (Path(folder, name) for name in names)
+        below = Path(folder).relative_to(root).parts
+        yield from ((*below, name) for name in names)
+
+
+def _identity(name: str) -> str:
+    try:
+        found = os.stat(name)
+    except OSError:  # a link to nowhere: unreadable, which is said when it is decoded
+        return "missing"
+    return f"{found.st_size} {found.st_mtime_ns}"
 
 
 def _cannot_list(error: OSError) -> None:
@@ -102,8 +124,8 @@ def _cannot_list(error: OSError) -> None:
 
 
 def _is_image(parts: tuple[str, ...]) -> bool:
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-    return not hidden and PurePosixPath(parts[-1]).suffix.lower() in SUFFIXES
+    hidden = any(part[0] == "." or part == "__MACOSX" for part in parts)
+    return not hidden and os.path.splitext(parts[-1])[1].lower() in SUFFIXES
 
 
 def _in_zip(path: Path, stack: ExitStack) -> Iterator[ImageFile]:
@@ -111,15 +133,21 @@ def _in_zip(path: Path, stack: ExitStack) -> Iterator[ImageFile]:
         archive = stack.enter_context(zipfile.ZipFile(path))
     except (OSError, zipfile.BadZipFile) as error:
         raise UserError(f"cannot read {path}: it is damaged or no zip file ({error}); pack it again") from error
+    limit = max(MAX_BYTES, MAX_RATIO * path.stat().st_size)
+    total = 0
     for member in archive.infolist():
-        pure = PurePosixPath(member.filename.replace("\\", "/"))
-        if pure.is_absolute() or ".." in pure.parts or ":" in (pure.parts or ("",))[0]:
+        name = member.filename.replace("\\", "/")
+        parts = tuple(part for part in name.split("/") if part not in ("", "."))
+        if name.startswith("/") or ".." in parts or (parts and ":" in parts[0]):
             raise UserError(f"{path}: member {member.filename!r} reaches outside the zip; such an archive is not read")
-        if member.is_dir() or not _is_image(pure.parts):
+        if not parts or member.is_dir() or not _is_image(parts):
             continue
         if member.file_size > MAX_BYTES:
             raise UserError(f"{path}: {member.filename} unpacks to {member.file_size} bytes, over {MAX_BYTES}; remove it")
-        yield ImageFile(pure.parts, f"{path}/{pure}", partial(archive.read, member))
+        total += member.file_size
+        if total > limit:
+            raise UserError(f"{path} unpacks to over {MAX_RATIO} times its size; if it is no zip bomb, unpack it and give the folder")
+        yield ImageFile(parts, f"{path}/{'/'.join(parts)}", f"{member.file_size} {member.CRC}", partial(archive.read, member))
 
 
 def _layout(path: Path, files: list[ImageFile]) -> tuple[dict[str, list[ImageFile]], list[str]]:
@@ -144,63 +172,56 @@ def _layout(path: Path, files: list[ImageFile]) -> tuple[dict[str, list[ImageFil
 
 
 def _below(file: ImageFile) -> ImageFile:
-    return ImageFile(file.parts[1:], file.shown, file.read)
+    return file._replace(parts=file.parts[1:])
 
 
-def decode(files: list[ImageFile]) -> np.ndarray:
-    """All files as one uint8 array (n, h, w, c), decoded by as many threads as there are processors."""
+def decode(files: list[ImageFile], recipe: Recipe) -> Iterator[Decoded]:
+    """What becomes of each file, in order, decoded by as many threads as there are processors, a few MB ahead.
+
+    Pixels are uint8 of one shape (h, w, c), that of most of the files. Raises UserError as `decode_image` does.
+    """
+    expected = _expected(files, recipe)
+    size = max(1, min(256, AHEAD // math.prod(expected)))
+
+    def task(some: list[ImageFile]) -> list[Decoded]:
+        return [_decode(file, recipe, expected) for file in some]
+
+    workers = os.cpu_count() or 1
+    pool = ThreadPoolExecutor(workers)
+    running: deque[Future[list[Decoded]]] = deque()
+    try:
+        for start in range(0, len(files), size):
+            running.append(pool.submit(task, files[start : start + size]))
+            if len(running) > 2 * workers:
+                yield from running.popleft().result()
+        while running:
+            yield from running.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _expected(files: list[ImageFile], recipe: Recipe) -> Size:
+    """The commonest shape that the recipe makes of some of the files; if none of them can be read, of the first that can."""
     probes = [files[i] for i in sorted({len(files) * i // PROBES for i in range(PROBES)})]
-    expected = Counter(_open(file)[1] for file in probes).most_common(1)[0][0]
-    x = np.empty((len(files), *expected), np.uint8)
-
-    def fill(start: int) -> None:
-        for i, file in enumerate(files[start : start + CHUNK], start):
-            x[i] = _decode(file, expected)
-
-    starts = range(0, len(files), CHUNK)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        done = pool.map(fill, starts)  # in order, so that the first bad file is the one named
-        for _ in tqdm(done, "decoding images", len(starts), unit_scale=CHUNK, unit=" images", delay=1, disable=None):
-            pass
-    return x
+    found = Counter(recipe.shape(size) for file in probes if (size := _size(file)))
+    if found:
+        return found.most_common(1)[0][0]
+    sizes = (recipe.shape(size) for file in files if (size := _size(file)))
+    return next(sizes, (1, 1, 1))  # any will do where nothing can be read
 
 
-def _open(file: ImageFile) -> tuple[Image.Image, Size]:
-    """The image with only its header read, and its size."""
+def _size(file: ImageFile) -> Size | None:
     try:
-        image = Image.open(io.BytesIO(file.read()))
-    except Exception as error:  # Pillow, zlib and zipfile raise a dozen kinds, RuntimeError for encryption among them
-        raise _unreadable(file, error) from error
-    channels = _CHANNELS.get(image.mode)
-    if channels is None:
-        raise UserError(f"{file.shown} has pixels of mode {image.mode}; convert it to 8-bit greyscale or colour")
-    return image, (image.height, image.width, channels)
-
-
-def _decode(file: ImageFile, expected: Size) -> np.ndarray:
-    image, size = _open(file)
-    if size[:2] != expected[:2]:
-        found, wanted = (f"{height}x{width}" for height, width, _ in (size, expected))
-        raise UserError(f"{file.shown} is {found} (height x width), expected {wanted} like the others; resize it")
-    if size[2] != expected[2]:
-        kind = {1: "greyscale", 3: "colour"}
-        raise UserError(f"{file.shown} is {kind[size[2]]} among {kind[expected[2]]} images; convert it or remove it")
-    try:
-        if image.mode in ("RGBA", "LA", "PA") and np.asarray(image.getchannel("A")).min() < 255:
-            raise UserError(f"{file.shown} has transparent pixels; flatten it on a background")
-        pixels = np.asarray(image.convert("L" if expected[2] == 1 else "RGB"))
+        return read_header(file.shown, file.read())[1]
     except UserError:
         raise
-    except Exception as error:  # truncated or damaged pixel data
-        raise _unreadable(file, error) from error
-    return pixels.reshape(expected)
+    except Exception:  # said, and counted, when it is decoded
+        return None
 
 
-# Channels after conversion by Pillow's mode; modes of 16 or 32 bits are absent, for they do not have 256 levels.
-_CHANNELS = {"1": 1, "L": 1, "LA": 1, "P": 3, "PA": 3, "RGB": 3, "RGBA": 3, "RGBX": 3, "CMYK": 3, "YCbCr": 3}
-
-
-def _unreadable(file: ImageFile, error: Exception) -> UserError:
-    said = " ".join(str(error).split())[:100] or type(error).__name__
-    reason = "not an image" if isinstance(error, UnidentifiedImageError) else said
-    return UserError(f"cannot read image {file.shown} ({reason}); replace it or remove it")
+def _decode(file: ImageFile, recipe: Recipe, expected: Size) -> Decoded:
+    try:
+        data = file.read()
+    except Exception as error:  # zipfile and zlib raise several kinds, RuntimeError for encryption among them
+        return Unreadable.because(file.shown, error)
+    return decode_image(file.shown, data, recipe, expected)

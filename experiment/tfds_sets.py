@@ -1,7 +1,7 @@
 """Image sets of tensorflow-datasets by name, read without TensorFlow through `tfds.data_source`.
 
 Reading needs a set that was prepared as array_record or parquet. Preparing a public set downloads it and mostly needs
-TensorFlow: that is left to the user, and the error says how.
+TensorFlow: that is left to the user, and the error says how. A set's images are decoded once: see image_cache.py.
 """
 
 import contextlib
@@ -14,10 +14,13 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
+from PIL import Image
 from tensorflow_datasets.core.utils import tqdm_utils
 
-from experiment.dataset import Dataset, Split, fixed_split
+from experiment.dataset import Dataset, fixed_order
+from experiment.decoding import Recipe, fit
 from experiment.errors import UserError
+from experiment.image_cache import Plan, Row, Source, decoded_once
 
 _NAME = re.compile(r"\w+(/[\w.-]+)?(:\d+\.\d+\.\d+)?")  # name, name/config, name:version, name/config:version
 HELD_OUT = ("test", "validation")  # the first of these that a set has is its held-out split
@@ -36,34 +39,35 @@ def quiet() -> Iterator[None]:
         tqdm_utils.display_progress_bar(bars)
 
 
-def load_named(name: str, cache: str, known: tuple[str, ...]) -> Dataset:
-    """The set `name` (also name/config:version), prepared under `cache` or under tensorflow-datasets' own data folder.
+def load_named(name: str, prepared: str, known: tuple[str, ...], recipe: Recipe, cache: Path) -> Dataset:
+    """The set `name` (also name/config:version), prepared under `prepared` or under tensorflow-datasets' own data folder.
 
     Levels 256, labels where the set has them. A set without "test" or "validation" is split 90/10.
-    `known` are the names outside tensorflow-datasets, for the message.
-    Raises UserError: unknown name (with the nearest), not prepared (with the command), not images, or of several sizes.
+    `known` are the names outside tensorflow-datasets, for the message. `cache`: see `decoded_once`.
+    Raises UserError: unknown name (with the nearest), not prepared (with the command), not images, of several sizes that
+    the recipe leaves, or smaller than the crop.
     """
     if not _NAME.fullmatch(name):  # also keeps out tfds' "namespace:name", which would reach for the network
         raise UserError(_unknown(name, known))
     with quiet():
-        folders = [cache, None] if cache else [None]
+        folders = [prepared, None] if prepared else [None]
         builders = [b for folder in folders if (b := _builder(name, folder)) is not None]
         if not builders:
             raise UserError(_unknown(name, known))
         builder = next((b for b in builders if b.is_prepared()), None)
         if builder is None:
             raise UserError(_not_prepared(name, [b.data_dir for b in builders]))
-        return _read(name, builder)
+        return _load(name, builder, recipe, cache)
 
 
-def load_prepared(folder: Path) -> Dataset:
+def load_prepared(folder: Path, recipe: Recipe, cache: Path) -> Dataset:
     """The prepared set that lies in `folder` (the one with dataset_info.json), whatever its name."""
     with quiet():
         try:
             builder = tfds.builder_from_directory(folder)
         except Exception as error:  # damaged json: tfds lets every kind of error through
             raise UserError(f"cannot read the tensorflow-datasets folder {folder}: {_one_line(error)}") from error
-        return _read(builder.name, builder)
+        return _load(builder.name, builder, recipe, cache)
 
 
 def _builder(name: str, data_dir: str | None) -> Any | None:
@@ -96,22 +100,75 @@ def _not_prepared(name: str, folders: list[str]) -> str:
     )
 
 
-def _read(name: str, builder: Any) -> Dataset:
+def _load(name: str, builder: Any, recipe: Recipe, cache: Path) -> Dataset:
+    folder = Path(builder.data_dir)
+    files = sorted((file.name, file.stat()) for file in folder.iterdir())
+    identity = [f"{file} {stat.st_size} {stat.st_mtime_ns}" for file, stat in files]
+    recipe = Recipe(recipe.crop, recipe.size)  # a damaged record ends the reading of its file: there is no leaving it out
+    return decoded_once(Source(folder, name, identity), recipe, cache, lambda: _plan(name, builder, recipe))
+
+
+def _plan(name: str, builder: Any, recipe: Recipe) -> Plan:
     features = builder.info.features
     image, label = _image_key(name, features), _label_key(features)
     available = {s: builder.info.splits[s].num_examples for s in builder.info.splits}
     if not available.get("train"):
         raise UserError(f"data set {name!r} has no train split, only {', '.join(available) or 'none'}; choose another")
-    train = _read_split(name, builder, "train", image, label)
     held_out = next((s for s in HELD_OUT if available.get(s)), None)
+    # What is read one after another: (split of tfds, examples of it, whether they are held out)
     if held_out is None:
-        train, test = fixed_split(train.x, train.labels, f"data set {name!r}")
+        train, test = fixed_order(available["train"], f"data set {name!r}")
+        parts = [("train", train, False), ("train", test, True)]
     else:
-        test = _read_split(name, builder, held_out, image, label)
-    if train.x.shape[1:] != test.x.shape[1:]:
-        raise UserError(f"data set {name!r} trains on {_size(train.x[0])}, holds out {_size(test.x[0])}; choose another")
-    classes = features[label].num_classes if label else 0
-    return Dataset(name, train, test, levels=256, num_classes=classes or 0)
+        parts = [("train", np.arange(available["train"]), False), (held_out, np.arange(available[held_out]), True)]
+    with _damage(name, builder):
+        sources = {split: _source(name, builder, split) for split, *_ in parts}
+
+    def rows() -> Iterator[Row]:
+        first: np.ndarray | None = None
+        for split, index, is_held_out in parts:
+            for i in index:
+                shown = f"image {i} of {split} of data set {name!r}"
+                with _damage(name, builder):
+                    example = sources[split][int(i)]
+                    pixels, number = _fit(shown, example[image], recipe), int(example[label]) if label else -1
+                first = pixels if first is None else first
+                if pixels.shape != first.shape:
+                    raise UserError(
+                        f"{shown} is {_size(pixels)}, image {parts[0][1][0]} of train is {_size(first)}: images of one size are "
+                        "needed, so resize them with --config.data.size="
+                    )
+                yield Row(pixels, number, is_held_out)
+
+    classes = features[label].names if label and features[label].num_classes else []
+    return Plan(rows(), sum(len(index) for _, index, _ in parts), tuple(classes))
+
+
+@contextlib.contextmanager
+def _damage(name: str, builder: Any) -> Iterator[None]:
+    """Whatever a lost file, or a cut or overwritten record, surfaces as becomes a mistake in one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"data set {name!r} in {builder.data_dir} is damaged: {_one_line(error)}; delete it and prepare it again"
+        ) from error
+
+
+def _fit(shown: str, pixels: np.ndarray, recipe: Recipe) -> np.ndarray:
+    """Pixels (h, w, c) after the recipe."""
+    channels = pixels.shape[-1]
+    if not recipe.crop and not recipe.size:
+        return pixels
+    if channels not in (1, 3):
+        raise UserError(
+            f"{shown} has {channels} channels: only grey and colour are cropped and resized; leave data.crop and data.size at 0"
+        )
+    image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
+    fitted = np.asarray(fit(shown, image, recipe))
+    return fitted.reshape(*fitted.shape[:2], channels)
 
 
 def _image_key(name: str, features: Any) -> str:
@@ -127,33 +184,15 @@ def _label_key(features: Any) -> str | None:
     return next((key for key, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)), None)
 
 
-def _read_split(name: str, builder: Any, split: str, image: str, label: str | None) -> Split:
+def _source(name: str, builder: Any, split: str) -> Any:
+    """The split's examples by number."""
     try:
-        source = builder.as_data_source(split=split)
+        return builder.as_data_source(split=split)
     except NotImplementedError as error:  # prepared, but as tfrecord
         raise UserError(
             f"data set {name!r} in {builder.data_dir} is prepared as {builder.info.file_format.value}, "
             "which only TensorFlow reads; delete it and prepare it again with file_format='array_record'"
         ) from error
-    try:
-        first = source[0][image]
-        x, labels = np.empty((len(source), *first.shape), np.uint8), np.empty(len(source), np.int32)
-        for i, example in enumerate(source):
-            if example[image].shape != first.shape:
-                raise UserError(
-                    f"data set {name!r}: image {i} of {split} has {_size(example[image])}, image 0 has {_size(first)}; "
-                    "images of one size are needed, so write a folder of resized ones and set data.path"
-                )
-            x[i] = example[image]
-            labels[i] = example[label] if label else 0
-    except UserError:
-        raise
-    except Exception as error:  # a cut or overwritten record surfaces as whatever the decoder makes of it
-        raise UserError(
-            f"data set {name!r} in {builder.data_dir} is damaged: {_one_line(error)}; delete it and prepare it again"
-        ) from error
-    hidden = label is None or (labels < 0).any()  # tfds writes -1 for labels that are kept secret
-    return Split(x, None if hidden else labels)
 
 
 def _size(x: np.ndarray) -> str:

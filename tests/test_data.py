@@ -11,7 +11,9 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from experiment.data import DATASETS, Split, batch_indices, load_dataset, training_batch
+from configs import base
+from experiment.config import check_config
+from experiment.data import DATASETS, Split, batch_indices, configured_dataset, load_dataset, training_batch
 from experiment.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -99,9 +101,9 @@ def test_damaged_cache_is_named(tmp_path, cache, pattern, content):
     assert "damaged" in line and f"delete {copy}" in line
 
 
-def mistake(name, **where):
+def mistake(name, **settings):
     with pytest.raises(UserError) as error:
-        load_dataset(name, **where)
+        load_dataset(name, **settings)
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -115,6 +117,27 @@ def test_unknown_name_gets_the_nearest_and_the_list(typed, meant):
 @pytest.mark.parametrize("name", ["", "no such set", "../digits", "gs://bucket/x", "huggingface:mnist", "a/b/c"])
 def test_names_that_are_no_names(name):
     assert "unknown data set" in mistake(name)
+
+
+@pytest.mark.parametrize("name", DATASETS)
+@pytest.mark.parametrize("settings", [{"crop": 4}, {"size": 4}])
+def test_what_comes_as_it_is_is_neither_cropped_nor_resized(name, settings):
+    line = mistake(name, **settings)
+    assert f"{name!r} comes as it is" in line and "data.size to 0" in line
+
+
+def test_arrays_are_neither_cropped_nor_resized(tmp_path):
+    np.savez(tmp_path / "set.npz", x=np.zeros((4, 8, 8, 3), np.uint8))
+    for settings in ({"crop": 4}, {"size": 4}):
+        assert "set.npz are taken as they are" in mistake("", path=str(tmp_path / "set.npz"), **settings)
+
+
+def test_every_key_of_the_data_reaches_the_loader(monkeypatch):
+    config = check_config(base.get_config())
+    with config.unlocked():
+        config.data.update(name="n", path="p", cache="c", crop=5, size=3, skip_unreadable=True)
+    monkeypatch.setattr("experiment.data.load_dataset", lambda *args, **kwargs: (args, kwargs))
+    assert configured_dataset(config) == (("n", "p", "c"), {"crop": 5, "size": 3, "skip_unreadable": True})
 
 
 # A set of tensorflow-datasets
@@ -232,7 +255,36 @@ def test_tfds_set_of_encoded_images_without_held_out_split(prepared, capfd):
 
 
 def test_tfds_set_of_several_sizes(prepared):
-    assert "image 1 of train has 3x3x3, image 0 has 4x5x3" in mistake("tiny_mixed_photos", cache=prepared)
+    line = mistake("tiny_mixed_photos", cache=prepared)
+    assert "image 1 of train of data set 'tiny_mixed_photos' is 3x3x3, image 0 of train is 4x5x3" in line and "--config.data.size=" in line
+    line = mistake("tiny_mixed_photos", cache=prepared, crop=4)
+    assert "image 1 of train" in line and "smaller than the crop" in line and "at most 3" in line
+
+
+def test_tfds_images_are_cropped_and_resized(prepared):
+    cropped = load_dataset("tiny_mixed_photos", cache=prepared, crop=3)
+    found = {x.tobytes() for s in (cropped.train, cropped.test) for x in s.x}
+    assert found == {(tiny(i)[:3, :3] if i % 2 else tiny(i)[:3, 1:4]).tobytes() for i in range(12)}
+    resized = load_dataset("tiny_colours", cache=prepared, crop=4, size=2)
+    wanted = np.array([tiny(i)[:, :4].reshape(2, 2, 2, 2, 3).mean((1, 3)) for i in range(15)])
+    assert np.abs(np.concatenate([resized.train.x, resized.test.x]) - wanted).max() <= 1  # Pillow rounds after each axis
+
+
+def test_tfds_set_is_decoded_once(prepared, tmp_path):
+    shutil.copytree(prepared + "/tiny_photos", tmp_path / "tiny_photos")
+    first = load_dataset("tiny_photos", cache=str(tmp_path))
+    assert (tmp_path / "tiny_photos" / "1.2.0.noise_compass" / "crop0_size0" / "images.npy").is_file()
+    for file in (tmp_path / "tiny_photos" / "1.2.0").glob("*array_record*"):  # other bytes under the same name, size and time
+        found = file.stat()
+        file.write_bytes(bytes(found.st_size))
+        os.utime(file, ns=(found.st_atime_ns, found.st_mtime_ns))
+    for name, path in (("tiny_photos", ""), ("tiny_photos:1.2.0", ""), ("", str(tmp_path / "tiny_photos" / "1.2.0"))):
+        second = load_dataset(name, path, str(tmp_path))
+        np.testing.assert_array_equal(second.train.x, first.train.x)
+        np.testing.assert_array_equal(second.test.x, first.test.x)
+    file.write_bytes(bytes(100))
+    os.utime(file, ns=(found.st_atime_ns, found.st_mtime_ns))
+    assert "is damaged" in mistake("tiny_photos", cache=str(tmp_path))
 
 
 def test_tfds_set_in_a_format_that_only_tensorflow_reads(prepared, tmp_path):

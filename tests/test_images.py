@@ -1,12 +1,18 @@
 import io
 import os
+import struct
+import time
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from experiment import images
 from experiment.data import load_dataset
+from experiment.dataset import fixed_split
+from experiment.decoding import Recipe
 from experiment.errors import UserError
 
 rng = np.random.default_rng(0)
@@ -51,9 +57,9 @@ def pairs(dataset):
     return sorted((x.tobytes(), y) for s in splits for x, y in zip(s.x, s.labels, strict=True))
 
 
-def mistake(path):
+def mistake(path, **settings):
     with pytest.raises(UserError) as error:
-        load_dataset("digits", path)
+        load_dataset("digits", path, **settings)
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -71,6 +77,8 @@ def test_flat_folder_has_no_labels_and_keeps_the_order_of_names(tmp_path):
     order = {x.tobytes(): i for i, x in enumerate(PIXELS)}
     train = [order[x.tobytes()] for x in dataset.train.x]
     assert train == sorted(train) and len({*train, *(order[x.tobytes()] for x in dataset.test.x)}) == 12
+    for split, wanted in zip((dataset.train, dataset.test), fixed_split(PIXELS, None, ""), strict=True):
+        np.testing.assert_array_equal(split.x, wanted.x)
 
 
 @pytest.mark.parametrize("held_out", ["test", "val"])
@@ -140,7 +148,28 @@ def test_unreadable_image_is_named(tmp_path, kind, packed):
     content = {"text": b"no image", "empty": b"", "truncated": whole[: len(whole) - 40]}[kind]
     files = {**flat(), "03.png": content}
     line = mistake(write_zip(tmp_path / "set.zip", files) if packed else write(tmp_path, files))
-    assert "cannot read image" in line and "03.png" in line
+    assert line.startswith("1 image cannot be read") and "03.png" in line and "--config.data.skip_unreadable=True" in line
+
+
+def test_unreadable_images_are_counted_and_left_out_when_asked(tmp_path, capfd):
+    bad = {"train/b/03.png": png(PIXELS[3])[:-40], "train/a/04.png": b"", "test/c/11.png": b"no image"}
+    path = write(tmp_path, {**own_splits(), **bad})
+    assert mistake(path).startswith("3 images cannot be read, first ") and "a/04.png" in mistake(path)
+    assert capfd.readouterr().err == ""
+    for _ in range(2):  # decoded, and from what is stored
+        dataset = load_dataset("", path, skip_unreadable=True)
+        line = f"3 images that cannot be read left out of {tmp_path.stem}, first {tmp_path}/train/a/04.png\n"
+        assert capfd.readouterr().err == line
+        np.testing.assert_array_equal(dataset.train.x, PIXELS[[1, 7, 0, 6, 2, 5]])
+        np.testing.assert_array_equal(dataset.train.labels, [0, 0, 1, 1, 2, 2])
+        np.testing.assert_array_equal(dataset.test.x, PIXELS[[10, 9, 8]])
+        np.testing.assert_array_equal(dataset.test.labels, [0, 1, 2])
+
+
+def test_nothing_but_unreadable_images(tmp_path):
+    path = write(tmp_path, {f"{i}.png": b"no image" for i in range(5)})
+    assert mistake(path).startswith("5 images cannot be read")
+    assert "no readable image left" in mistake(path, skip_unreadable=True)
 
 
 def test_sixteen_bit_and_transparent_images_are_named(tmp_path):
@@ -178,7 +207,11 @@ def test_damaged_zip_is_named(tmp_path):
         assert "cannot read" in mistake(path) and "set.zip" in mistake(path)
     with open(path, "wb") as file:  # whole directory, one byte of one image changed
         file.write(whole[:200] + bytes([whole[200] ^ 255]) + whole[201:])
-    assert "cannot read image" in mistake(path) and "00.png" in mistake(path)
+    assert "1 image cannot be read" in mistake(path) and "00.png" in mistake(path)
+    start = whole.index(b"06.png")
+    with open(path, "wb") as file:  # whole directory, but 50 bytes are missing in the middle: what lies before them is not found
+        file.write(whole[:start] + whole[start + 50 :])
+    assert "7 images cannot be read" in mistake(path) and "00.png" in mistake(path)
 
 
 @pytest.mark.parametrize("name", ["../escape.png", "a/../../escape.png", "/etc/escape.png", "..\\escape.png", "C:/x.png"])
@@ -193,3 +226,112 @@ def test_zip_bomb_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
     path = write_zip(tmp_path / "set.zip", {**flat(), "99.png": bytes(2**20 + 1)})
     assert os.path.getsize(path) < 2**14
     assert "99.png unpacks to 1048577 bytes" in mistake(path)
+
+
+def test_zip_bomb_of_many_members_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("experiment.images.MAX_BYTES", 2**20)
+    monkeypatch.setattr(zipfile.ZipFile, "read", lambda *_: pytest.fail("unpacked"))
+    path = write_zip(tmp_path / "set.zip", {**flat(), **{f"{i}.bmp": bytes(2**19) for i in range(8)}})
+    assert "set.zip unpacks to over 100 times its size" in mistake(path)
+
+
+def promising(width, height):
+    """A PNG of a few bytes whose header promises width x height pixels."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header)) + png(PIXELS[0])[33:]
+
+
+@pytest.mark.parametrize("side", [8193, 12000, 20000])  # Pillow says nothing, warns, raises
+def test_image_of_too_many_pixels_is_a_mistake_whatever_pillow_thinks(tmp_path, side, recwarn):
+    path = write(tmp_path, {**flat(), "07.png": promising(side, side)})
+    for settings in ({}, {"size": 4}, {"skip_unreadable": True}):
+        assert "07.png has more than 67108864 pixels" in mistake(path, **settings)
+    assert not recwarn.list
+
+
+# Crop and size
+
+
+def only(tmp_path, pixels, **settings):
+    """What becomes of one image."""
+    path = write(tmp_path / "only", {f"{i}.png": png(pixels) for i in range(2)})
+    dataset = load_dataset("", path, **settings)
+    np.testing.assert_array_equal(dataset.train.x, dataset.test.x)
+    return dataset.train.x[0]
+
+
+def test_crop_is_central(tmp_path):
+    rows, columns = np.mgrid[:218, :178].astype(np.uint8)
+    cropped = only(tmp_path, np.dstack([rows, columns, rows]), crop=140)  # CelebA's
+    np.testing.assert_array_equal(cropped[:, 0, 0], np.arange(39, 179))
+    np.testing.assert_array_equal(cropped[0, :, 1], np.arange(19, 159))
+
+
+def test_halving_is_by_means_and_the_same_size_is_untouched(tmp_path):
+    np.testing.assert_array_equal(only(tmp_path / "as it is", PIXELS[0][:5], size=5), PIXELS[0][:5])
+    grey = rng.integers(0, 256, (16, 16), np.uint8)
+    halved = only(tmp_path / "halved", grey, size=8)[..., 0]
+    assert np.abs(halved - grey.reshape(8, 2, 8, 2).mean((1, 3))).max() <= 1  # Pillow rounds after each axis
+
+
+def test_resizing_keeps_a_ramp_and_does_not_alias(tmp_path):
+    ramp = np.broadcast_to(np.arange(96, dtype=np.uint8) * 2, (96, 96))
+    inner = only(tmp_path / "ramp", ramp, size=36)[4:-4, 4:-4, 0].astype(float)
+    wanted = 2 * ((np.arange(36) + 0.5) * 96 / 36 - 0.5)  # centres of the new pixels on the old ones
+    assert np.abs(inner - wanted[4:-4]).max() <= 1.5
+    stripes = np.broadcast_to(np.array([0, 255], np.uint8).repeat(1), (96, 48, 2)).reshape(96, 96)
+    inner = only(tmp_path / "stripes", stripes, size=60)[4:-4, 4:-4, 0].astype(float)
+    assert np.abs(inner - 127.5).max() < 32  # dropping columns instead would leave 0 and 255
+
+
+def test_shorter_side_becomes_the_size_and_the_centre_is_kept(tmp_path):
+    wide = np.zeros((12, 60, 3), np.uint8)
+    wide[:, 24:36] = 200
+    assert (only(tmp_path / "wide", wide, size=6) == 200).all()
+    assert (only(tmp_path / "tall", wide.swapaxes(0, 1), size=6) == 200).all()
+    framed = np.full((30, 30, 3), 9, np.uint8)
+    framed[5:25, 5:25] = 100
+    assert (only(tmp_path / "framed", framed, crop=20, size=10) == 100).all()  # first the crop, then the size
+
+
+def test_images_of_several_sizes_are_welcome_when_they_are_resized_or_cropped(tmp_path):
+    files = {f"{i}.png": png(np.full((20 + i, 30 - i, 3), 10 * i, np.uint8)) for i in range(8)}
+    path = write(tmp_path, files)
+    assert "expected" in mistake(path)
+    for settings, side in (({"size": 8}, 8), ({"crop": 12}, 12), ({"crop": 12, "size": 6}, 6)):
+        dataset = load_dataset("", path, **settings)
+        assert dataset.shape == (side, side, 3)
+        assert sorted(int(x[0, 0, 0]) for s in (dataset.train, dataset.test) for x in s.x) == list(range(0, 80, 10))
+        assert all((x == x[0, 0, 0]).all() for x in dataset.train.x)
+
+
+def test_crop_larger_than_an_image_and_a_line_of_pixels_are_named(tmp_path):
+    files = {**{f"{i}.png": png(np.zeros((9, 9, 3), np.uint8)) for i in range(4)}, "4.png": png(PIXELS[0])}
+    line = mistake(write(tmp_path / "small", files), crop=7)
+    assert "4.png is 6x5" in line and "smaller than the crop" in line and "at most 5" in line
+    files["4.png"] = png(np.zeros((1, 60_000, 3), np.uint8))
+    assert "4.png is too elongated" in mistake(write(tmp_path / "line", files), size=64)
+
+
+def test_greyscale_among_colour_is_named_when_resized_too(tmp_path):
+    path = write(tmp_path, {**flat(), "05.png": png(PIXELS[5, :, :, 0])})
+    assert "05.png is greyscale among colour" in mistake(path, size=4)
+
+
+# Decoding
+
+
+def test_decoding_runs_a_bounded_number_of_images_ahead(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    read = []
+    content = png(np.zeros((8, 8, 3), np.uint8))
+    files = [images.ImageFile((str(i),), str(i), "", lambda i=i: read.append(i) or content) for i in range(6000)]
+    rows = images.decode(files, Recipe())
+    next(rows)
+    before = -1
+    while len(read) > before:  # until the threads have nothing left to do
+        before = len(read)
+        time.sleep(0.3)
+    rows.close()
+    # 25 headers, and tasks of 256 images: one that is used, at most two waiting for each thread, one under way in each
+    assert 256 <= len(read) <= 25 + 256 * (2 + 3 * 4)
