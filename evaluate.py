@@ -1,9 +1,11 @@
 """Evaluate: python evaluate.py --workdir=runs/digits [--samplers=em,pc,ode] [--n=1024] [--seeds=3] [--nfe=10,20,50].
 
        or python evaluate.py --workdir=runs/digits --likelihood [--n=...] [--probes=4] [--dequantization=uniform] [--k=1] [--bound]
-          [--chain=1000] [--betas=sde] [--variance=fixed_small].
+          [--chain=1000] [--betas=sde] [--variance=fixed_small],
 
-Writes WORKDIR/report/, or with --exact_score WORKDIR/report_exact_score/.
+       or python evaluate.py --workdir=runs/digits --fid --fid_weights=FILE [--fid_reference=train] [--samplers=...] [--nfe=...] [--n=...].
+
+Writes WORKDIR/report/, or with --exact_score WORKDIR/report_exact_score/; WORKDIR/likelihood/; WORKDIR/fid/.
 """
 
 from absl import flags
@@ -28,6 +30,11 @@ BETAS = flags.DEFINE_string("betas", None, "The chain's: sde (default, the run's
 VARIANCE = flags.DEFINE_string(
     "variance", None, "Of the chain's reverse steps: fixed_small (default) or fixed_large, better for short chains."
 )
+FID = flags.DEFINE_bool("fid", False, "Only FID, KID, precision and recall, by the Inception weights of --fid_weights: WORKDIR/fid/.")
+FID_WEIGHTS = flags.DEFINE_string("fid_weights", None, "With --fid: the file of the Inception weights, which is not downloaded.")
+FID_REFERENCE = flags.DEFINE_string(
+    "fid_reference", None, "With --fid: train (default) or test of the run's data, a folder, zip or .npz of images, or a data set's name."
+)
 LIKELIHOOD_N = flags.DEFINE_integer("likelihood_n", None, "Held-out examples. Default: config.eval.likelihood_n.")
 
 
@@ -40,7 +47,26 @@ def likelihood() -> int:
     return 0
 
 
+def fid() -> int:
+    for flag in (LIKELIHOOD, EXACT_SCORE, SEEDS):
+        if flag.value:
+            raise UserError(f"--{flag.name} does not go with --fid: leave one of them out")
+
+    from experiment.curves import budgets
+    from experiment.fid import fid_of_run
+
+    given = {"weights": FID_WEIGHTS.value, "reference": FID_REFERENCE.value, "n": N.value, "seed": SEED.value}
+    lines, path = fid_of_run(WORKDIR.value, SAMPLERS.value, given, budgets(NFE.value))
+    print("\n".join([*lines, str(path)]))
+    return 0
+
+
 def main() -> int:
+    for flag in (FID_WEIGHTS, FID_REFERENCE):
+        if flag.value is not None and not FID.value:
+            raise UserError(f"--{flag.name} goes with --fid: add it")
+    if FID.value:
+        return fid()
     if LIKELIHOOD.value:
         return likelihood()
     for flag in (CHAIN, BETAS, VARIANCE):

@@ -85,7 +85,7 @@ def evaluate(run: Any, samplers: Mapping[str, Any], settings: Settings | None = 
     of_curves = {place: {"nfe": d.cost["nfe"], "metrics": found["samplers"].pop(labels[place])} for place, d in at_fewer.items()}
     for name, sampler in samplers.items():
         found["samplers"][name] = {
-            "settings": _settings_of(sampler),
+            "settings": settings_of(sampler),
             **drawn[name].cost,
             "metrics": found["samplers"][name],
         }
@@ -210,7 +210,7 @@ def _describe(dataset: Any) -> dict[str, Any]:
     }
 
 
-def _settings_of(sampler: Any) -> dict[str, Any]:
+def settings_of(sampler: Any) -> dict[str, Any]:
     """The sampler's class and fields; a function or object among them by its name."""
     fields = {f.name: getattr(sampler, f.name) for f in dataclasses.fields(sampler)}
     simple = {k: v if isinstance(v, (int, float, str, type(None))) else getattr(v, "__name__", type(v).__name__) for k, v in fields.items()}
