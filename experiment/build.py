@@ -13,7 +13,7 @@ from flax import nnx
 from experiment.errors import UserError, choose
 from experiment.objective import TIMES, WEIGHTINGS
 from experiment.samplers import check_sampler
-from models import MLP, Apply, DiT, NCSNpp, UNet, split
+from models import MLP, Apply, DiT, NCSNpp, OneKey, UNet, split
 from sde_lib import VE, VP, CosineVP, NetworkScore, RectifiedFlow, SubVP
 from sde_lib.chain import Chain
 from sde_lib.labels import ChainLabel, LogSigmaLabel, LogSNRLabel, NoiseLabel, ReversedTimeLabel, TimeLabel
@@ -138,8 +138,8 @@ def compute_dtype(name: str) -> jax.typing.DTypeLike:
     return jnp.dtype(name)
 
 
-def build_network(config: Any, dataset: Any) -> tuple[Apply, dict[str, Any]]:
-    """(apply, params): the network for the dataset's `shape` and `num_classes`, its weights drawn from config.seed."""
+def build_network(config: Any, dataset: Any, rngs: Any = None) -> tuple[Apply, dict[str, Any]]:
+    """(apply, params): the network for the dataset's `shape` and `num_classes`, its weights drawn from `rngs`, by default config.seed."""
     if config.model.class_conditional and not dataset.num_classes:
         raise UserError(
             f"config.model.class_conditional is true, but {config.data.path or config.data.name} has no labels: set it to false"
@@ -149,7 +149,7 @@ def build_network(config: Any, dataset: Any) -> tuple[Apply, dict[str, Any]]:
         "num_classes": dataset.num_classes if config.model.class_conditional else 0,
         "dtype": compute_dtype(config.model.dtype),
         "centered": config.data.centered,
-        "rngs": nnx.Rngs(config.seed),
+        "rngs": rngs or nnx.Rngs(config.seed),
     }
     cls = choose(MODELS, config.model.name, "config.model.name")
     return split(construct(cls, config.model.to_dict(), "config.model", **given))
@@ -160,7 +160,7 @@ def abstract_network(config: Any, dataset: Any) -> tuple[Apply, dict[str, Any]]:
     found: list[Apply] = []
 
     def weights() -> dict[str, Any]:
-        apply, params = build_network(config, dataset)
+        apply, params = build_network(config, dataset, OneKey())
         found.append(apply)
         return params
 

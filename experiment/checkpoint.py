@@ -17,6 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from experiment.errors import UserError
+from experiment.hosts import from_first, gathered
 
 ITEMS = ("params", "ema", "power_ema", "opt_state", "learned")
 DIGESTS = "sha256.json"
@@ -38,21 +39,20 @@ def _write_digests(folder: Path) -> None:
     (folder / DIGESTS).write_text(json.dumps(found, indent=1))
 
 
-def _verify(folder: Path, items: tuple[str, ...]) -> None:
-    """Raises Damaged when a file of these items, or of the checkpoint as a whole, is missing or changed."""
+def _fault(folder: Path, items: tuple[str, ...]) -> str:
+    """What is wrong with a file of these items, or of the checkpoint as a whole: missing, or changed. "" where all are as written."""
     try:
         digests = json.loads((folder / DIGESTS).read_text())
         for name, digest in digests.items():
             if ("/" not in name or name.partition("/")[0] in items) and _digest(folder / name) != digest:
-                raise Damaged(f"{name} has changed")
+                return f"{name} has changed"
         # A byte that changes in a name here would otherwise leave its file unchecked.
         there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {DIGESTS}
-        if "meta/metadata" not in digests or there - digests.keys():
-            raise Damaged(f"{DIGESTS} is not whole")
+        return "" if "meta/metadata" in digests and not there - digests.keys() else f"{DIGESTS} is not whole"
     except FileNotFoundError as error:
-        raise Damaged(f"{Path(error.filename).relative_to(folder)} is missing") from None
+        return f"{Path(error.filename).relative_to(folder)} is missing"
     except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise Damaged(f"{DIGESTS} cannot be read ({error})") from None
+        return f"{DIGESTS} cannot be read ({error})"
 
 
 def _flat(tree: Any) -> dict[str, Any]:
@@ -66,6 +66,8 @@ def _unflat(flat: dict[str, Any], like: Any) -> Any:
 
 class Checkpoints:
     """The checkpoints of one run. One process writes (it holds the run's lock); any number may read.
+
+    Of several hosts each writes its own part, and the first says what there is, what is whole and what is removed; all call every method.
 
     Args:
         directory: where they are.
@@ -86,7 +88,7 @@ class Checkpoints:
         """Write the state whole, then remove the oldest checkpoints beyond `keep`. A step that is there already stays as it is."""
         step = int(state["step"])
         path = self.directory / str(step)
-        if path.is_dir():
+        if from_first(path.is_dir):
             return
         unfinished = path.with_name(path.name + _UNFINISHED)
         items = {name: ocp.args.StandardSave(_flat(state[name])) for name in ITEMS if _flat(state.get(name, {}))}
@@ -120,7 +122,7 @@ class Checkpoints:
         Raises UserError when there are checkpoints and none can be read.
         """
         damaged: list[tuple[int, str]] = []
-        steps = self.steps()
+        steps = from_first(self.steps)
         for step in reversed(steps):
             try:
                 state, meta = self.read(step, like)
@@ -130,7 +132,7 @@ class Checkpoints:
             for bad, reason in damaged:
                 self._pass_over(bad, reason, step, say, repair)
             return state, meta
-        if self.steps() != steps:  # training went on while this process read
+        if from_first(self.steps) != steps:  # training went on while this process read
             return self.restore(like, say, repair)
         if damaged:
             raise UserError(
@@ -151,12 +153,18 @@ class Checkpoints:
         """(state, meta) of one step. Raises Damaged."""
         path = self.directory / str(step)
         wanted = {name: _flat(like[name]) for name in ITEMS if _flat(like.get(name, {}))}
-        _verify(path, ("meta", *wanted))
+        fault = from_first(lambda: _fault(path, ("meta", *wanted)))
+        if fault:
+            raise Damaged(fault)
         items = {name: ocp.args.StandardRestore(flat) for name, flat in wanted.items()}
+        read, fault = {}, ""
         try:
             read = self._orbax.restore(path, ocp.args.Composite(meta=ocp.args.JsonRestore(), **items))
         except Exception as error:  # whole, and yet not what `like` asks for: orbax raises many kinds
-            raise Damaged(" ".join(str(error).split())[:200] or type(error).__name__) from error
+            fault = " ".join(str(error).split())[:200] or type(error).__name__
+        faults = [f for f in gathered(fault) if f]
+        if faults:
+            raise Damaged(faults[0])
         state = {name: _unflat(read[name], like[name]) if name in wanted else like[name] for name in ITEMS if name in like}
         if read["meta"]["step"] != step:
             raise Damaged(f"it is of step {read['meta']['step']}")

@@ -6,6 +6,7 @@ if __name__ == "__main__":
 """
 
 import contextlib
+import importlib.metadata
 import logging
 import os
 import sys
@@ -23,8 +24,8 @@ MISTAKE, INTERRUPTED = 2, 130
 _LOUD = ("absl", "jax", "orbax", "tensorboardX", "etils")
 
 
-def run_app(main: Callable[[], int | None], config: str = "") -> None:
-    """Parse the command's flags, run main(), exit with its status.
+def run_app(main: Callable[..., int | None], config: str = "", positional: tuple[str, ...] = ()) -> None:
+    """Parse the command's flags, run main() or main(*positional arguments), exit with its status.
 
     A UserError, or a mistake in the flags, is one line on stderr and status 2; Ctrl-C is status 130 in silence; any
     other exception is a bug and keeps its traceback.
@@ -33,13 +34,16 @@ def run_app(main: Callable[[], int | None], config: str = "") -> None:
         main: the command; it reads its flags from absl.
         config: for a command with --config=FILE and --config.section.key=value, the default file, beside the
             command's own. The config, whole and checked, is then flags.FLAGS.config.
+        positional: what the arguments that are no flags are called, such as ("CHECKPOINT", "RUN"): all must be given.
     """
     with mistakes_in_one_line():
         _quiet()
+        convolutions_on_all_cores()
         app.define_help_flags()
-        parse_flags(sys.argv, str(Path(sys.argv[0]).resolve().parent / config) if config else "")
+        config_file = str(Path(sys.argv[0]).resolve().parent / config) if config else ""
+        arguments = parse_flags(sys.argv, config_file, positional=positional)
         _compilation_cache()
-        status = main()
+        status = main(*arguments)
     sys.stdout.flush()
     sys.exit(status or 0)
 
@@ -59,9 +63,13 @@ def mistakes_in_one_line() -> Iterator[None]:
         sys.exit(INTERRUPTED)
 
 
-def parse_flags(argv: list[str], config: str = "", values: flags.FlagValues = flags.FLAGS) -> None:
-    """absl's parsing, every mistake as a UserError; `config`: the default of --config, "" for a command without."""
+def parse_flags(argv: list[str], config: str = "", values: flags.FlagValues = flags.FLAGS, positional: tuple[str, ...] = ()) -> list[str]:
+    """absl's parsing, every mistake as a UserError; `config`: the default of --config, "" for a command without.
+
+    Returns the arguments that are no flags, as many as `positional` names.
+    """
     try:
+        values.set_gnu_getopt(bool(positional))  # flags may follow them
         if config:
             _check_overrides(argv)
             config_flags.DEFINE_config_file("config", config, "A file with get_config().", values, lock_config=True)
@@ -71,10 +79,13 @@ def parse_flags(argv: list[str], config: str = "", values: flags.FlagValues = fl
         raise UserError(f"unknown flag --{error.flagname}: {f'did you mean --{guess}?' if guess else 'see --help'}") from None
     except flags.Error as error:
         raise UserError(_flag_mistake(str(error))) from None
-    if rest:
-        raise UserError(f"unexpected argument {rest[0]!r}: flags are written --name=value")
+    if len(rest) > len(positional):
+        raise UserError(f"unexpected argument {rest[len(positional)]!r}: flags are written --name=value")
+    if len(rest) < len(positional):
+        raise UserError(f"{positional[len(rest)]} is missing: give {' '.join(positional)}, then flags written --name=value")
     if config:
         check_config(values.config)
+    return list(rest)
 
 
 def _check_overrides(argv: list[str]) -> None:
@@ -107,6 +118,16 @@ def _quiet() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
+
+def convolutions_on_all_cores() -> None:
+    """On CPU: convolutions by Eigen. XLA's own choice since jax 0.10, YNNPACK, runs each on one core. Before the first use of a device.
+
+    benchmarks/training.py measures it. Of other versions, which may not know the flag and would abort, it is not asked.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "ynn_fusion_type" not in flags and importlib.metadata.version("jaxlib").startswith("0.10."):
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_experimental_ynn_fusion_type=-individual_convolution".strip()
 
 
 def _compilation_cache() -> None:

@@ -161,6 +161,7 @@ FREE_ON_RESUME = (
     "train.keep",
     "train.snapshot_every",
     "train.fsdp",
+    "train.steps_per_call",
     "data.cache",
     "sample.",
     "eval.",

@@ -22,6 +22,7 @@ import numpy as np
 from experiment import bounds
 from experiment.errors import UserError, choose
 from experiment.sampling import npz_bytes, padded, progress, solver_remedy, write_bytes
+from experiment.sharding import mesh_here, round_up
 from sde_lib import DiagonalGaussian, Hutchinson, bits_per_dim, log_prob
 from sde_lib.dequantization import TruncatedNormalDequantization, UniformDequantization, importance_weighted
 
@@ -121,10 +122,11 @@ def parts(run: Any, settings: LikelihoodSettings, folder: Path | None, budget: b
     """Every batch's arrays, in order. With a folder each is kept there, and one that is there already is not computed again."""
     n = _count(run, settings)
     size = min(settings.batch_size, n)
+    split = round_up(size, mesh_here())  # the devices divide it; parts are kept by `size`, whatever the devices
     with progress(n, "likelihood", "example") as bar, solver_remedy():
         for first in range(0, n, size):
             path = None if folder is None else folder / f"{first:08d}.npz"
-            part = _read(path) or _compute(run, first, settings, size, min(size, n - first), budget)
+            part = _read(path) or _compute(run, first, settings, split, min(size, n - first), budget)
             if path is not None and not path.exists():
                 write_bytes(path, npz_bytes(**part))
             bar.update(len(part["ratios"]))

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,25 +15,30 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import SingleDeviceSharding
 from tqdm import tqdm
 
 from experiment.build import abstract_network, build_score, check_names
 from experiment.checkpoint import Checkpoints
 from experiment.config import FREE_ON_RESUME, check_config, differences, load_config, save_config
-from experiment.data import Dataset, load_dataset
+from experiment.data import Dataset, configured_dataset
 from experiment.errors import UserError
+from experiment.hosts import all_or_none, joined, one_host_only
 from experiment.provenance import provenance
 from experiment.runlog import RunLog
 from experiment.scaling import Scaling
-from experiment.sharding import initialise_distributed
+from experiment.sharding import OverBatch, mesh_here, weight_shardings
 from experiment.trainer import NotFinite, Progress, Trainer, empty_window
 from sde_lib import NetworkScore
 
 
+def _first_host() -> bool:
+    """Whether this process is the one that writes what is not an array."""
+    return jax.process_index() == 0
+
+
 def _say(line: str, file: Any = None) -> None:
     """One line on stderr, or on `file`, from the first host; a progress bar moves out of its way."""
-    if jax.process_index() == 0:
+    if _first_host():
         tqdm.write(line, file=file or sys.stderr)
 
 
@@ -102,7 +107,7 @@ class RunDirectory:
 
 
 class Signals:
-    """While open, the first SIGTERM or SIGINT only asks to stop; a second one acts as usual."""
+    """From `listen` to the end of its block the first SIGTERM or SIGINT only asks to stop; a second one acts as usual."""
 
     def __init__(self) -> None:
         self.received = 0
@@ -117,9 +122,12 @@ class Signals:
             signal.signal(*self._before.popitem())
 
     def __enter__(self) -> "Signals":
+        return self
+
+    def listen(self) -> None:
+        """Not before training is ready to answer: until then a signal ends the process as usual."""
         if threading.current_thread() is threading.main_thread():  # a notebook's thread may not set handlers
             self._before = {n: signal.signal(n, self._ask) for n in (signal.SIGTERM, signal.SIGINT)}
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._restore()
@@ -144,32 +152,36 @@ def train(config: Any, workdir: str | Path) -> int:
     Returns the exit status: 0, or 128 + n when signal n stopped it, after a checkpoint. Raises UserError for whatever
     the user can mend.
     """
-    initialise_distributed()
-    config = check_config(config)
-    check_names(config)
-    directory = RunDirectory(workdir, config.train.keep)
-    directory.check_belongs(config)
-    dataset = load_dataset(config.data.name, config.data.path, config.data.cache)
-    trainer = Trainer(config, dataset)
-    first_host = jax.process_index() == 0
-    with directory.lock() if first_host else contextlib.nullcontext(), Signals() as signals:
-        directory.check_belongs(config)
-        directory.checkpoints.clean()
-        directory.snapshots.clean()
+    with Signals() as signals, joined(), contextlib.ExitStack() as stack:
+        with all_or_none():
+            config = check_config(config)
+            check_names(config)
+            directory = RunDirectory(workdir, config.train.keep)
+            directory.check_belongs(config)
+            dataset = configured_dataset(config)
+            trainer = Trainer(config, dataset)
+            if _first_host():
+                stack.enter_context(directory.lock())
+                directory.check_belongs(config)
+                directory.checkpoints.clean()
+                directory.snapshots.clean()
+        signals.listen()
         restored = directory.checkpoints.restore(trainer.like, _say, repair=True)
         state, window = (restored[0], restored[1]["window"]) if restored else (trainer.initial_state(), empty_window())
         step = int(state["step"])
-        if first_host:
-            with config.unlocked():
-                config.train.steps = max(config.train.steps, step)
-            directory.write_config(config, DataShape(tuple(dataset.shape), dataset.levels, dataset.num_classes))
-        if step >= trainer.config.train.steps:
+        with config.unlocked():
+            config.train.steps = max(config.train.steps, step)
+        with all_or_none():
+            if _first_host():
+                directory.write_config(config, DataShape(tuple(dataset.shape), dataset.levels, dataset.num_classes))
+        if step >= config.train.steps:
             _say(f"{directory.path} is trained: step {step}", sys.stdout)
             return 0
-        devices = f"{trainer.mesh.size} {jax.default_backend()} device(s)"
+        hosts = f" of {jax.process_count()} hosts" if jax.process_count() > 1 else ""
+        devices = f"{trainer.mesh.size} {jax.default_backend()} device(s){hosts}"
         _say(f"{directory.path}: {trainer.weights:,} weights on {devices}, from step {step}", sys.stdout)
-        with RunLog(directory.path, step) if first_host else contextlib.nullcontext() as log:
-            return _train(trainer, trainer.run(state, window, signals.here), directory, log, signals, step)
+        log = stack.enter_context(RunLog(directory.path, step)) if _first_host() else None
+        return _train(trainer, trainer.run(state, window, signals.here), directory, log, signals, step)
 
 
 def _train(
@@ -182,7 +194,8 @@ def _train(
 ) -> int:
     """Log, save and draw what the training loop yields."""
     settings, checkpoints = trainer.config.train, directory.checkpoints
-    with tqdm(total=settings.steps, initial=start, unit="step", disable=None, dynamic_ncols=True, desc="train") as bar:
+    hidden = None if log else True  # None: shown on a terminal
+    with tqdm(total=settings.steps, initial=start, unit="step", disable=hidden, dynamic_ncols=True, desc="train") as bar:
         try:
             for now in progress:
                 if now.row and log:
@@ -233,12 +246,12 @@ class Run:
     @cached_property
     def dataset(self) -> Dataset:
         """The data it was trained on, loaded at first use."""
-        return load_dataset(self.config.data.name, self.config.data.path, self.config.data.cache)
+        return configured_dataset(self.config)
 
     @property
     def scaling(self) -> Scaling:
         """Between the data's levels and the model's space."""
-        return Scaling(self.levels)
+        return Scaling(self.levels, self.config.data.centered)
 
 
 def load_run(workdir: str | Path) -> Run:
@@ -247,15 +260,17 @@ def load_run(workdir: str | Path) -> Run:
     Raises UserError when there is no run, or none of its checkpoints can be read.
     """
     directory = RunDirectory(workdir)
+    one_host_only("sampling, and whatever else reads a run,")
     config, data = read_config(directory)
     restored = directory.checkpoints.restore({"ema": weights_like(config, data)}, _say)
     if restored is None:
         raise UserError(f"run directory {workdir} has no checkpoint yet; wait for its training to save one, or {_make_one(workdir)}")
     state, meta = restored
+    score_fn = build_score(config, data, state["ema"])
     return Run(
         directory.path,
         config,
-        build_score(config, data, state["ema"]),
+        replace(score_fn, apply=OverBatch(score_fn.apply, mesh_here(config.train.fsdp))),
         int(meta["step"]),
         data.shape,
         data.levels,
@@ -278,10 +293,10 @@ def read_config(directory: RunDirectory) -> tuple[Any, DataShape]:
 
 
 def weights_like(config: Any, data: DataShape) -> Any:
-    """The weights' shapes and dtypes, to be restored on this process's first device."""
-    here = SingleDeviceSharding(jax.local_devices()[0])
+    """The weights' shapes and dtypes, to be restored on this host's devices, whatever devices they were trained on."""
     _, shapes = abstract_network(config, data)
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
+    shardings = weight_shardings(mesh_here(config.train.fsdp), shapes)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
 def load_score(workdir: str | Path) -> NetworkScore:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from experiment.errors import UserError
 from experiment.run import Run, load_run
 from experiment.samplers import check_sampler, make_sampler
+from experiment.sharding import mesh_here, round_up
 from sde_lib import sample
 
 Array = np.ndarray
@@ -49,12 +50,18 @@ def draw(run: Any, sampler: Any, key: jax.Array, n: int, batch_size: int, descri
 
 
 def draw_batch(run: Any, sampler: Any, key: jax.Array, first: int, size: int, labels: Array | None = None, frames: int = 0) -> Any:
-    """Samples first .. first + size - 1. A last batch is drawn whole too, past n, so that one shape is compiled."""
-    cond = None if labels is None else padded(labels[first : first + size], size)
+    """Samples first .. first + size - 1. A last batch is drawn whole too, past n, so that one shape is compiled.
+
+    Split over the run's devices, with more samples that are dropped where these do not divide it.
+    """
+    drawn = round_up(size, mesh_here())
+    cond = None if labels is None else padded(labels[first : first + drawn], drawn)
     with solver_remedy():
-        result = sample(sampler, run.score_fn, key, size, tuple(run.shape), cond=cond, first=first, frames=frames)
+        result = sample(sampler, run.score_fn, key, drawn, tuple(run.shape), cond=cond, first=first, frames=frames)
         jax.block_until_ready(result.x)
+    if drawn == size:
         return result
+    return result._replace(x=result.x[:size], path=None if result.path is None else result.path[:, :size])
 
 
 def padded(rows: Array, size: int) -> Array:

@@ -6,8 +6,8 @@ pay.
 """
 
 import math
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -16,40 +16,22 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from experiment.errors import UserError
 
-# Below this many entries, gathering a weight costs more than holding a copy on every device.
-SHARD_FROM = 2**14
-
-# What a cluster's environment says to a process that is one of several; jax finds the rest itself.
-_CLUSTERS: dict[str, Callable[[str], bool]] = {
-    "SLURM_STEP_NUM_TASKS": lambda value: value.isdigit() and int(value) > 1,
-    "OMPI_COMM_WORLD_SIZE": lambda value: value.isdigit() and int(value) > 1,
-    "TPU_WORKER_HOSTNAMES": lambda value: "," in value,
-}
-_BY_HAND = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+# Smaller weights, biases and gains of norms, stay whole: each would cost a gathering, and together they are 2 % of a network of width 32.
+SHARD_FROM = 2**10
 
 
-def initialise_distributed() -> None:
-    """Join the other processes when the environment says that there are some. Before anything else that uses a device.
-
-    By hand: JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES, JAX_PROCESS_ID. Raises UserError for the first alone.
-    """
-    if jax.distributed.is_initialized():
-        return
-    address, processes, process = (os.environ.get(name, "") for name in _BY_HAND)
-    if address:
-        if not (processes.isdigit() and process.isdigit()):
-            raise UserError(f"{_BY_HAND[0]} is set: set {_BY_HAND[1]} and {_BY_HAND[2]} too, to numbers")
-        jax.distributed.initialize(address, int(processes), int(process))
-    elif any(several(os.environ.get(name, "")) for name, several in _CLUSTERS.items()):
-        jax.distributed.initialize()
+def make_mesh(fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
+    """These devices, by default all of all hosts, as (data, fsdp). Raises UserError when `fsdp` does not divide their number."""
+    devices = jax.devices() if devices is None else devices
+    if len(devices) % fsdp:
+        raise UserError(f"config.train.fsdp is {fsdp}: it must divide the number of devices, {len(devices)}")
+    return jax.make_mesh((len(devices) // fsdp, fsdp), ("data", "fsdp"), (AxisType.Auto, AxisType.Auto), devices=devices)
 
 
-def make_mesh(fsdp: int = 1) -> Mesh:
-    """All devices as (data, fsdp). Raises UserError when `fsdp` does not divide their number."""
-    devices = jax.device_count()
-    if devices % fsdp:
-        raise UserError(f"config.train.fsdp is {fsdp}: it must divide the number of devices, {devices}")
-    return jax.make_mesh((devices // fsdp, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
+def mesh_here(fsdp: int = 1) -> Mesh:
+    """This host's devices: where runs are sampled and evaluated, wherever they were trained. Weights stay whole where fsdp does not fit."""
+    devices = jax.local_devices()
+    return make_mesh(1 if len(devices) % fsdp else fsdp, devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -57,9 +39,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def over_batch(mesh: Mesh) -> NamedSharding:
-    """The first axis split over all devices."""
-    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+def over_batch(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """This axis split over all devices."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, ("data", "fsdp")))
 
 
 def _weight(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
@@ -77,10 +59,34 @@ def weight_shardings(mesh: Mesh, tree: Any) -> Any:
 
 
 def put_rows(rows: np.ndarray, source: np.ndarray, mesh: Mesh) -> jax.Array:
-    """source[rows] on the mesh, split over the batch. Each host reads only the rows of its own devices."""
-    shape = (len(rows), *source.shape[1:])
+    """source[rows] on the mesh, split over the rows' last axis, the batch. Each host reads only the rows of its own devices."""
+    shape = (*rows.shape, *source.shape[1:])
 
     def read(index: tuple[slice, ...] | None) -> np.ndarray:
-        return source[rows[index[0] if index else slice(None)]]
+        return source[rows[index[: rows.ndim] if index else ...]]
 
-    return jax.make_array_from_callback(shape, over_batch(mesh), read)
+    return jax.make_array_from_callback(shape, over_batch(mesh, rows.ndim - 1), read)
+
+
+def round_up(n: int, mesh: Mesh) -> int:
+    """The next number of rows that the devices divide."""
+    return -(-n // mesh.size) * mesh.size
+
+
+@dataclass(frozen=True)
+class OverBatch:
+    """A network's `apply` with its batch split over the mesh, where the devices divide it: what calls it is then split too.
+
+    A batch that they do not divide is computed whole on each. Weights that are split are gathered where they are used; the compiler might
+    else split activations as it finds the weights, and move those around.
+    """
+
+    apply: Callable[..., jax.Array]
+    mesh: Mesh
+
+    def __call__(self, params: Any, x: jax.Array, *rest: Any) -> jax.Array:
+        params = jax.lax.with_sharding_constraint(params, replicated(self.mesh))
+        return self._split(self.apply(params, self._split(x), *rest))
+
+    def _split(self, x: jax.Array) -> jax.Array:
+        return x if len(x) % self.mesh.size else jax.lax.with_sharding_constraint(x, over_batch(self.mesh))

@@ -7,7 +7,7 @@ that stops and goes on is the run that never stopped.
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,18 +24,20 @@ from experiment.build import (
     build_schedule,
     build_sde,
 )
+from experiment.clock import Clock
 from experiment.data import batch_indices
 from experiment.errors import UserError
 from experiment.objective import Objective
 from experiment.scaling import Scaling, random_flip
-from experiment.sharding import make_mesh, over_batch, put_rows, replicated, weight_shardings
+from experiment.sharding import OverBatch, make_mesh, over_batch, put_rows, replicated, weight_shardings
 from sde_lib import NetworkScore
 from sde_lib.ema import power_ema_decay
 
 State = dict[str, Any]
 Window = dict[str, jax.Array]
 
-# Steps given to the device before the host waits for one: enough to keep it busy, few enough to answer a signal.
+# Calls given to the device before the host waits for one: enough to keep it busy while the host reads the next batch, few enough to
+# answer a signal.
 IN_FLIGHT = 2
 
 
@@ -71,41 +73,14 @@ def _all_finite(tree: Any) -> jax.Array:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 
-class Clock:
-    """Images per second of training, without the first step, which compiles, and the caller's saving and logging."""
-
-    def __init__(self, batch_size: int):
-        self.batch_size, self.cold = batch_size, True
-        self.restart()
-
-    def restart(self) -> None:
-        self.images, self.start = 0, time.perf_counter()
-
-    def tick(self) -> None:
-        """One more step has been given to the device."""
-        if self.cold:
-            self.cold, self.first = False, time.perf_counter() - self.start
-            self.restart()
-        else:
-            self.images += self.batch_size
-
-    def skip(self, seconds: float) -> None:
-        """Leave out time that was not training's."""
-        self.start += seconds
-
-    def rate(self) -> float:
-        """Images per second since the last restart; of the first step when there was no other."""
-        return self.images / (time.perf_counter() - self.start) if self.images else self.batch_size / self.first
-
-
 def ema_decay(ema: float, step: Any) -> Any:
     """min(ema, (1 + k)/(10 + k)) at update k: short at first, so that the initial weights are soon forgotten."""
     return jnp.minimum(ema, (1.0 + step) / (10.0 + step))
 
 
 def averaged(ema: Any, params: Any, decay: Any) -> Any:
-    """ema <- decay ema + (1 - decay) params."""
-    return jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, params)
+    """ema <- decay ema + (1 - decay) params, so written that a weight which never changes has itself for average, to the last bit."""
+    return jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), ema, params)
 
 
 def width_name(sigma_rel: float) -> str:
@@ -119,25 +94,32 @@ def micro_batches(batch: Any, n: int) -> Any:
 
 
 class Trainer:
-    """A config and a dataset, as compiled functions on the mesh.
+    """A config and a dataset, as compiled functions on the mesh of `devices`, by default all there are.
 
     Raises UserError when the batch does not divide over accumulate x devices, or the config's objects cannot be built.
     """
 
-    def __init__(self, config: Any, dataset: Any):
+    def __init__(self, config: Any, dataset: Any, devices: Sequence[Any] | None = None):
         self.config, self.dataset = config, dataset
-        self.mesh = make_mesh(config.train.fsdp)
+        self.mesh = make_mesh(config.train.fsdp, devices)
         self._check()
-        self.scaling = Scaling(dataset.levels)
+        # Never on CPU, where convolutions in a compiled loop are slow (jax issue 12868).
+        self.steps_per_call = 1 if self.mesh.devices.flat[0].platform == "cpu" else config.train.steps_per_call
+        self.scaling = Scaling(dataset.levels, config.data.centered)
         self.sde, self.parameterization = build_sde(config), build_parameterization(config)
         self.objective = Objective.of(config)
         self.optimizer, self.schedule = build_optimizer(config), build_schedule(config)
-        self.apply, weights = abstract_network(config, dataset)
+        apply, weights = abstract_network(config, dataset)
+        self.apply = OverBatch(apply, self.mesh)
         self.abstract_state = jax.eval_shape(self._initial, weights)
         self.shardings = weight_shardings(self.mesh, self.abstract_state)
-        whole, rows = replicated(self.mesh), over_batch(self.mesh)
-        self._step = jax.jit(
-            self.step,
+        self._step, self._steps = self._compiled(self.step, axis=0), self._compiled(self.steps, axis=1)
+
+    def _compiled(self, step: Callable[..., Any], axis: int) -> Any:
+        """`step` on the mesh, its batch split at this axis, its state overwritten."""
+        whole, rows = replicated(self.mesh), over_batch(self.mesh, axis)
+        return jax.jit(
+            step,
             in_shardings=(self.shardings, whole, rows, whole),
             out_shardings=(self.shardings, whole, whole),
             donate_argnums=(0, 1),
@@ -178,10 +160,11 @@ class Trainer:
         _, params = build_network(self.config, self.dataset)
         return jax.jit(self._initial, out_shardings=self.shardings)(params)
 
-    def batch(self, step: int) -> dict[str, jax.Array]:
-        """Batch `step`, as the data hold it (integer levels for images), on the mesh."""
-        data = self.dataset.train
-        rows = batch_indices(self.config.seed, step, self.config.train.batch_size, len(data))
+    def batch(self, step: int, steps: int = 0) -> dict[str, jax.Array]:
+        """Batch `step`, as the data hold it (integer levels for images), on the mesh; with `steps` so many from it on, (steps, b, ...)."""
+        data, size = self.dataset.train, self.config.train.batch_size
+        found = [batch_indices(self.config.seed, k, size, len(data)) for k in range(step, step + max(steps, 1))]
+        rows = np.stack(found) if steps else found[0]
         batch = {"x": put_rows(rows, data.x, self.mesh)}
         if self.config.model.class_conditional:
             batch["cond"] = put_rows(rows, data.labels, self.mesh)
@@ -244,6 +227,32 @@ class Trainer:
         state = {"params": params, "ema": ema, "power_ema": power_ema, "opt_state": opt_state, "learned": learned, "step": k + 1}
         return state, window, loss
 
+    def steps(self, state: State, window: Window, batches: Any, seed: jax.Array) -> tuple[State, Window, jax.Array]:
+        """As many updates as there are batches, (k, b, ...), in one call of the device; the loss is the last one's."""
+
+        def one(carry: tuple[State, Window], batch: Any) -> tuple[tuple[State, Window], jax.Array]:
+            state, window, loss = self.step(*carry, batch, seed)
+            return (state, window), loss
+
+        (state, window), losses = jax.lax.scan(one, (state, window), batches)
+        return state, window, losses[-1]
+
+    def call(self, state: State, window: Window, step: int) -> tuple[State, Window, jax.Array, int]:
+        """(state, sums, last loss, step) after one call of the device: steps_per_call updates, or one where an event comes before.
+
+        So calls have two lengths, of which each compiles once, and the log, checkpoints and snapshots keep their steps.
+        """
+        n, seed = self.steps_per_call, jnp.uint32(self.config.seed)
+        if n == 1 or n > self._until_event(step):
+            return *self._step(state, window, self.batch(step), seed), step + 1
+        return *self._steps(state, window, self.batch(step, n), seed), step + n
+
+    def _until_event(self, step: int) -> int:
+        """Steps until the loop has to look at the state."""
+        train = self.config.train
+        every = [train.log_every, train.checkpoint_every, *([train.snapshot_every] if train.power_ema else [])]
+        return min(train.steps - step, *(n - step % n for n in every))
+
     def run(self, state: State, window: dict[str, float] | None = None, stop: Callable[[], bool] = lambda: False) -> Iterator[Progress]:
         """Train from `state` to config.train.steps. Yields at the log's and checkpoints' steps and when `stop`.
 
@@ -252,14 +261,14 @@ class Trainer:
         """
         train, step = self.config.train, int(state["step"])
         sums = self._put_window(window or empty_window())
-        seed, in_flight, clock = jnp.uint32(self.config.seed), deque[jax.Array](), Clock(train.batch_size)
+        in_flight, clock = deque[jax.Array](), Clock(train.batch_size)
         while step < train.steps:
-            state, sums, loss = self._step(state, sums, self.batch(step), seed)
-            step += 1
+            before = step
+            state, sums, loss, step = self.call(state, sums, before)
             in_flight.append(loss)
-            if clock.cold or len(in_flight) > IN_FLIGHT:
+            if clock.cold(step - before) or len(in_flight) > IN_FLIGHT:
                 in_flight.popleft().block_until_ready()
-            clock.tick()
+            clock.tick(step - before)
             logs = step % train.log_every == 0 or step == train.steps
             snapshot = train.power_ema and step % train.snapshot_every == 0
             if not (logs or snapshot or step % train.checkpoint_every == 0 or stop()):
@@ -278,7 +287,7 @@ class Trainer:
         types = {"loss": jnp.float32, "grad_norm": jnp.float32, "steps": jnp.int32, "bad_step": jnp.int32}
         return jax.device_put({k: np.asarray(window[k], t) for k, t in types.items()}, replicated(self.mesh))
 
-    def _row(self, step: int, seen: dict[str, float], clock: "Clock") -> dict[str, float]:
+    def _row(self, step: int, seen: dict[str, float], clock: Clock) -> dict[str, float]:
         return {
             "step": step,
             "loss": seen["loss"] / seen["steps"],

@@ -5,9 +5,9 @@ y = apply(params, x, c_noise, cond=None, key=None)
 """
 
 from models.dit import DiT
-from models.functional import Apply, split
+from models.functional import Apply, OneKey, split
 from models.mlp import MLP
 from models.ncsnpp import NCSNpp
 from models.unet import UNet
 
-__all__ = ["MLP", "Apply", "DiT", "NCSNpp", "UNet", "split"]
+__all__ = ["MLP", "Apply", "DiT", "NCSNpp", "OneKey", "UNet", "split"]

@@ -39,6 +39,16 @@ class Apply:
         return network(x, c_noise, cond, key)
 
 
+class OneKey:
+    """The same key for every weight, where only shapes are wanted: counting keys while tracing takes ten times as long as all else."""
+
+    def __init__(self) -> None:
+        self._key = jax.random.key(0)
+
+    def params(self) -> jax.Array:
+        return self._key
+
+
 def split(network: nnx.Module) -> tuple[Apply, Params]:
     """The network as (apply, params): params a plain nested dict, string keys and float32 arrays."""
     graphdef, state = nnx.split(network)

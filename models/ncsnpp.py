@@ -9,8 +9,7 @@
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import jax
@@ -34,14 +33,12 @@ from models.layers import (
     rematerialised,
 )
 from models.ncsnpp_blocks import (
-    NIN_SCALE,
     RESAMPLERS,
     SMALLEST_SCALE,
-    Attention,
     Downsample,
     FourierEmbedding,
-    Head,
     Level,
+    Parts,
     ResBlock,
     Upsample,
     positional_embedding,
@@ -108,75 +105,74 @@ class NCSNpp(nnx.Module):
         self.gain = math.sqrt(0.5) if skip_rescale else 1.0
 
         given: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
-        last_scale = init_scale or SMALLEST_SCALE
-        shared = {"rescale": skip_rescale, "init_scale": last_scale, "norm_groups": norm_groups, **given}
-        shortcut_scale = 1.0 if resblock == "biggan" else NIN_SCALE
-        block: Callable[..., ResBlock] = partial(
-            ResBlock, embedding=4 * width, dropout=dropout, fir=fir, shortcut_scale=shortcut_scale, **shared
-        )
-        attend: Callable[..., Attention] = partial(Attention, **shared)
-        head: Callable[..., Head] = partial(Head, norm_groups=norm_groups, **given)
-        image = self.shape[2]
+        last_scale, biggan = init_scale or SMALLEST_SCALE, resblock == "biggan"
+        parts = Parts(4 * width, dropout, fir, biggan, resample_with_conv, skip_rescale, last_scale, norm_groups, given)
         levels = [(width * m, resolution in attention) for m, resolution in zip(channel_mults, resolutions, strict=True)]
-
-        def resampler(kind: Literal["down", "up"], c: int) -> Any:
-            if resblock == "biggan":
-                return block(c, c, resample=kind)
-            return {"down": Downsample, "up": Upsample}[kind](c, c, fir=fir, **given) if resample_with_conv else None
+        image = self.shape[2]
 
         self.embedding: Any = FourierEmbedding(width, fourier_scale, rngs=rngs) if embedding == "fourier" else None
         self.dense0 = Linear(2 * width if embedding == "fourier" else width, 4 * width, rngs=rngs)
         self.dense1 = Linear(4 * width, 4 * width, rngs=rngs)
         self.labels = label_table(num_classes, 4 * width, rngs) if num_classes else None
         self.inner = conv(image, width, **given)
+        self.down, skips = self._way_down(parts, levels, blocks, width, image)
+        current = skips[-1]
+        self.middle = named([parts.block(current, current), parts.attention(current), parts.block(current, current)])
+        self.up = self._way_up(parts, levels, blocks, attention_per_block, skips, image)
+        self.outer: Any = None if progressive == "output_skip" else parts.head(levels[0][0], image, last_scale)
 
+    def _way_down(self, parts: Parts, levels: list[tuple[int, bool]], blocks: int, width: int, image: int) -> tuple[nnx.Dict, list[int]]:
+        """The levels on the way down, each (channels, whether with attention); and the channels of all that is kept for the way up."""
         skips, current, carried = [width], width, image
-        down: list[Level] = []
+        found: list[Level] = []
         for c, attends in levels:
-            level, attentions = [], {}
+            level, attention = [], {}
             for i in range(blocks):
-                level.append(block(current, c))
+                level.append(parts.block(current, c))
                 current = c
                 if attends:
-                    attentions[i] = attend(current)
+                    attention[i] = parts.attention(current)
                 skips.append(current)
-            last = len(down) == len(levels) - 1
+            last = len(found) == len(levels) - 1
             resample: Any = None
             pyramid: Any = None
             if not last:
-                resample = resampler("down", current)
-                if progressive_input == "input_skip":
-                    pyramid = Linear(image, current, **given)
-                    current *= 2 if progressive_combine == "cat" else 1
-                elif progressive_input == "residual":
-                    pyramid = Downsample(carried, current, fir=fir, **given)
+                resample = parts.resampler("down", current)
+                if self.progressive_input == "input_skip":
+                    pyramid = Linear(image, current, **parts.given)
+                    current *= 2 if self.combine == "cat" else 1
+                elif self.progressive_input == "residual":
+                    pyramid = Downsample(carried, current, fir=parts.fir, **parts.given)
                     carried = current
                 skips.append(current)
-            down.append(Level(level, attentions, resample, pyramid, last=last))
+            found.append(Level(level, attention, resample, pyramid, last=last))
+        return named(found), skips
 
-        self.middle = named([block(current, current), attend(current), block(current, current)])
-
-        up: list[Level] = []
+    def _way_up(
+        self, parts: Parts, levels: list[tuple[int, bool]], blocks: int, attention_per_block: bool, skips: list[int], image: int
+    ) -> nnx.Dict:
+        """The levels on the way up, from the coarsest."""
+        skips, current, carried = list(skips), skips[-1], 0
+        found: list[Level] = []
         for c, attends in reversed(levels):
-            level, attentions = [], {}
+            level, attention = [], {}
             for i in range(blocks + 1):
-                level.append(block(current + skips.pop(), c))
+                level.append(parts.block(current + skips.pop(), c))
                 current = c
                 if attends and (attention_per_block or i == blocks):
-                    attentions[i] = attend(current)
-            last = len(up) == len(levels) - 1
-            out, pyramid = None, None
-            if progressive == "output_skip":
-                out = head(current, image, scale=last_scale)
-            elif progressive == "residual" and not up:
-                out = head(current, current, scale=1.0)
-            elif progressive == "residual":
-                pyramid = Upsample(carried, current, fir=fir, **given)
-            carried = current
-            resample = None if last else resampler("up", current)
-            up.append(Level(level, attentions, resample, pyramid, out, last=last))
-        self.down, self.up = named(down), named(up)
-        self.outer: Any = None if progressive == "output_skip" else head(current, image, scale=last_scale)
+                    attention[i] = parts.attention(current)
+            out: Any = None
+            pyramid: Any = None
+            if self.progressive == "output_skip":
+                out = parts.head(current, image, parts.init_scale)
+            elif self.progressive == "residual" and not found:
+                out = parts.head(current, current, 1.0)
+            elif self.progressive == "residual":
+                pyramid = Upsample(carried, current, fir=parts.fir, **parts.given)
+            carried, last = current, len(found) == len(levels) - 1
+            resample = None if last else parts.resampler("up", current)
+            found.append(Level(level, attention, resample, pyramid, out, last=last))
+        return named(found)
 
     def published_order(self) -> Iterator[tuple[Path, nnx.Module]]:
         """(path in the parameters, module) in the order of the published list `all_modules`; a `Head` stands for two of its entries."""

@@ -1,6 +1,7 @@
 """The parts of `NCSNpp` (Song et al. 2021, arXiv:2011.13456, appendix H): label embeddings, resampling, residual blocks, attention."""
 
 import math
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -169,3 +170,40 @@ class Level(nnx.Module):
         self.resample: Any = resample
         self.pyramid: Any = pyramid
         self.head: Any = head
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What makes one network's modules: the options that all of them share."""
+
+    embedding: int
+    dropout: float
+    fir: bool
+    biggan: bool
+    resample_with_conv: bool
+    rescale: bool
+    init_scale: float
+    norm_groups: int
+    given: dict[str, Any]  # dtype and rngs
+
+    @property
+    def _branch(self) -> dict[str, Any]:
+        return {"rescale": self.rescale, "init_scale": self.init_scale, "norm_groups": self.norm_groups, **self.given}
+
+    def block(self, inputs: int, outputs: int, resample: Literal["down", "up"] | None = None) -> ResBlock:
+        shortcut = 1.0 if self.biggan else NIN_SCALE
+        options: dict[str, Any] = {"embedding": self.embedding, "dropout": self.dropout, "fir": self.fir, "shortcut_scale": shortcut}
+        return ResBlock(inputs, outputs, resample=resample, **options, **self._branch)
+
+    def attention(self, channels: int) -> Attention:
+        return Attention(channels, **self._branch)
+
+    def head(self, inputs: int, outputs: int, scale: float) -> Head:
+        return Head(inputs, outputs, scale=scale, norm_groups=self.norm_groups, **self.given)
+
+    def resampler(self, kind: Literal["down", "up"], channels: int) -> ResBlock | Downsample | Upsample | None:
+        """From one level to the next; None where pixels are resampled without weights."""
+        if self.biggan:
+            return self.block(channels, channels, kind)
+        layer = Downsample if kind == "down" else Upsample
+        return layer(channels, channels, fir=self.fir, **self.given) if self.resample_with_conv else None

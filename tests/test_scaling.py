@@ -9,9 +9,10 @@ from experiment.scaling import Scaling, random_flip
 LEVELS = [2, 17, 255, 256]
 
 
+@pytest.mark.parametrize("centered", [True, False])
 @pytest.mark.parametrize("levels", LEVELS)
-def test_every_level_survives_dequantisation(levels):
-    scaling = Scaling(levels)
+def test_every_level_survives_dequantisation(levels, centered):
+    scaling = Scaling(levels, centered)
     k = np.tile(np.arange(levels, dtype=np.uint8), (1000, 1))
     for key in (None, jax.random.key(0)):
         np.testing.assert_array_equal(scaling.to_data(jax.jit(scaling.to_model)(k, key)), k)
@@ -26,6 +27,16 @@ def test_bins_tile_minus_one_to_one(levels):
     for u in (0.0, 0.25, 0.999):  # a bin holds its lower edge, and not its upper one
         x = ((k + u) * 2 / levels - 1).astype(np.float32)
         np.testing.assert_array_equal(scaling.to_data(x), k)
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+def test_bins_tile_zero_to_one(levels):
+    k = np.arange(levels)
+    scaling = Scaling(levels, centered=False)
+    np.testing.assert_allclose(scaling.to_model(k), (k + 0.5) / levels, atol=2e-7)
+    assert scaling.bin_width == 1 / levels
+    for u in (0.0, 0.25, 0.999):
+        np.testing.assert_array_equal(scaling.to_data(((k + u) / levels).astype(np.float32)), k)
 
 
 def test_values_outside_are_clipped():

@@ -1,5 +1,6 @@
 """The optimiser, the moving average and the accumulated gradient against their definitions; batches and noise."""
 
+import warnings
 from copy import copy
 from dataclasses import replace
 from typing import Any
@@ -16,7 +17,7 @@ from experiment.config import check_config
 from experiment.data import batch_indices, load_dataset
 from experiment.dataset import Dataset, Split
 from experiment.errors import UserError
-from experiment.trainer import NotFinite, Trainer
+from experiment.trainer import NotFinite, Trainer, averaged, empty_window
 from sde_lib import NetworkScore
 from sde_lib.losses import denoising_score_matching
 from tests.commands import SMALL
@@ -60,23 +61,35 @@ def test_schedule_warms_up_then_follows_the_cosine() -> None:
 
 @pytest.mark.parametrize("name, weight_decay", [("adam", 0.0), ("adamw", 0.3)])
 def test_optimizer_is_adam_on_the_clipped_gradient(name: str, weight_decay: float) -> None:
-    """Kingma & Ba 2015, algorithm 1; decoupled decay as in Loshchilov & Hutter 2019, algorithm 2."""
+    """Kingma & Ba 2015, algorithm 1; decoupled decay, of kernels alone, as in Loshchilov & Hutter 2019, algorithm 2."""
     config = config_with(train_optimizer=name, train_weight_decay=weight_decay, train_clip=2.0, train_schedule="constant", train_warmup=0)
     optimizer, lr = build_optimizer(config), config.train.lr
     rng = np.random.default_rng(0)
     # a norm of 40, then of 0.4: only the first is clipped, which a scale-free first step alone would not show
     grads = [rng.normal(size=16) * scale for scale in (10.0, 0.1, 1.0)]
-    params = rng.normal(size=16)
-    ours, state = jnp.asarray(params, jnp.float32), optimizer.init(jnp.asarray(params, jnp.float32))
+    params, decayed = rng.normal(size=16), np.arange(16) < 12  # a kernel (3, 4) and a bias (4,)
+
+    def parts(x: np.ndarray) -> dict[str, jax.Array]:
+        return {"kernel": jnp.asarray(x[:12].reshape(3, 4), jnp.float32), "bias": jnp.asarray(x[12:], jnp.float32)}
+
+    ours, state = parts(params), optimizer.init(parts(params))
     m = v = np.zeros(16)
     for k, grad in enumerate(grads):
-        updates, state = optimizer.update(jnp.asarray(grad, jnp.float32), state, ours)
+        updates, state = optimizer.update(parts(grad), state, ours)
         ours = optax.apply_updates(ours, updates)
         g = grad * min(1, 2.0 / np.linalg.norm(grad))
         m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
         adam = (m / (1 - 0.9 ** (k + 1))) / (np.sqrt(v / (1 - 0.999 ** (k + 1))) + 1e-8)
-        params = params - lr * (adam + weight_decay * params)
-    np.testing.assert_allclose(np.asarray(ours), params, rtol=1e-5)
+        params = params - lr * (adam + weight_decay * decayed * params)
+    np.testing.assert_allclose(np.concatenate([ours["kernel"].ravel(), ours["bias"]]), params, rtol=1e-5)
+
+
+def test_a_weight_that_never_changes_is_its_own_average() -> None:
+    weight = np.random.default_rng(0).normal(size=1000).astype(np.float32)
+    ema = weight
+    for _ in range(100):
+        ema = np.asarray(jax.jit(averaged)(ema, weight, jnp.float32(0.999)))
+    np.testing.assert_array_equal(ema, weight)
 
 
 def test_ema_follows_its_recursion(compiled: Trainer) -> None:
@@ -174,6 +187,38 @@ def test_rows_are_means_over_their_steps(compiled: Trainer) -> None:
         fine, coarse = ([row[name] for row in r] for r in rows)
         np.testing.assert_allclose(coarse, np.reshape(fine, (2, 4)).mean(1), rtol=1e-5)
     assert [row["lr"] for row in rows[1]] == [rows[0][3]["lr"], rows[0][7]["lr"]]
+
+
+def test_several_steps_in_a_call_are_the_single_steps(compiled: Trainer) -> None:
+    """Calls of five end before each event: rows, states and their steps stay, and only two programs are compiled."""
+    keys = {"train_steps": 29, "train_log_every": 12, "train_checkpoint_every": 7}
+    single, several = looped(compiled, **keys), looped(compiled, **keys)
+    several.steps_per_call, lengths = 5, []
+    several._steps = lambda state, window, batches, seed: lengths.append(len(batches["x"])) or compiled._steps(state, window, batches, seed)
+    found = []
+    for trainer in (single, several):
+        found.append([(now.step, now.row, host(now.state), now.window) for now in trainer.run(trainer.initial_state())])
+    assert [step for step, *_ in found[1]] == [7, 12, 14, 21, 24, 28, 29] and lengths == [5, 5, 5]
+    for (_, row, state, window), (_, row5, state5, window5) in zip(*found, strict=True):
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), state, state5)
+        assert window["steps"] == window5["steps"] and (row is None) == (row5 is None)
+        if row and row5:
+            assert row5["loss"] == pytest.approx(row["loss"], rel=1e-5) and row5["lr"] == row["lr"]
+
+
+def test_several_steps_in_a_call_are_for_accelerators(dataset: Dataset) -> None:
+    assert Trainer(config_with(train_steps_per_call=5), dataset).steps_per_call == 1  # a compiled loop of convolutions is slow on CPU
+
+
+def test_the_state_is_overwritten_in_place(compiled: Trainer) -> None:
+    """Every byte of the state and of the log's sums that a step takes, it gives back in the same place."""
+    state, window = compiled.like, compiled._put_window(empty_window())
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), compiled.batch(0))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*donated")  # ... buffers that were not usable, says jax
+        memory = compiled._step.lower(state, window, batch, jnp.uint32(0)).compile().memory_analysis()
+    taken = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((state, window)))
+    assert memory.alias_size_in_bytes == pytest.approx(taken, abs=64) and taken > 4 * 16 * 16 * 4
 
 
 def test_training_learns(compiled: Trainer) -> None:

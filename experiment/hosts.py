@@ -1,0 +1,146 @@
+"""Several hosts train one run: how their processes find each other, agree, and leave together.
+
+Each process has devices of its own, and a step of training is computed by all of them at once. So whatever one of them decides alone, to
+stop, to fail, to read another checkpoint, leaves the others waiting for it: decisions are made by one and told to all.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from experiment.errors import UserError
+
+# What a cluster's environment says to a process that is one of several; jax finds the rest itself.
+_CLUSTERS: dict[str, Callable[[str], bool]] = {
+    "SLURM_STEP_NUM_TASKS": lambda value: value.isdigit() and int(value) > 1,
+    "OMPI_COMM_WORLD_SIZE": lambda value: value.isdigit() and int(value) > 1,
+    "TPU_WORKER_HOSTNAMES": lambda value: "," in value and " " not in value,  # jax itself writes a sentence there where it finds none
+}
+_BY_HAND = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+_MESSAGE = 2**14  # bytes; one size, so that one program is compiled for all messages
+
+
+def _by_hand() -> tuple[str, int, int] | None:
+    """(address, processes, process) of the environment, None without. Raises UserError for values that cannot be."""
+    values = {name: os.environ.get(name, "") for name in _BY_HAND}
+    if not any(values.values()):
+        return None
+    for name, value in values.items():
+        if not value:
+            given = " and ".join(n for n, v in values.items() if v)
+            raise UserError(f"{given} is set, and {name} is not: set all of {', '.join(_BY_HAND)} on every host, or none")
+    address, processes, process = values.values()
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdigit() and 0 < int(port) < 2**16):
+        raise UserError(f"{_BY_HAND[0]} is {address!r}: give the first host's name and a free port, as in host:1234")
+    if not (processes.isdigit() and process.isdigit() and int(process) < int(processes)):
+        raise UserError(f"{_BY_HAND[1]} is {processes!r} and {_BY_HAND[2]} is {process!r}: number the N processes from 0 to N - 1")
+    return address, int(processes), int(process)
+
+
+def _check_address(address: str, processes: int, process: int, timeout: float) -> None:
+    """Raises UserError where the first host cannot listen, or another not reach it within so many seconds: jax would abort the process."""
+    host, _, port = address.rpartition(":")
+    if process == 0:
+        try:
+            socket.create_server(("", int(port))).close()
+        except OSError as error:
+            raise UserError(
+                f"{_BY_HAND[0]} is {address}: cannot listen there ({os.strerror(error.errno or 0)}): choose another port"
+            ) from None
+        return
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=timeout).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"{_BY_HAND[0]} is {address}: nobody answers there ({error.strerror}): start the same command on the first host,"
+                    f" with {_BY_HAND[2]}=0, and see that this host can reach it"
+                ) from None
+        time.sleep(0.1)
+
+
+def several() -> bool:
+    """Whether the environment says that this process is one of several. Raises UserError for one that cannot be."""
+    by_hand = _by_hand()
+    return by_hand[1] > 1 if by_hand else any(says(os.environ.get(name, "")) for name, says in _CLUSTERS.items())
+
+
+def one_host_only(what: str) -> None:
+    """Raises UserError where the environment says that there are several."""
+    if several():
+        raise UserError(
+            f"{what} runs on one host, over all of its devices: start it alone, without {_BY_HAND[0]} and the like,"
+            " and not by mpirun or srun of several tasks"
+        )
+
+
+@contextlib.contextmanager
+def joined(timeout: int = 300) -> Iterator[None]:
+    """Inside, this process is one of those that the environment speaks of; it leaves when all do. Before anything else that uses a device.
+
+    By hand: JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES, JAX_PROCESS_ID. timeout: seconds to wait for the others.
+    Raises UserError for an environment that cannot be, and when the first host does not answer.
+    """
+    if jax.distributed.is_initialized() or not several():
+        yield
+        return
+    # jax's own notice of SIGTERM would take the signal's handler from `Signals`, and tell nobody.
+    jax.config.update("jax_enable_preemption_service", False)
+    by_hand = _by_hand()
+    if by_hand is None:
+        jax.distributed.initialize(initialization_timeout=timeout)
+    else:
+        _check_address(*by_hand, timeout)
+        jax.distributed.initialize(*by_hand, initialization_timeout=timeout)
+    # All leave together: the end of the first host would take down one that is still writing. What only one of them has met, a bug or a
+    # second ctrl-C, must not wait for the others, though.
+    try:
+        yield
+    except UserError:
+        jax.distributed.shutdown()
+        raise
+    jax.distributed.shutdown()
+
+
+def gathered(value: Any) -> list[Any]:
+    """Each host's value, as JSON has it, by host. Every host must call it."""
+    if not jax.distributed.is_initialized() or jax.process_count() == 1:
+        return [value]
+    text = json.dumps(value).encode()
+    if len(text) > _MESSAGE:
+        raise ValueError(f"a message to the other hosts has {len(text)} bytes, more than {_MESSAGE}")
+    rows = multihost_utils.process_allgather(np.frombuffer(text.ljust(_MESSAGE), np.uint8))
+    return [json.loads(row.tobytes()) for row in rows]
+
+
+def from_first(compute: Callable[[], Any]) -> Any:
+    """compute() of the first host, as JSON has it, on every host."""
+    return gathered(compute() if jax.process_index() == 0 else None)[0]
+
+
+@contextlib.contextmanager
+def all_or_none() -> Iterator[None]:
+    """An exception inside, on any host, is raised on all of them: as it is where it came from, as a UserError on the others."""
+    mine: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        mine = error
+    texts = gathered(f"{mine}"[:1000] if mine else "")
+    if mine:
+        raise mine
+    for host, text in enumerate(texts):
+        if text:
+            raise UserError(f"host {host}: {text}")

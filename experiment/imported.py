@@ -1,0 +1,167 @@
+"""What importing published weights shares, whatever they come from: their layout turned into ours, and a run written with them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from flax import nnx
+
+from experiment.build import build_optimizer, check_names
+from experiment.config import check_config
+from experiment.errors import UserError
+from experiment.run import DataShape, RunDirectory
+from experiment.trainer import empty_window
+from models import NCSNpp, OneKey, split
+
+Params = dict[str, Any]
+
+# Of Song et al. 2021, arXiv:2011.13456, appendices G and H, on CIFAR-10; `data`, `model` and `sde` come with the weights.
+TRAINING = {
+    "batch_size": 128,
+    "lr": 2e-4,
+    "optimizer": "adam",
+    "weight_decay": 0.0,
+    "warmup": 5000,
+    "schedule": "constant",
+    "clip": 1.0,
+    "accumulate": 1,
+    "weighting": "sigma2",
+    "times": "uniform_t",
+    "checkpoint_every": 10_000,
+    "keep": 3,
+    "log_every": 100,
+    "fsdp": 1,
+}
+MODEL = {"sigma_data": 0.5, "depth": 1, "heads": 1, "patch_size": 1, "dropout": 0.1, "class_conditional": False, "dtype": "auto"}
+SAMPLING = {"steps": 1000, "batch_size": 64, "snr": 0.16, "corrector_steps": 1, "rtol": 1e-5, "atol": 1e-5, "denoise": True}
+EVALUATION = {
+    "samplers": ("em", "pc", "ode"),
+    "n": 1024,
+    "seeds": 3,
+    "likelihood_n": 256,
+    "probes": 4,
+    "rtol": 1e-5,
+    "atol": 1e-5,
+    "seed": 0,
+    "batch_size": 128,
+    "reference": "train",
+}
+SDE = {"beta_min": 0.1, "beta_max": 20.0, "sigma_min": 0.01, "sigma_max": 50.0, "t_min": None}
+DATA = {"name": "cifar10", "path": "", "dequantize": True, "flip": True, "cache": ""}
+
+
+@dataclass(frozen=True)
+class Imported:
+    """Weights in our layout and what is known of them, to be written as a run.
+
+    Args:
+        params, ema: the network's weights and their average; the same where only one is known.
+        moments: Adam's first and second, each like params, or None.
+        step: how many updates they had; 0 where that is not known.
+        shape: of an image, (h, w, c).
+        sde, model, data, sample: the config's sections, but for what holds for all (the constants above).
+        ema_decay: of the average, for training on.
+    """
+
+    params: Params
+    ema: Params
+    moments: tuple[Params, Params] | None
+    step: int
+    shape: tuple[int, int, int]
+    sde: Mapping[str, Any]
+    model: Mapping[str, Any]
+    data: Mapping[str, Any]
+    sample: Mapping[str, Any]
+    ema_decay: float
+
+
+def abstract(options: Mapping[str, Any]) -> NCSNpp:
+    """The network of these options without any weights. Raises UserError for options that it refuses."""
+    rngs: Any = OneKey()
+    try:
+        return nnx.eval_shape(lambda: NCSNpp(**options, rngs=rngs))
+    except ValueError as error:
+        raise UserError(f"the checkpoint's network cannot be built: {error}") from None
+
+
+def arranged(network: NCSNpp, names: Mapping[str, str], weights: Mapping[str, np.ndarray]) -> Params:
+    """The network's weights, float32, from published ones in PyTorch's layout.
+
+    names: {path of a weight, with slashes: its name in `weights`}. Raises UserError that names those that are missing, of other
+    shapes, or left over.
+    """
+    shapes = split(network)[1]
+    paths = jax.tree.map_with_path(lambda path, _: jax.tree_util.keystr(path, simple=True, separator="/"), shapes)
+    missing = [name for name in names.values() if name not in weights]
+    surplus = sorted(set(weights) - set(names.values()))
+    if missing or surplus:
+        said = [f"{kind} {_some(found)}" for kind, found in (("lacks", missing), ("has besides", surplus)) if found]
+        raise UserError(f"the checkpoint {' and '.join(said)}, for the network that its other weights show: give it whole")
+    wrong: list[str] = []
+
+    def place(path: str, shape: jax.ShapeDtypeStruct) -> np.ndarray:
+        name = names[path]
+        array = in_our_layout(weights[name], shape.shape, name)
+        if array.shape != shape.shape:
+            wrong.append(f"{name} {weights[name].shape}")
+        return np.asarray(array, np.float32)
+
+    params = jax.tree.map(place, paths, shapes)
+    if wrong:
+        raise UserError(f"the checkpoint's {_some(wrong)} are of other shapes than the network that its other weights show")
+    return params
+
+
+def in_our_layout(array: np.ndarray, shape: Sequence[int], name: str) -> np.ndarray:
+    """PyTorch's convolutions (out, in, h, w) as (h, w, in, out), its dense layers (out, in) as (in, out); a .W is (in, out) already."""
+    if array.ndim == 4:
+        array = array.transpose(2, 3, 1, 0)
+        return array[0, 0] if len(shape) == 2 and array.shape[:2] == (1, 1) else array  # a 1x1 convolution is a dense layer here
+    return array.T if array.ndim == 2 and not name.endswith(".W") else array
+
+
+def _some(names: Sequence[str], most: int = 3) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def write_run(imported: Imported, out: str | Path) -> Path:
+    """The run directory `out`, as training leaves one. Raises UserError where it has checkpoints already."""
+    target = RunDirectory(out)
+    config = check_config(
+        {
+            "seed": 0,
+            "sde": {**SDE, **imported.sde},
+            "model": {**MODEL, **imported.model},
+            "data": {**DATA, **imported.data},
+            "train": {**TRAINING, "steps": max(imported.step, 1), "ema": imported.ema_decay},
+            "sample": {**SAMPLING, **imported.sample},
+            "eval": EVALUATION,
+        }
+    )
+    check_names(config)
+    state = {"params": imported.params, "ema": imported.ema, "opt_state": _optimizer_state(config, imported), "step": imported.step}
+    with target.lock():
+        check_new(target)
+        target.checkpoints.clean()
+        target.checkpoints.save(state, empty_window())
+        target.write_config(config, DataShape(imported.shape, 256, 0))
+    return target.path
+
+
+def check_new(target: RunDirectory) -> None:
+    """Raises UserError for a run directory that has checkpoints."""
+    if target.checkpoints.steps():
+        raise UserError(f"{target.path} has checkpoints already: give another RUN")
+
+
+def _optimizer_state(config: Any, imported: Imported) -> Any:
+    state = build_optimizer(config).init(imported.params)
+    if imported.moments is None:
+        return state
+    mu, nu = imported.moments
+    return optax.tree_utils.tree_set(state, mu=mu, nu=nu, count=np.int32(imported.step))

@@ -1,0 +1,195 @@
+"""diffusers' UNet2DModel of DDPM's architecture into a run, against what diffusers computes.
+
+tests/data/diffusers_ddpm.json holds the names and shapes of a small network's weights, and what diffusers 0.42.1 with torch 2.13 computes
+on CPU with the weights and images that `weights` and `images` draw; `computed` makes it, where both are installed.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiment import load_score
+from experiment.errors import UserError
+from experiment.import_diffusers import diffusers_names, import_folder, options_of
+from experiment.imported import abstract
+from sde_lib.chain import Chain
+from tests.commands import ROOT, Command
+from tests.torch_writer import write_pth, write_safetensors
+
+DATA = Path(__file__).parent / "data" / "diffusers_ddpm.json"
+CONFIG: dict[str, Any] = {
+    "sample_size": 8,
+    "in_channels": 3,
+    "out_channels": 3,
+    "time_embedding_type": "positional",
+    "freq_shift": 1,
+    "flip_sin_to_cos": False,
+    "block_out_channels": [8, 16, 16],
+    "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
+    "layers_per_block": 2,
+    "downsample_padding": 0,
+    "attention_head_dim": None,
+    "norm_num_groups": 4,
+    "norm_eps": 1e-6,
+}
+CIFAR10 = {
+    **CONFIG,
+    "sample_size": 32,
+    "block_out_channels": [128, 256, 256, 256],
+    "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
+    "norm_num_groups": 32,
+}
+COMMAND = str(ROOT / "experiment" / "import_diffusers.py")
+STEPS = [1, 300, 990]  # within what VP reaches from t_min to 1
+CHAIN = Chain(np.linspace(1e-4, 0.02, 1000))
+
+
+def weights(shapes: dict[str, list[int]]) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {name: (0.2 * rng.normal(size=shapes[name])).astype("f4") for name in sorted(shapes)}
+
+
+def images() -> np.ndarray:
+    return np.random.default_rng(1).normal(size=(len(STEPS), 3, 8, 8)).astype("f4")
+
+
+def computed() -> dict[str, Any]:
+    """What DATA holds, by diffusers itself."""
+    torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
+    network = diffusers.UNet2DModel(**CONFIG)
+    shapes = {name: list(value.shape) for name, value in network.state_dict().items()}
+    network.load_state_dict({name: torch.from_numpy(value) for name, value in weights(shapes).items()})
+    with torch.no_grad():
+        y = network(torch.from_numpy(images()), torch.tensor(STEPS)).sample
+    return {"shapes": shapes, "y": [float(f"{v:.9g}") for v in y.numpy().ravel()]}
+
+
+@pytest.fixture(scope="module")
+def expected() -> dict[str, Any]:
+    return json.loads(DATA.read_text())
+
+
+def folder(path: Path, arrays: dict[str, np.ndarray], config: dict[str, Any] = CONFIG) -> Path:
+    path.mkdir(parents=True)
+    (path / "config.json").write_text(json.dumps({"_class_name": "UNet2DModel", **config}))
+    write_safetensors(path / "diffusion_pytorch_model.safetensors", arrays)
+    return path
+
+
+def check_run(run: Path, y: np.ndarray) -> None:
+    """The network's output at the chain's steps, and the score at the times where VP has the chain's log SNR."""
+    score_fn, x = load_score(run), jnp.asarray(images().transpose(0, 2, 3, 1))
+    y = np.reshape(y, images().shape).transpose(0, 2, 3, 1)
+    raw = jax.jit(score_fn.apply)(score_fn.params, x, jnp.asarray(STEPS, jnp.float32))
+    assert np.abs(raw - y).max() < 1e-5 * np.abs(y).max()
+    t = np.asarray(score_fn.sde.time_of_log_snr(2 * np.log(CHAIN.alpha / CHAIN.sigma)[STEPS]), "f4")
+    score = -y / np.asarray(score_fn.sde.sigma(t.astype(float)))[:, None, None, None]
+    found = score_fn(x, jnp.asarray(t))
+    for k in range(len(STEPS)):
+        assert np.abs(found[k] - score[k]).max() < 1e-5 * np.abs(score[k]).max()
+
+
+def test_the_run_computes_what_diffusers_computes(expected: dict[str, Any], tmp_path: Path) -> None:
+    path = folder(tmp_path / "model", weights(expected["shapes"]))
+    line = import_folder(path, tmp_path / "run")
+    assert "vp, beta 0.1 to 20, images 8x8" in line
+    check_run(tmp_path / "run", expected["y"])
+
+
+def test_older_names_a_pickle_and_a_pipeline_folder(expected: dict[str, Any], tmp_path: Path) -> None:
+    old = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
+    arrays = weights(expected["shapes"])
+    for new, name in old.items():
+        arrays = {key.replace(new, name): value for key, value in arrays.items()}
+    path = folder(tmp_path / "model" / "unet", arrays)
+    (path / "diffusion_pytorch_model.safetensors").unlink()
+    write_pth(path / "diffusion_pytorch_model.bin", arrays)
+    scheduler = tmp_path / "model" / "scheduler" / "scheduler_config.json"
+    scheduler.parent.mkdir()
+    scheduler.write_text(json.dumps({"beta_schedule": "linear", "beta_start": 0.0002, "beta_end": 0.03, "num_train_timesteps": 1000}))
+    assert "beta 0.2 to 30" in import_folder(tmp_path / "model", tmp_path / "run")
+    score_fn = load_score(tmp_path / "run")
+    raw = jax.jit(score_fn.apply)(score_fn.params, jnp.asarray(images().transpose(0, 2, 3, 1)), jnp.asarray(STEPS, jnp.float32))
+    y = np.reshape(expected["y"], images().shape).transpose(0, 2, 3, 1)
+    assert np.abs(raw - y).max() < 1e-5 * np.abs(y).max()
+    scheduler.write_text(json.dumps({"beta_schedule": "squaredcos_cap_v2"}))
+    assert "beta_schedule is 'squaredcos_cap_v2'" in refusal(tmp_path / "model", tmp_path / "other")
+
+
+def test_diffusers_itself(expected: dict[str, Any], tmp_path: Path) -> None:
+    """Where diffusers is installed: the stored vectors again, and a folder that save_pretrained wrote."""
+    again = computed()
+    assert again["shapes"] == expected["shapes"]
+    np.testing.assert_allclose(again["y"], expected["y"], atol=1e-4)
+    torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
+    network = diffusers.UNet2DModel(**CONFIG)
+    network.load_state_dict({name: torch.from_numpy(value) for name, value in weights(expected["shapes"]).items()})
+    network.save_pretrained(tmp_path / "model")
+    import_folder(tmp_path / "model", tmp_path / "run")
+    check_run(tmp_path / "run", again["y"])
+
+
+def test_the_size_of_the_cifar10_network() -> None:
+    """35.7 million weights, as Ho et al. 2020 say in appendix B; score_sde's DDPM has attention less often, and 35.2."""
+    given = options_of(CIFAR10)
+    network = abstract(given)
+    names = diffusers_names(network)
+    from models import split
+
+    shapes = split(network)[1]
+    assert sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes)) == 35_746_307
+    assert len(names) == len(set(names.values())) == len(jax.tree.leaves(shapes))
+
+
+def refusal(path: Path, out: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        import_folder(path, out)
+    assert not (out / "config.json").exists() and "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+OTHERS: dict[str, tuple[dict[str, Any], str]] = {
+    "ncsnpp": ({"time_embedding_type": "fourier"}, "time_embedding_type is 'fourier', and DDPM's is 'positional'"),
+    "diffusers' own defaults": ({"downsample_padding": 1}, "downsample_padding is 1"),
+    "heads": ({"attention_head_dim": 8}, "attention_head_dim is 8"),
+    "skips": ({"down_block_types": ["SkipDownBlock2D"] * 3}, "SkipDownBlock2D"),
+    "one way": ({"up_block_types": ["UpBlock2D"] * 3}, "levels differ"),
+    "channels": ({"block_out_channels": [8, 12, 16]}, "no whole multiple"),
+    "of no size": ({"sample_size": None}, "config.json is not that"),
+    "indivisible": ({"sample_size": 10}, "divisible by 4"),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_other_networks_are_refused(case: str, expected: dict[str, Any], tmp_path: Path) -> None:
+    changed, said = OTHERS[case]
+    path = folder(tmp_path / "model", weights(expected["shapes"]), {**CONFIG, **changed})
+    assert said in refusal(path, tmp_path / "run")
+
+
+def test_an_absent_key_means_what_diffusers_means(expected: dict[str, Any], tmp_path: Path) -> None:
+    config = {key: value for key, value in CONFIG.items() if key != "norm_eps"}
+    assert "norm_eps is 1e-05" in refusal(folder(tmp_path / "model", weights(expected["shapes"]), config), tmp_path / "run")
+
+
+def test_mistakes(expected: dict[str, Any], tmp_path: Path) -> None:
+    arrays = weights(expected["shapes"])
+    assert "cannot read" in refusal(tmp_path / "absent", tmp_path / "run")
+    path = folder(tmp_path / "model", {key: value for key, value in arrays.items() if key != "conv_out.bias"})
+    assert "lacks conv_out.bias" in refusal(path, tmp_path / "run")
+    (path / "diffusion_pytorch_model.safetensors").unlink()
+    assert "has no weights" in refusal(path, tmp_path / "run")
+    (path / "config.json").write_text("{")
+    assert "is damaged" in refusal(path, tmp_path / "run")
+    (path / "config.json").write_text("[]")
+    assert "holds no object" in refusal(path, tmp_path / "run")
+    done = Command(COMMAND, str(folder(tmp_path / "whole", arrays)), str(tmp_path / "run")).wait()
+    assert done.status == 0 and "images 8x8" in done.out, done.err
+    assert "has checkpoints already" in Command(COMMAND, str(path), str(tmp_path / "run")).wait().mistake
