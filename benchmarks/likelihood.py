@@ -125,7 +125,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workdir", default="runs/benchmark_likelihood")
     parser.add_argument("--json", help="also write the figures to this file")
+    parser.add_argument("--cost_of", help="a finished run: only what its likelihood costs")
     args = parser.parse_args()
+    convolutions_on_all_cores()  # as the commands do
+    if args.cost_of:
+        print(json.dumps(cost(load_run(args.cost_of)), indent=2))
+        return
     workdir = Path(args.workdir)
     found: dict[str, Any] = {"command": f"python benchmarks/likelihood.py --steps={args.steps} --seeds={args.seeds}"}
     found["objectives"] = objectives(workdir, args.steps, args.seeds)
