@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from configs import digits
+from experiment.cli import convolutions_on_all_cores
 from experiment.likelihood import LikelihoodSettings, likelihood
 from experiment.run import Run, load_run, train
 from sde_lib import Hutchinson, log_prob

@@ -276,7 +276,11 @@ def main() -> None:
     args = parser.parse_args()
     if args.steps % args.steps_per_call and not on_cpu:
         parser.error(f"--steps={args.steps} is not divisible by --steps_per_call={args.steps_per_call}")
-    results: dict[str, Any] = {"command": " ".join(["python", *sys.argv]), "settings": vars(args), **provenance()}
+    results: dict[str, Any] = {
+        "command": " ".join(["python", *sys.argv]),
+        "settings": {k: v for k, v in vars(args).items() if k != "json"},
+        **provenance(),
+    }
     if importlib.util.find_spec("torch") is not None:
         results["versions"]["torch"] = importlib.metadata.version("torch")
     for kind in args.networks.split(","):
