@@ -278,7 +278,7 @@ def _alone(place: Path, source: Source) -> Iterator[None]:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                print(f"another process is decoding {source.path}: waiting for it", file=sys.stderr)
+                print(f"another process is decoding {source.path}: waiting for it\n", end="", file=sys.stderr)  # in one piece
                 fcntl.flock(file, fcntl.LOCK_EX)
             if not os.fstat(file.fileno()).st_nlink:
                 continue  # its last holder failed and took the folder away

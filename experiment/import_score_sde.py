@@ -140,7 +140,7 @@ def import_checkpoint(path: str | Path, out: str | Path, given: Mapping[str, Any
         shape=shape,
         sde={
             "name": name,
-            **(_levels(parts.sigmas) if name == "ve" else {}),
+            **({"t_min": 1e-5, **_levels(parts.sigmas)} if name == "ve" else {}),  # where the published samplers end
             **_given(given, "beta_min", "beta_max", "sigma_min", "sigma_max"),
         },
         model={"name": "ncsnpp", **options, "parameterization": process.parameterization, "noise_label": label},

@@ -86,4 +86,5 @@ def test_sampling_compiles(chips: Any, name: str) -> None:
     keys = jax.ShapeDtypeStruct((BATCH, 2), jnp.uint32, sharding=rows)
     given = (shapes(trainer.abstract_state["ema"], whole), x, keys)
     memory, _ = compiled(f"{name}, 4 steps", lambda: jax.jit(draw).lower(*given))
-    assert memory.output_size_in_bytes <= 1.5 * BATCH * 32 * 32 * 3 * 4 / 16  # each chip's own samples alone
+    # Each chip's own samples alone, which its tiles pad to four times their size.
+    assert memory.output_size_in_bytes <= 4 * BATCH * 32 * 32 * 3 * 4 / 16
