@@ -37,16 +37,23 @@ def flat_points(run: Any, levels: Array) -> Array:
     return np.asarray(run.scaling.to_model(levels), np.float64).reshape(len(levels), -1)
 
 
-def compare(run: Any, points: Mapping[str, list[Array]], settings: Any) -> tuple[int, dict[str, Any]]:
-    """(points on each side, {metrics, floors, samplers, left_out})."""
-    train, test = flat_points(run, run.dataset.train.x), flat_points(run, run.dataset.test.x)
-    real = {"train": train, "test": test}[settings.reference]
-    size = comparison_size(settings.n, len(real))
+def points_each_side(run: Any, settings: Any) -> int:
+    """How many samples and data a comparison takes. Raises UserError where the run's data cannot be read or are too few."""
+    count = len(getattr(run.dataset, settings.reference))
+    size = comparison_size(settings.n, count)
     if size < MIN_SIZE:
         raise UserError(
-            f"the {settings.reference} split of {run.dataset.name} has {len(real)} examples, too few to compare with:"
+            f"the {settings.reference} split of {run.dataset.name} has {count} examples, too few to compare with:"
             f" at least {2 * MIN_SIZE} are needed"
         )
+    return size
+
+
+def compare(run: Any, points: Mapping[str, list[Array]], settings: Any) -> tuple[int, dict[str, Any]]:
+    """(points on each side, {metrics, floors, samplers, left_out})."""
+    size = points_each_side(run, settings)
+    train, test = flat_points(run, run.dataset.train.x), flat_points(run, run.dataset.test.x)
+    real = {"train": train, "test": test}[settings.reference]
     metrics, left_out = _metrics(run, train, test)
     parts = disjoint_parts(len(real), size, max(SPLITS, settings.seeds), settings.seed)
     count = len(metrics) * (SPLITS + len(points) * settings.seeds)

@@ -14,11 +14,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiment.comparison import SPLITS, compare, flat_points
+from experiment.comparison import SPLITS, compare, flat_points, points_each_side
 from experiment.curves import at_budgets, quality_curves
 from experiment.errors import UserError
 from experiment.exact import Drawn, against_the_law, with_exact_score
-from experiment.likelihood import LikelihoodSettings, likelihood
+from experiment.likelihood import LikelihoodSettings, count_of_examples, likelihood
 from experiment.metrics import MIN_SIZE
 from experiment.run import Run, load_run
 from experiment.samplers import SAMPLERS, check_sampler, make_sampler
@@ -77,6 +77,16 @@ def evaluate(run: Any, samplers: Mapping[str, Any], settings: Settings | None = 
     """
     settings = settings or Settings()
     samplers, curves = at_budgets(samplers, budgets)
+    held_out = LikelihoodSettings(
+        n=settings.likelihood_n,
+        probes=settings.probes,
+        batch_size=settings.batch_size,
+        rtol=settings.rtol,
+        atol=settings.atol,
+        seed=settings.seed,
+    )
+    points_each_side(run, settings)  # what is wrong with the data is said before hours of sampling
+    count_of_examples(run, held_out)
     drawn = {name: _draw_seeds(run, name, sampler, settings) for name, sampler in samplers.items()}
     labels = {place: f"{place[0]} at {place[1]}" for place in curves}
     at_fewer = {place: _draw_seeds(run, labels[place], sampler, settings) for place, sampler in curves.items()}
@@ -95,14 +105,6 @@ def evaluate(run: Any, samplers: Mapping[str, Any], settings: Settings | None = 
         for name, sampler in samplers.items()
     }
     strips = {name: _strip(run, sampler, settings) for name, sampler in samplers.items()}
-    held_out = LikelihoodSettings(
-        n=settings.likelihood_n,
-        probes=settings.probes,
-        batch_size=settings.batch_size,
-        rtol=settings.rtol,
-        atol=settings.atol,
-        seed=settings.seed,
-    )
     of_held_out, values, _ = likelihood(run, held_out, budget=False)
     report = {
         "dataset": _describe(run.dataset),

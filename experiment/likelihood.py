@@ -120,7 +120,7 @@ def _examples(run: Any, first: int, size: int) -> tuple[Array, Array | None]:
 
 def parts(run: Any, settings: LikelihoodSettings, folder: Path | None, budget: bool) -> Iterator[dict[str, Array]]:
     """Every batch's arrays, in order. With a folder each is kept there, and one that is there already is not computed again."""
-    n = _count(run, settings)
+    n = count_of_examples(run, settings)
     size = min(settings.batch_size, n)
     split = round_up(size, mesh_here())  # the devices divide it; parts are kept by `size`, whatever the devices
     with progress(n, "likelihood", "example") as bar, solver_remedy():
@@ -151,7 +151,8 @@ def _compute(run: Any, first: int, settings: LikelihoodSettings, size: int, kept
     return {name: np.asarray(value)[:kept] if np.ndim(value) else np.asarray(value) for name, value in part.items()}
 
 
-def _count(run: Any, settings: LikelihoodSettings) -> int:
+def count_of_examples(run: Any, settings: LikelihoodSettings) -> int:
+    """How many held-out examples it takes. Raises UserError where the data cannot be read, or do not suit the settings."""
     available = len(run.dataset.test)
     if available < 2:
         raise UserError(f"the held-out split of {run.dataset.name} has {available} example(s): a likelihood needs at least 2")

@@ -245,8 +245,12 @@ def test_settings_out_of_range_are_named(setting: str) -> None:
 def test_too_little_data_to_compare_with(mixture: Any) -> None:
     small = Dataset("tiny", Split(mixture.dataset.train.x[:15]), mixture.dataset.test, None)
     run = SimpleNamespace(**{**vars(mixture), "dataset": small})
+    undrawn: Any = SimpleNamespace()  # has no run(): said before anything is drawn
     with pytest.raises(UserError, match="15 examples"):
-        evaluate(run, {"em": EulerMaruyama(steps=8)}, Settings(n=20, seeds=1, batch_size=20))
+        evaluate(run, {"em": undrawn}, Settings(n=20, seeds=1, batch_size=20))
+    run.dataset = Dataset("tiny", mixture.dataset.train, Split(mixture.dataset.test.x[:1]), None)
+    with pytest.raises(UserError, match=r"1 example\(s\)"):
+        evaluate(run, {"em": undrawn}, Settings(n=20, seeds=1, batch_size=20))
 
 
 def test_plain_values_are_what_json_knows() -> None:
