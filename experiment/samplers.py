@@ -18,6 +18,7 @@ from sde_lib.samplers import (
     DPMSolverPP3MPublished,
     EulerMaruyama,
     ExponentialEuler,
+    FlowTime,
     Grid,
     Heun,
     Karras,
@@ -77,7 +78,13 @@ SAMPLERS = {
     "annealed_langevin": Named(AnnealedLangevin(), "NCSN's Langevin steps on a ladder of noise levels; --steps are its levels"),
 }
 
-GRIDS: dict[str, Grid] = {"t": UniformT(), "log_snr": UniformLogSNR(), "karras": Karras(), "quadratic": Quadratic()}
+GRIDS: dict[str, Grid] = {
+    "t": UniformT(),
+    "log_snr": UniformLogSNR(),
+    "karras": Karras(),
+    "quadratic": Quadratic(),
+    "flow": FlowTime(),
+}
 
 
 def check_sampler(name: str, what: str = "the sampler") -> Named:

@@ -21,6 +21,7 @@ from sde_lib.samplers import (
     DPMSolverPP2M,
     DPMSolverPP3M,
     EulerMaruyama,
+    FlowTime,
     Heun,
     Karras,
     Quadratic,
@@ -57,14 +58,14 @@ def slope(steps, errors):
 @each_sde
 def test_the_law_on_a_gaussian_converges_with_the_method_s_order(name, sde):
     method = FAMILY[name]
-    # VE's first-order error is proportional to sigma_min² for Euler-Maruyama: at 0.01 the second order hides it at any number of steps.
-    sde = VE(sigma_min=1.0) if isinstance(sde, VE) and type(method.sampler) is EulerMaruyama else sde
+    # To where signal and noise are equal. Over all of log SNR the leading errors of some methods on a Gaussian cancel: they do better there
+    # than their order (`dpmpp_3m` 4, `sa_solver` 3), or their first-order error is too small to be seen (`em` on VE).
+    half = replace(sde, t_min=float(sde.time_of_log_snr(0.0)))
     # The first steps of a multistep method are of lower order: after some hundred steps, at errors of 1e-7, theirs is what is left.
     steps = [method.settled, 2 * method.settled, 4 * method.settled]
-    errors = [gaussian_kl(replace(method.sampler, steps=n), sde, MEAN, COVARIANCE) ** 0.5 for n in steps]
-    assert errors[0] < 0.5
-    # On a Gaussian some methods do better than in general; no order may be missing.
-    assert slope(steps, errors) > method.order - 0.2, errors
+    errors = [gaussian_kl(replace(method.sampler, steps=n), half, MEAN, COVARIANCE) ** 0.5 for n in steps]
+    assert slope(steps, errors) == pytest.approx(method.order, abs=0.2), errors
+    assert gaussian_kl(replace(method.sampler, steps=method.settled), sde, MEAN, COVARIANCE) < 0.25  # and whole
 
 
 @pytest.mark.parametrize("sde", ALL_SDES, ids=ALL_SDE_IDS)
@@ -117,7 +118,7 @@ def test_sa_solver_s_weak_error_on_a_mixture_falls_faster_than_its_order():
 )
 def test_the_difference_in_law_over_paths_is_the_quadrature_s(pair):
     ours = {"steps": 20} | ({"predictor": 2} if pair[0] is SASolver else {})
-    one, other, sde = pair[0](**ours), pair[1](steps=20), VP()
+    one, other, sde = pair[0](**ours), pair[1](steps=20, grid=UniformLogSNR()), VP()
     function = lambda x: x**2 - np.tanh(2 * x)  # noqa: E731
     exact = [weak_error(sampler, sde, *LINE, function, past=20, nodes=8) for sampler in (one, other)]
     found, error = weak_difference(one, other, sde, *LINE, function, draws=40_000)
@@ -169,8 +170,8 @@ def test_the_law_of_a_score_in_error_is_drawn_too(sampler):
 
 
 TWINS = {
-    "ddim of eta 1 is ancestral": (DDIM(eta=1.0), Ancestral(grid=UniformLogSNR())),
-    "sde-dpm-solver++ 1 is ancestral": (SDEDPMSolverPP1(), Ancestral(grid=UniformLogSNR())),
+    "ddim of eta 1 is ancestral": (DDIM(eta=1.0), Ancestral()),
+    "sde-dpm-solver++ 1 is ancestral": (SDEDPMSolverPP1(), Ancestral()),
     "sde-dpm-solver++ 1 of eta 0 is ddim": (SDEDPMSolverPP1(eta=0.0), DDIM()),
     "sde-dpm-solver++ 2m of eta 0 is dpm-solver++ 2m": (SDEDPMSolverPP2M(eta=0.0), DPMSolverPP2M()),
     "sa-solver's first predictor is sde-dpm-solver++ 1": (SASolver(predictor=1, corrector=0, eta=0.7), SDEDPMSolverPP1(eta=0.7)),
@@ -183,7 +184,7 @@ TWINS = {
     "deis 1 is ddim": (DEIS(order=1), DDIM()),
     "deis in log snr is in t where log snr is linear in t": (DEIS(), DEIS(variable=in_log_snr)),
     "a corrector of no steps leaves its predictor": (
-        PredictorCorrector(corrector_steps=0, predictor=UniPC(), grid=UniformLogSNR()),
+        PredictorCorrector(corrector_steps=0, predictor=UniPC()),
         UniPC(),
     ),
 }
@@ -191,7 +192,7 @@ TWINS = {
 
 @pytest.mark.parametrize("name", TWINS)
 def test_known_twins_draw_the_same(name):
-    one, other = (replace(sampler, steps=12) for sampler in TWINS[name])
+    one, other = (replace(sampler, steps=12, grid=UniformLogSNR()) for sampler in TWINS[name])  # whatever their own grids are
     sde = VE() if "linear in t" in name else VP()
     score_fn, key = ExactScore(random_mixture(1, 2), sde), jax.random.key(0)
     a, b = (sample(sampler, score_fn, key, 64, (2,)).x for sampler in (one, other))
@@ -270,7 +271,9 @@ def test_the_published_3m_loses_its_third_order_to_one_factor():
         assert least < slope(steps[:2] if name == "dpmpp_3m" else steps, errors[: 2 if name == "dpmpp_3m" else 3]) < most
 
 
-@pytest.mark.parametrize("grid", [UniformT(), UniformLogSNR(), Karras(), Karras(rho=3.0), Quadratic()], ids=str)
+@pytest.mark.parametrize(
+    "grid", [UniformT(), UniformLogSNR(), Karras(), Karras(rho=3.0), Quadratic(), FlowTime(), FlowTime(1.0, 3.0)], ids=str
+)
 @each_sde
 def test_grids_are_even_in_what_they_are_named_after(grid, sde):
     t = grid(sde, 20)
@@ -280,6 +283,7 @@ def test_grids_are_even_in_what_they_are_named_after(grid, sde):
         UniformLogSNR: lambda: sde.log_snr(t),
         Karras: lambda: (sde.sigma(t) / sde.alpha(t)) ** (1 / grid.rho),
         Quadratic: lambda: t**0.5,
+        FlowTime: lambda: (sde.sigma(t) / (sde.sigma(t) + grid.shift * sde.alpha(t))) ** (1 / grid.power),
     }[type(grid)]()
     np.testing.assert_allclose(np.diff(even), (even[-1] - even[0]) / 20, rtol=1e-6)
 
@@ -352,18 +356,29 @@ def test_settings_and_grids_do_not_compile_again():
 
 
 @each_sde
-def test_sa_solver_reaches_a_micronat_by_128_steps(sde):
-    for eta in (0.5, 1.0):
-        assert gaussian_kl(SASolver(steps=128, eta=eta), sde, MEAN, COVARIANCE) < 1e-6
+@pytest.mark.parametrize("axes", [1, 3])
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        SDEDPMSolverPP2M(),
+        SDEDPMSolverPP2M(eta=0.5, grid=FlowTime(shift=0.7)),
+        SDEDPMSolverPP2MHeun(),
+        SDEDPMSolverPP2MHeun(eta=0.5, grid=FlowTime(shift=0.7)),
+        SASolver(),
+        SASolver(eta=0.5),
+        Heun(churn=5.0, grid=FlowTime(1.5, 1.0)),
+    ],
+    ids=str,
+)
+def test_second_order_methods_with_noise_reach_a_micronat_by_128_steps(sampler, axes, sde):
+    assert gaussian_kl(replace(sampler, steps=128), sde, MEAN[:axes], COVARIANCE[:axes, :axes]) < 1e-6
 
 
-def test_second_order_multistep_methods_reach_a_micronat_an_axis():
-    # Steps even in log SNR make the error of every axis the same, whatever its variance: three axes need 165 steps.
-    for sampler in (SDEDPMSolverPP2M(steps=128), SDEDPMSolverPP2M(steps=128, eta=0.5)):
-        assert gaussian_kl(sampler, VP(), [0.4], [[0.25]]) < 1e-6
-    assert gaussian_kl(SDEDPMSolverPP2M(steps=165), VP(), MEAN, COVARIANCE) < 1e-6
-    errors = [gaussian_kl(SDEDPMSolverPP2MHeun(steps=n), VP(), MEAN, COVARIANCE) for n in (128, 256)]
-    assert errors[1] < errors[0] / 12  # the KL falls as the fourth power
+def test_steps_even_in_log_snr_cost_every_axis_the_same():
+    # Another variance is a shift in log SNR: 9e-7 nats an axis, more than a micronat for three.
+    even = SDEDPMSolverPP2M(steps=128, grid=UniformLogSNR())
+    one, three = gaussian_kl(even, VP(), [0.4], [[0.25]]), gaussian_kl(even, VP(), MEAN, COVARIANCE)
+    assert one == pytest.approx(8.7e-7, rel=0.02) and three == pytest.approx(3 * one, rel=0.02)
 
 
 @pytest.mark.parametrize(
@@ -389,6 +404,8 @@ def test_second_order_multistep_methods_reach_a_micronat_an_axis():
         (lambda: SASolver(predictor=5), "predictor"),
         (lambda: SASolver(corrector=1), "corrector"),
         (lambda: Karras(rho=0.0), "rho"),
+        (lambda: FlowTime(power=0.0), "power"),
+        (lambda: FlowTime(shift=-1.0), "shift"),
         (lambda: table_of(DDIM(steps=2, grid=Times((1.0, 0.5))), VP()), "2 steps need 3 times"),
         (lambda: table_of(DDIM(steps=2, grid=Times((0.5, 1.0, 0.1))), VP()), "decrease"),
         (lambda: table_of(DDIM(steps=2, grid=Times((1.0, 0.5, 1e-4))), VP()), "stay within"),

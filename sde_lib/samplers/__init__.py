@@ -13,7 +13,7 @@ from sde_lib.samplers.exponential import (
     SDEDPMSolverPP2M,
     SDEDPMSolverPP2MHeun,
 )
-from sde_lib.samplers.grids import Grid, Karras, Quadratic, Times, UniformLogSNR, UniformT
+from sde_lib.samplers.grids import FlowTime, Grid, Karras, Quadratic, Times, UniformLogSNR, UniformT
 from sde_lib.samplers.heun import Heun
 from sde_lib.samplers.langevin import Langevin, LangevinSamples, langevin
 from sde_lib.samplers.law import gaussian_kl, gaussian_law, pulse
@@ -37,6 +37,7 @@ __all__ = [
     "DPMSolverPP3MPublished",
     "EulerMaruyama",
     "ExponentialEuler",
+    "FlowTime",
     "Grid",
     "Heun",
     "Karras",

@@ -7,7 +7,7 @@ choice of polynomial for D. They share  phi_1 = 1 - exp(-h),  phi_2 = h - phi_1 
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from sde_lib.samplers.grids import Grid, UniformLogSNR
+from sde_lib.samplers.grids import FlowTime, Grid, UniformLogSNR
 from sde_lib.samplers.linear import LinearSampler, Table, columns
 from sde_lib.samplers.stochastic import check_eta
 from sde_lib.sde import SDE
@@ -149,6 +149,7 @@ class SDEDPMSolverPP2M(SDEDPMSolverPP1):
     The step of `SDEDPMSolverPP1` plus ½ alpha_s (1 - exp(-(1 + eta²) h)) (D - D_{-1})/r, r = h_{-1}/h.
     """
 
+    grid: Grid = FlowTime()  # noqa: RUF009 - immutable
     least_steps: ClassVar[int] = 2
     convergence: ClassVar[int] = 2
 
@@ -168,6 +169,8 @@ class SDEDPMSolverPP2MHeun(SDEDPMSolverPP2M):
 
     The slope's weight is alpha_s [1 - (1 - exp(-H))/H] with H = (1 + eta²) h.
     """
+
+    grid: Grid = FlowTime(shift=0.4)  # noqa: RUF009 - immutable
 
     def _slope(self, sde: SDE, times: Any, gain: Any) -> Any:
         return sde.alpha(times[1:]) * _phi2(sde.namespace(times), (1 + self.eta**2) * log_snr_steps(sde, times))
