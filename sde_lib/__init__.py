@@ -3,6 +3,7 @@
 from sde_lib.conversions import denoiser, noise
 from sde_lib.distributions import Density, DiagonalGaussian, GaussianMixture, IsotropicGaussian
 from sde_lib.divergence import Exact, Hutchinson
+from sde_lib.fields import StationaryGaussianField, power_law_field
 from sde_lib.latents import latent_typicality, spherical_interpolation, typicality
 from sde_lib.likelihood import bits_per_dim, log_prob
 from sde_lib.rescheduling import reschedule
@@ -50,6 +51,7 @@ __all__ = [
     "ProbabilityFlow",
     "RectifiedFlow",
     "ReverseDiffusion",
+    "StationaryGaussianField",
     "SubVP",
     "VPrediction",
     "VelocityPrediction",
@@ -61,6 +63,7 @@ __all__ = [
     "latent_typicality",
     "log_prob",
     "noise",
+    "power_law_field",
     "reschedule",
     "sample",
     "spherical_interpolation",

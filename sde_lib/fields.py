@@ -1,0 +1,100 @@
+"""Stationary Gaussian fields on a periodic grid: exact in as many dimensions as there are pixels, by the fast Fourier transform."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sde_lib.pytree import register_dataclass
+
+
+@partial(register_dataclass, static=("shape",))
+@dataclass(frozen=True)
+class StationaryGaussianField:
+    """A real field x of mean 0 whose Fourier modes are independent, of variance P(k): covariance F* diag(P) F, F the unitary transform.
+
+    Diffusion keeps it one, with alpha² P + sigma².
+
+    Args:
+        shape: (h, w), the grid.
+        spectrum: P, (h, w//2 + 1), positive, in the layout of `numpy.fft.rfft2`; E x² is the mean of P over all modes. P(k) = P(-k), which
+            binds the columns 0 and w/2 to be symmetric.
+    """
+
+    shape: tuple[int, int]
+    spectrum: Any
+
+    def sample(self, key: jax.Array, n: int) -> jax.Array:
+        """(n, h, w) draws."""
+        return self._filtered(jax.random.normal(key, (n, *self.shape), self.spectrum.dtype), jnp.sqrt(self.spectrum))
+
+    def log_prob(self, x: jax.Array) -> jax.Array:
+        """-½ sum_k [|(F x)_k|²/P_k + log 2 pi P_k] in nats, (n,), of x (n, h, w)."""
+        spectrum = jnp.asarray(self.spectrum, x.dtype)[None]
+        terms = _power(x) / spectrum + jnp.log(2 * np.pi * spectrum)
+        return -0.5 * jnp.sum(jnp.asarray(_multiplicity(self.shape), x.dtype)[None] * terms, axis=(1, 2))
+
+    def score(self, x: jax.Array) -> jax.Array:
+        """-F* (F x)/P, like x."""
+        return self._filtered(x, -1 / jnp.asarray(self.spectrum, x.dtype))
+
+    def at(self, sde: Any, t: Any) -> "StationaryGaussianField":
+        """The exact law of x_t."""
+        dtype = self.spectrum.dtype
+        alpha, sigma = jnp.asarray(sde.alpha(t), dtype), jnp.asarray(sde.sigma(t), dtype)
+        return StationaryGaussianField(self.shape, alpha**2 * self.spectrum + sigma**2)
+
+    def _filtered(self, x: jax.Array, gain: jax.Array) -> jax.Array:
+        return jnp.fft.irfft2(gain[None] * jnp.fft.rfft2(x), s=self.shape)
+
+
+def power_law_field(shape: tuple[int, int], exponent: float = 1.0) -> StationaryGaussianField:
+    """The field of amplitude spectrum 1/f^exponent, E x² = 1; f in cycles per grid, of which 0 counts as 1. Natural images are near 1."""
+    spectrum = np.maximum(_frequency(shape), 1.0) ** (-2 * exponent)
+    mean = np.sum(_multiplicity(shape) * spectrum) / np.prod(shape)
+    return StationaryGaussianField(shape, jnp.asarray(spectrum / mean, jnp.float32))
+
+
+class RadialSpectrum(NamedTuple):
+    """For each ring f - ½ <= |k| < f + ½: its frequency, the mean power of its modes, and how many independent real numbers are in it."""
+
+    frequency: np.ndarray
+    power: np.ndarray
+    count: np.ndarray
+
+
+def radial_spectrum(x: Any) -> RadialSpectrum:
+    """Of fields (n, h, w), up to the shorter side's Nyquist frequency.
+
+    Where the power is even over a ring, the mean of its count numbers has the relative standard error sqrt(2/count).
+    """
+    shape = x.shape[1:]
+    ring = np.floor(_frequency(shape) + 0.5).astype(int)
+    weight, power = _multiplicity(shape), np.asarray(_power(jnp.asarray(x)), float).sum(0)
+    kept = min(shape) // 2 + 1
+    count, total = (np.bincount(ring.ravel(), (weight * v).ravel())[:kept] for v in (np.ones(power.shape), power))
+    return RadialSpectrum(np.arange(kept), total / (count * len(x)), count * len(x))
+
+
+def _power(x: jax.Array) -> jax.Array:
+    """|F x|², (n, h, w//2 + 1)."""
+    return jnp.abs(jnp.fft.rfft2(x, norm="ortho")) ** 2
+
+
+def _frequency(shape: tuple[int, int]) -> np.ndarray:
+    """|k| in cycles per grid, (h, w//2 + 1)."""
+    h, w = shape
+    return np.hypot(np.fft.fftfreq(h, 1 / h)[:, None], np.fft.rfftfreq(w, 1 / w)[None])
+
+
+def _multiplicity(shape: tuple[int, int]) -> np.ndarray:
+    """How often each of rfft2's modes counts among all h w: twice, with its mirror image, but for the columns that are their own."""
+    h, w = shape
+    twice = np.full((h, w // 2 + 1), 2.0)
+    twice[:, 0] = 1
+    if w % 2 == 0:
+        twice[:, -1] = 1
+    return twice
