@@ -1,126 +1,34 @@
-"""A diffusers `UNet2DModel` of DDPM's architecture as a run, such as google/ddpm-cifar10-32: Ho et al. 2020, arXiv:2006.11239.
+"""A diffusers `UNet2DModel` as a run: DDPM's architecture, such as google/ddpm-cifar10-32, and NCSN++'s, such as google/ncsnpp-church-256.
 
     python -m experiment.import_diffusers FOLDER RUN [--data_name=cifar10]
 
 FOLDER holds config.json and diffusion_pytorch_model.safetensors (or .bin), itself or in unet/. RUN is a run directory that sample.py and
-evaluate.py take like any other: the network predicts the noise of a chain of 1,000 steps, here under the VP process of the same betas, told
-the step at which the chain has the same log SNR.
+evaluate.py take like any other. DDPM (Ho et al. 2020, arXiv:2006.11239) predicts the noise of a chain of 1,000 steps, here under the VP
+process of the same betas, told the step at which the chain has the same log SNR. NCSN++ (Song et al. 2021, arXiv:2011.13456) gives the
+score under VE, told log sigma.
 """
 
 import json
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from absl import flags
 
 from experiment import cli
+from experiment.diffusers_layout import NCSNPP, architecture_of, diffusers_names, options_of
 from experiment.errors import UserError
 from experiment.torch_files import read_state_dict
 
-if TYPE_CHECKING:
-    from models import NCSNpp
-
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 
-# What DDPM's architecture is in diffusers' words: key -> (its value, what an absent key means).
-NEEDED: dict[str, tuple[Any, Any]] = {
-    "time_embedding_type": ("positional", "positional"),
-    "freq_shift": (1, 0),
-    "flip_sin_to_cos": (False, True),
-    "center_input_sample": (False, False),
-    "downsample_padding": (0, 1),
-    "downsample_type": ("conv", "conv"),
-    "upsample_type": ("conv", "conv"),
-    "mid_block_type": ("UNetMidBlock2D", "UNetMidBlock2D"),
-    "mid_block_scale_factor": (1, 1),
-    "act_fn": ("silu", "silu"),
-    "norm_eps": (1e-6, 1e-5),
-    "attention_head_dim": (None, 8),
-    "attn_norm_num_groups": (None, None),
-    "resnet_time_scale_shift": ("default", "default"),
-    "add_attention": (True, True),
-    "class_embed_type": (None, None),
-    "num_class_embeds": (None, None),
-    "time_embedding_dim": (None, None),
-}
 SCHEDULE: dict[str, Any] = {"beta_schedule": "linear", "num_train_timesteps": 1000, "prediction_type": "epsilon", "trained_betas": None}
 
-TOP = {"dense0": "time_embedding.linear_1", "dense1": "time_embedding.linear_2", "inner": "conv_in"}
-MIDDLE = {"00": "mid_block.resnets.0", "01": "mid_block.attentions.0", "02": "mid_block.resnets.1"}
-WITHIN_LEVEL = {"blocks": "resnets", "attention": "attentions"}
-BLOCK = {"norm0": "norm1", "conv0": "conv1", "dense": "time_emb_proj", "norm1": "norm2", "conv1": "conv2", "shortcut": "conv_shortcut"}
-ATTENTION = {"norm": "group_norm", "query": "to_q", "key": "to_k", "value": "to_v", "out": "to_out.0"}
 # Names before diffusers 0.15 -> names since.
 RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-
-
-def options_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of `NCSNpp` for a UNet2DModel's config. Raises UserError for one that is not of DDPM's architecture."""
-    for key, (value, default) in NEEDED.items():
-        if config.get(key, default) != value:
-            raise UserError(
-                f"the folder's {key} is {config.get(key, default)!r}, and DDPM's is {value!r}: give a UNet2DModel of DDPM's"
-                " architecture, such as google/ddpm-cifar10-32"
-            )
-    try:
-        channels, down, up = config["block_out_channels"], config["down_block_types"], config["up_block_types"]
-        size, width = int(config["sample_size"]), int(channels[0])
-        attends = [{"DownBlock2D": False, "AttnDownBlock2D": True}[name] for name in down]
-        mirrored = [{"UpBlock2D": False, "AttnUpBlock2D": True}[name] for name in reversed(up)]
-        if attends != mirrored or len(attends) != len(channels) or any(c % width for c in channels):
-            raise ValueError("levels differ on the way down and up, or have no whole multiple of the first's channels")
-        if config["in_channels"] != config["out_channels"]:
-            raise ValueError("it takes images of other channels than it gives")
-        return {
-            "shape": (size, size, int(config["in_channels"])),
-            "width": width,
-            "channel_mults": tuple(int(c) // width for c in channels),
-            "blocks": int(config["layers_per_block"]),
-            "attention": tuple(sorted(size >> level for level, attend in enumerate(attends) if attend)),
-            "attention_per_block": True,
-            "embedding": "positional",
-            "resblock": "ddpm",
-            "resample_with_conv": True,
-            "fir": False,
-            "skip_rescale": False,
-            "norm_groups": int(config.get("norm_num_groups", 32)),
-        }
-    except (LookupError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise UserError(
-            f"the folder's config.json is not that of DDPM's architecture ({type(error).__name__}: {error}):"
-            " give a UNet2DModel such as google/ddpm-cifar10-32"
-        ) from None
-
-
-def diffusers_names(network: "NCSNpp") -> dict[str, str]:
-    """{path of our weight, with slashes: diffusers' name}."""
-    from flax import nnx
-
-    from models.ncsnpp_blocks import Attention, Head, ResBlock
-
-    parts = {ResBlock: BLOCK, Attention: ATTENTION, Head: {"norm": "conv_norm_out", "conv": "conv_out"}}
-    found = {}
-    for path, module in network.published_order():
-        resampler = path[-1] == "resample"
-        for ours, theirs in ({"conv": "conv"} if resampler else parts.get(type(module), {"": ""})).items():
-            inner = getattr(module, ours) if ours else module
-            if inner is None:
-                continue
-            for leaf, name in {"scale" if isinstance(inner, nnx.GroupNorm) else "kernel": "weight", "bias": "bias"}.items():
-                found["/".join(filter(None, (*path, ours, leaf)))] = ".".join(filter(None, (_prefix(path), theirs, name)))
-    return found
-
-
-def _prefix(path: tuple[str, ...]) -> str:
-    if len(path) == 1:
-        return TOP.get(path[0], "")  # what is left is the head, whose parts stand at the top
-    if path[0] == "middle":
-        return MIDDLE[path[1]]
-    way, level, kind = path[0], int(path[1]), path[2]
-    within = f"{WITHIN_LEVEL[kind]}.{int(path[3])}" if kind in WITHIN_LEVEL else f"{way}samplers.0"
-    return f"{way}_blocks.{level}.{within}"
 
 
 def _renamed(name: str) -> str:
@@ -138,7 +46,9 @@ def import_folder(folder: str | Path, out: str | Path, data_name: str = "cifar10
     root = Path(folder)
     unet = root / "unet" if (root / "unet" / "config.json").is_file() else root
     check_new(RunDirectory(out))
-    options, betas = options_of(_json(unet / "config.json")), _betas(root, unet)
+    config = _json(unet / "config.json")
+    options = options_of(config)
+    process = _ve(root, unet, config) if architecture_of(config) is NCSNPP else _vp(root, unet)
     there = [unet / name for name in WEIGHTS if (unet / name).is_file()]
     if not there:
         raise UserError(f"{unet} has no weights: it needs {' or '.join(WEIGHTS)}")
@@ -146,39 +56,77 @@ def import_folder(folder: str | Path, out: str | Path, data_name: str = "cifar10
     if not isinstance(content, Mapping) or not all(isinstance(array, np.ndarray) for array in content.values()):
         raise UserError(f"{there[0]} holds more than weights: give what diffusers saved")
     weights = {_renamed(str(name)): array for name, array in content.items()}
-    network, shape = abstract(options), options.pop("shape")
+    network, shape = abstract({**options, "centered": process.centered}), options.pop("shape")
     params = arranged(network, diffusers_names(network), weights)
     imported = Imported(
         params=params,
-        ema=params,  # what Ho et al. published is the average
+        ema=params,  # what was published is the average
         moments=None,
         step=0,
         shape=shape,
-        sde={"name": "vp", **betas},
-        model={"name": "ncsnpp", **options, "parameterization": "raw_eps", "noise_label": "chain"},
-        data={"centered": True, "name": data_name, "path": data_path},
-        sample={},
-        ema_decay=0.9999,
+        sde=process.sde,
+        model={"name": "ncsnpp", **options, **process.model},
+        data={"centered": process.centered, "name": data_name, "path": data_path},
+        sample=process.sample,
+        ema_decay=process.ema_decay,
     )
     write_run(imported, out)
     count = sum(array.size for array in weights.values())
-    return f"{out}: {count:,} weights; vp, beta {betas['beta_min']:g} to {betas['beta_max']:g}, images {shape[0]}x{shape[1]}"
+    return f"{out}: {count:,} weights; {process.line}, images {shape[0]}x{shape[1]} in {'[-1, 1]' if process.centered else '[0, 1]'}"
 
 
-def _betas(root: Path, unet: Path) -> dict[str, float]:
-    """beta_min and beta_max of the VP process, by the scheduler's file if there is one. Raises UserError for another chain."""
-    files = [folder / "scheduler_config.json" for folder in (root / "scheduler", root, unet)]
-    there = [file for file in files if file.is_file()]
-    schedule = _json(there[0]) if there else {}
+@dataclass(frozen=True)
+class Process:
+    """What a published network was trained for: sections of the config, whether its images are in [-1, 1], and all that in a few words."""
+
+    sde: Mapping[str, Any]
+    model: Mapping[str, Any]
+    sample: Mapping[str, Any]
+    centered: bool
+    ema_decay: float
+    line: str
+
+
+def _vp(root: Path, unet: Path) -> Process:
+    """DDPM's, with the betas of the scheduler's file if there is one. Raises UserError for another chain."""
+    file, schedule = _schedule(root, unet)
     for key, value in SCHEDULE.items():
         if schedule.get(key, value) != value:
             raise UserError(f"the folder's {key} is {schedule[key]!r}; this reads chains with {value!r} alone: give DDPM's")
     steps = SCHEDULE["num_train_timesteps"]
-    try:
-        ends = [float(schedule.get(key, value)) for key, value in (("beta_start", 1e-4), ("beta_end", 0.02))]
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{there[0]} has betas that are no numbers ({error}): give DDPM's") from None
-    return {name: float(f"{steps * beta:.10g}") for name, beta in zip(("beta_min", "beta_max"), ends, strict=True)}
+    start, end = _numbers(file, schedule, beta_start=1e-4, beta_end=0.02)
+    low, high = (float(f"{steps * beta:.10g}") for beta in (start, end))
+    sde = {"name": "vp", "beta_min": low, "beta_max": high}
+    model = {"parameterization": "raw_eps", "noise_label": "chain"}
+    return Process(sde, model, {}, True, 0.9999, f"vp, beta {low:g} to {high:g}")
+
+
+def _ve(root: Path, unet: Path, config: Mapping[str, Any]) -> Process:
+    """NCSN++'s, with the noise levels of the scheduler's file if there is one. It divides by sigma itself, what is left is the score."""
+    file, schedule = _schedule(root, unet)
+    named = {"sigma_min": 0.01, "sigma_max": 1348.0, "sampling_eps": 1e-5, "snr": 0.15, "num_train_timesteps": 2000}
+    low, high, t_min, snr, steps = _numbers(file, schedule, **named)
+    sde = {"name": "ve", "sigma_min": low, "sigma_max": high, "t_min": t_min}
+    model = {"parameterization": "raw_score", "noise_label": "log_sigma"}
+    # A network that takes 2 x - 1 of its input has images in [0, 1].
+    centered = not config.get("center_input_sample", False)
+    return Process(sde, model, {"snr": snr, "steps": int(steps)}, centered, 0.999, f"ve, sigma {low:g} to {high:g}")
+
+
+def _schedule(root: Path, unet: Path) -> tuple[Path, dict[str, Any]]:
+    """The scheduler's file and what it holds; nothing without one."""
+    files = [folder / "scheduler_config.json" for folder in (root / "scheduler", root, unet)]
+    there = [file for file in files if file.is_file()]
+    return (there[0], _json(there[0])) if there else (files[0], {})
+
+
+def _numbers(file: Path, schedule: Mapping[str, Any], **defaults: float) -> list[float]:
+    """The scheduler's values of these keys. Raises UserError for one that is no positive number."""
+    found = [schedule.get(key, value) for key, value in defaults.items()]
+    for key, value in zip(defaults, found, strict=True):
+        if not (isinstance(value, int | float) and 0 < value < math.inf):
+            raise UserError(f"{file}: {key} is {value!r}, and must be a positive number: get the file again from where it was published")
+    return found
 
 
 def _json(path: Path) -> dict[str, Any]:

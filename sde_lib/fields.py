@@ -63,13 +63,13 @@ class RadialSpectrum(NamedTuple):
 
     frequency: np.ndarray
     power: np.ndarray
-    count: np.ndarray
+    modes: np.ndarray
 
 
 def radial_spectrum(x: Any) -> RadialSpectrum:
     """Of fields (n, h, w), up to the shorter side's Nyquist frequency.
 
-    Where the power is even over a ring, the mean of its count numbers has the relative standard error sqrt(2/count).
+    Where the power is even over a ring, the mean over its modes has the relative standard error sqrt(2/modes).
     """
     shape = x.shape[1:]
     ring = np.floor(_frequency(shape) + 0.5).astype(int)

@@ -60,7 +60,7 @@ def test_a_power_law_has_unit_variance_and_its_slope():
     assert float(jnp.mean(x**2)) == pytest.approx(1, abs=0.1)  # mostly in a few long waves
     ring = slice(3, 32)
     expected = np.asarray(radial_spectrum_of(field))[ring]
-    z = (found.power[ring] / expected - 1) / np.sqrt(2 / found.count[ring])
+    z = (found.power[ring] / expected - 1) / np.sqrt(2 / found.modes[ring])
     assert np.abs(z).max() < 4 and z.std() == pytest.approx(1, abs=0.3)
     slope = np.polyfit(np.log(found.frequency[ring]), np.log(found.power[ring]), 1)[0]
     assert slope == pytest.approx(-2, abs=0.05)

@@ -1,7 +1,8 @@
-"""diffusers' UNet2DModel of DDPM's architecture into a run, against what diffusers computes.
+"""diffusers' UNet2DModel of DDPM's and NCSN++'s architecture into a run, against what diffusers computes.
 
-tests/data/diffusers_ddpm.json holds the names and shapes of a small network's weights, and what diffusers 0.42.1 with torch 2.13 computes
-on CPU with the weights and images that `weights` and `images` draw; `computed` makes it, where both are installed.
+tests/data/diffusers_ddpm.json and diffusers_ncsnpp.json hold the names and shapes of a small network's weights, and what diffusers 0.42.1
+with torch 2.13 computes on CPU with the weights and images that `weights` and `images` draw; `computed` makes them, where both are
+installed.
 """
 
 import json
@@ -14,14 +15,16 @@ import numpy as np
 import pytest
 
 from experiment import load_score
+from experiment.diffusers_layout import diffusers_names, options_of
 from experiment.errors import UserError
-from experiment.import_diffusers import diffusers_names, import_folder, options_of
+from experiment.import_diffusers import import_folder
 from experiment.imported import abstract
+from models import split
 from sde_lib.chain import Chain
 from tests.commands import ROOT, Command
 from tests.torch_writer import write_pth, write_safetensors
 
-DATA = Path(__file__).parent / "data" / "diffusers_ddpm.json"
+DATA = Path(__file__).parent / "data"
 CONFIG: dict[str, Any] = {
     "sample_size": 8,
     "in_channels": 3,
@@ -46,34 +49,56 @@ CIFAR10 = {
     "up_block_types": ["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
     "norm_num_groups": 32,
 }
+# As google/ncsnpp-church-256, but for the sizes. Narrower ones diffusers builds with other group norms than Song et al.
+NCSNPP: dict[str, Any] = {
+    "sample_size": 8,
+    "in_channels": 3,
+    "out_channels": 3,
+    "center_input_sample": True,
+    "time_embedding_type": "fourier",
+    "block_out_channels": [64, 128, 128],
+    "down_block_types": ["SkipDownBlock2D", "AttnSkipDownBlock2D", "SkipDownBlock2D"],
+    "up_block_types": ["SkipUpBlock2D", "AttnSkipUpBlock2D", "SkipUpBlock2D"],
+    "layers_per_block": 1,
+    "mid_block_scale_factor": 2**0.5,
+    "attention_head_dim": None,
+    "norm_num_groups": None,
+    "norm_eps": 1e-6,
+}
 COMMAND = str(ROOT / "experiment" / "import_diffusers.py")
 STEPS = [1, 300, 990]  # within what VP reaches from t_min to 1
+SIGMAS = [0.02, 1.3, 45.0]
 CHAIN = Chain(np.linspace(1e-4, 0.02, 1000))
 
 
-def weights(shapes: dict[str, list[int]]) -> dict[str, np.ndarray]:
+def weights(shapes: dict[str, list[int]], scale: float = 0.2) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
-    return {name: (0.2 * rng.normal(size=shapes[name])).astype("f4") for name in sorted(shapes)}
+    return {name: (scale * rng.normal(size=shapes[name])).astype("f4") for name in sorted(shapes)}
 
 
 def images() -> np.ndarray:
     return np.random.default_rng(1).normal(size=(len(STEPS), 3, 8, 8)).astype("f4")
 
 
-def computed() -> dict[str, Any]:
-    """What DATA holds, by diffusers itself."""
+def computed(config: dict[str, Any] = CONFIG, labels: list[Any] = STEPS, scale: float = 0.2) -> dict[str, Any]:
+    """What a file of DATA holds, by diffusers itself."""
     torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
-    network = diffusers.UNet2DModel(**CONFIG)
+    network = diffusers.UNet2DModel(**config)
     shapes = {name: list(value.shape) for name, value in network.state_dict().items()}
-    network.load_state_dict({name: torch.from_numpy(value) for name, value in weights(shapes).items()})
+    network.load_state_dict({name: torch.from_numpy(value) for name, value in weights(shapes, scale).items()})
     with torch.no_grad():
-        y = network(torch.from_numpy(images()), torch.tensor(STEPS)).sample
+        y = network(torch.from_numpy(images()), torch.tensor(labels)).sample
     return {"shapes": shapes, "y": [float(f"{v:.9g}") for v in y.numpy().ravel()]}
 
 
 @pytest.fixture(scope="module")
 def expected() -> dict[str, Any]:
-    return json.loads(DATA.read_text())
+    return json.loads((DATA / "diffusers_ddpm.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def expected_ncsnpp() -> dict[str, Any]:
+    return json.loads((DATA / "diffusers_ncsnpp.json").read_text())
 
 
 def folder(path: Path, arrays: dict[str, np.ndarray], config: dict[str, Any] = CONFIG) -> Path:
@@ -103,6 +128,49 @@ def test_the_run_computes_what_diffusers_computes(expected: dict[str, Any], tmp_
     check_run(tmp_path / "run", expected["y"])
 
 
+def test_ncsnpp_s_score_is_what_diffusers_computes(expected_ncsnpp: dict[str, Any], tmp_path: Path) -> None:
+    path = folder(tmp_path / "model", weights(expected_ncsnpp["shapes"], 0.05), NCSNPP)
+    assert "ve, sigma 0.01 to 1348, images 8x8 in [0, 1]" in import_folder(path, tmp_path / "run")
+    score_fn = load_score(tmp_path / "run")
+    t = score_fn.sde.time_of_log_snr(-2 * np.log(SIGMAS))
+    found = jax.jit(lambda s, x, t: s(x, t))(score_fn, jnp.asarray(images().transpose(0, 2, 3, 1)), jnp.asarray(t, jnp.float32))
+    score = np.reshape(expected_ncsnpp["y"], images().shape).transpose(0, 2, 3, 1)
+    for k in range(len(SIGMAS)):
+        assert np.abs(found[k] - score[k]).max() < 1e-5 * np.abs(score[k]).max()
+
+
+def test_ncsnpp_s_noise_levels_are_the_scheduler_s(expected_ncsnpp: dict[str, Any], tmp_path: Path) -> None:
+    path = folder(tmp_path / "model", weights(expected_ncsnpp["shapes"], 0.05), NCSNPP)
+    scheduler = {"sigma_min": 0.02, "sigma_max": 380.0, "snr": 0.075, "num_train_timesteps": 1000, "sampling_eps": 1e-4}
+    (path / "scheduler_config.json").write_text(json.dumps(scheduler))
+    assert "sigma 0.02 to 380" in import_folder(path, tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (config["sample"]["snr"], config["sample"]["steps"]) == (0.075, 1000)
+    assert [config["sde"][key] for key in ("sigma_min", "sigma_max", "t_min")] == [0.02, 380.0, 1e-4]
+    assert config["data"]["centered"] is False  # images in [0, 1], of which the network takes 2 x - 1
+    as_they_are = folder(tmp_path / "centred", weights(expected_ncsnpp["shapes"], 0.05), {**NCSNPP, "center_input_sample": False})
+    assert "images 8x8 in [-1, 1]" in import_folder(as_they_are, tmp_path / "centred_run")
+    (path / "scheduler_config.json").write_text(json.dumps({"sigma_max": "1348"}))
+    assert "sigma_max is '1348', and must be a positive number" in refusal(path, tmp_path / "other")
+
+
+def test_the_size_of_the_church_network() -> None:
+    """65.6 million, as score_sde's of 256 pixels; every weight has a name of its own."""
+    levels = ["SkipDownBlock2D"] * 4 + ["AttnSkipDownBlock2D"] + ["SkipDownBlock2D"] * 2
+    config = {
+        **NCSNPP,
+        "sample_size": 256,
+        "layers_per_block": 2,
+        "block_out_channels": [128, 128, 256, 256, 256, 256, 256],
+        "down_block_types": levels,
+        "up_block_types": [name.replace("Down", "Up") for name in reversed(levels)],
+    }
+    network = abstract(options_of(config))
+    names, leaves = diffusers_names(network), jax.tree.leaves(split(network)[1])
+    assert sum(int(np.prod(leaf.shape)) for leaf in leaves) == 65_574_421 + 128
+    assert len(names) == len(set(names.values())) == len(leaves)
+
+
 def test_older_names_a_pickle_and_a_pipeline_folder(expected: dict[str, Any], tmp_path: Path) -> None:
     old = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
     arrays = weights(expected["shapes"])
@@ -123,11 +191,14 @@ def test_older_names_a_pickle_and_a_pipeline_folder(expected: dict[str, Any], tm
     assert "beta_schedule is 'squaredcos_cap_v2'" in refusal(tmp_path / "model", tmp_path / "other")
 
 
-def test_diffusers_itself(expected: dict[str, Any], tmp_path: Path) -> None:
+def test_diffusers_itself(expected: dict[str, Any], expected_ncsnpp: dict[str, Any], tmp_path: Path) -> None:
     """Where diffusers is installed: the stored vectors again, and a folder that save_pretrained wrote."""
     again = computed()
     assert again["shapes"] == expected["shapes"]
     np.testing.assert_allclose(again["y"], expected["y"], atol=1e-4)
+    ncsnpp = computed(NCSNPP, SIGMAS, 0.05)
+    assert ncsnpp["shapes"] == expected_ncsnpp["shapes"]
+    np.testing.assert_allclose(ncsnpp["y"], expected_ncsnpp["y"], rtol=1e-4, atol=1e-4)
     torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
     network = diffusers.UNet2DModel(**CONFIG)
     network.load_state_dict({name: torch.from_numpy(value) for name, value in weights(expected["shapes"]).items()})
@@ -141,8 +212,6 @@ def test_the_size_of_the_cifar10_network() -> None:
     given = options_of(CIFAR10)
     network = abstract(given)
     names = diffusers_names(network)
-    from models import split
-
     shapes = split(network)[1]
     assert sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes)) == 35_746_307
     assert len(names) == len(set(names.values())) == len(jax.tree.leaves(shapes))
@@ -156,13 +225,14 @@ def refusal(path: Path, out: Path) -> str:
 
 
 OTHERS: dict[str, tuple[dict[str, Any], str]] = {
-    "ncsnpp": ({"time_embedding_type": "fourier"}, "time_embedding_type is 'fourier', and DDPM's is 'positional'"),
+    "half of ncsnpp": ({"time_embedding_type": "fourier"}, "mid_block_scale_factor is 1, and NCSN++'s is 1.41"),
+    "learned embedding": ({"time_embedding_type": "learned"}, "time_embedding_type is 'learned', and DDPM's is 'positional'"),
     "diffusers' own defaults": ({"downsample_padding": 1}, "downsample_padding is 1"),
     "heads": ({"attention_head_dim": 8}, "attention_head_dim is 8"),
     "skips": ({"down_block_types": ["SkipDownBlock2D"] * 3}, "SkipDownBlock2D"),
     "one way": ({"up_block_types": ["UpBlock2D"] * 3}, "levels differ"),
     "channels": ({"block_out_channels": [8, 12, 16]}, "no whole multiple"),
-    "of no size": ({"sample_size": None}, "config.json is not that"),
+    "of no size": ({"sample_size": None}, "config.json is not that of DDPM"),
     "indivisible": ({"sample_size": 10}, "divisible by 4"),
 }
 
