@@ -26,6 +26,7 @@ Array = np.ndarray
 Statistic = Callable[[Array, Array], float]
 
 FOLDS = 5
+MOST_TO_FIT = 10_000  # examples for the classifier whose features are compared
 MIN_SIZE = 2 * FOLDS  # points on each side: every fold holds out two of each
 
 
@@ -128,9 +129,13 @@ class ClassFeatures:
     """Penultimate activations of a small multilayer perceptron that was trained, with a fixed seed, to tell the data's classes.
 
     Called on points (n, d) it gives features (n, 64). A batch changes nothing: each row is computed for itself.
+    Of more than 10,000 examples it sees so many, of a fixed draw: all of CIFAR-10 would take minutes and change little.
     """
 
     def __init__(self, x: Array, labels: Array):
+        if len(x) > MOST_TO_FIT:
+            seen = np.sort(np.random.default_rng(0).permutation(len(x))[:MOST_TO_FIT])
+            x, labels = x[seen], labels[seen]
         self._model = MLPClassifier((128, 64), max_iter=30, alpha=1e-2, random_state=0)
         with _one_thread_if_small(x):
             _fit(self._model, x, labels)
