@@ -1,12 +1,12 @@
-# make demo: from a fresh clone to a trained model, samples, likelihoods and a report.   make test: the tests.
-# Both create the environment .venv first if there is none. Nothing but make and Python 3.11 or newer is needed.
+# make demo: from a fresh clone to a trained model, samples, likelihoods and a report.   make test: the tests.   make notebooks: runs them all.
+# Each creates the environment .venv first if there is none. Nothing but make and Python 3.11 or newer is needed.
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
 RUN ?= runs/digits
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test notebooks lint clean
 
 demo: .venv/done
 	$(BIN)/python train.py --config=configs/digits.py --workdir=$(RUN)
@@ -15,6 +15,10 @@ demo: .venv/done
 
 test: .venv/done
 	$(BIN)/python -m pytest -n 2 --dist=loadfile
+
+notebooks: .venv/done
+	$(BIN)/python -m pip install --quiet --editable '.[notebooks]'
+	for notebook in notebooks/*.ipynb; do $(BIN)/jupyter execute $$notebook || exit; done
 
 lint: .venv/done
 	$(BIN)/ruff check .

@@ -5,7 +5,7 @@ Okabe and Ito's colours, told apart by colour-blind readers too. Drawn by matplo
 
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import matplotlib
@@ -40,7 +40,17 @@ DPI = 150
 SCATTER_POINTS = 4000  # more only blacken the picture
 
 
-def png(draw: Callable[[Figure], None], width: float, height: float) -> bytes:
+class Picture(bytes):
+    """A PNG, which a notebook shows."""
+
+    def __repr__(self) -> str:
+        return f"<PNG of {len(self):,} bytes>"
+
+    def _repr_png_(self) -> bytes:
+        return bytes(self)
+
+
+def png(draw: Callable[[Figure], None], width: float, height: float) -> Picture:
     """The figure, of so many inches, after draw(figure)."""
     with matplotlib.rc_context(cast(Any, STYLE)):
         figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
@@ -48,7 +58,7 @@ def png(draw: Callable[[Figure], None], width: float, height: float) -> bytes:
         draw(figure)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png")
-        return buffer.getvalue()
+        return Picture(buffer.getvalue())
 
 
 def show_image(axes: Axes, image: Array) -> None:
@@ -70,7 +80,7 @@ def tile(images: Array, columns: int, gap: int = 1, ground: int = 96) -> Array:
     return board
 
 
-def image_grid(images: Array, columns: int | None = None) -> bytes:
+def image_grid(images: Array, columns: int | None = None) -> Picture:
     """A plain picture of images uint8 (n, h, w, c), pixels magnified by a whole number to about 800 across."""
     columns = columns or min(len(images), max(1, math.ceil(math.sqrt(len(images)))))
     board = tile(images, columns)
@@ -78,17 +88,17 @@ def image_grid(images: Array, columns: int | None = None) -> bytes:
     board = board.repeat(scale, axis=0).repeat(scale, axis=1)[..., : 3 if board.shape[-1] >= 3 else 1]
     buffer = io.BytesIO()
     matplotlib.image.imsave(buffer, np.broadcast_to(board, (*board.shape[:2], 3)), format="png")
-    return buffer.getvalue()
+    return Picture(buffer.getvalue())
 
 
-def scatter(sets: Mapping[str, Array]) -> bytes:
+def scatter(sets: Mapping[str, Array]) -> Picture:
     """Point clouds {name: (n, d)}, each in its panel, all on the same axes: the first two coordinates."""
     limit, columns = common_limit(sets.values()), min(len(sets), 2)
     rows = math.ceil(len(sets) / columns)
 
     def draw(figure: Figure) -> None:
         panels = figure.subplots(rows, columns, squeeze=False).ravel()
-        for axes, (name, points), colour in zip(panels, sets.items(), (INK, *_cycle(len(sets) - 1)), strict=False):
+        for axes, (name, points), colour in zip(panels, sets.items(), (INK, *cycle(len(sets) - 1)), strict=False):
             draw_cloud(axes, points, limit, colour)
             axes.set(title=name, xlabel="x₁", ylabel="x₂")
         for axes in panels[len(sets) :]:
@@ -113,146 +123,41 @@ def panels_in_a_row(figure: Any, columns: int) -> list[Axes]:
     return list(figure.subplots(1, columns, squeeze=False)[0])
 
 
-def _cycle(n: int) -> list[str]:
+def cycle(n: int) -> list[str]:
     return [COLOURS[i % len(COLOURS)] for i in range(n)]
 
 
-def denoising_strip(frames: Array, times: Sequence[tuple[float, float]]) -> bytes:
-    """From noise to sample: a column for each frame, labelled with its t and its ratio of noise to signal, sigma/alpha.
-
-    frames: images (k, n, h, w, c) in [-1, 1], a row for each sample; or points (k, n, d).
-    """
-    images = frames.ndim == 5
-    titles = [f"t = {t:.3g}\nσ/α = {ratio:.3g}" for t, ratio in times]
-
-    def draw(figure: Figure) -> None:
-        for axes, frame, title in zip(panels_in_a_row(figure, len(frames)), frames, titles, strict=True):
-            if images:
-                show_image(axes, tile(np.clip((frame + 1) * 127.5, 0, 255).astype(np.uint8), 1))
-            else:
-                draw_cloud(axes, frame, limit, COLOURS[0])
-                axes.set(xticks=[], yticks=[])
-            axes.set_title(title, fontsize=8.5)
-
-    limit = 0.0 if images else common_limit(frames)
-    height = (frames.shape[1] * (frames.shape[2] + 1) + 1) / (frames.shape[3] + 2) if images else 1.0
-    return png(draw, 1.02 * len(frames) + 0.2, 0.95 * height + 0.55)
-
-
-def quality_bars(samplers: Mapping[str, Mapping[str, Any]], metrics: Mapping[str, Mapping[str, Any]], floors: Mapping[str, Any]) -> bytes:
-    """A panel for each metric, a bar for each sampler: mean, sd over seeds, every seed; the floor is a line in a band of ± 2 sd."""
-
-    def draw(figure: Figure) -> None:
-        columns = min(len(metrics), 2)
-        panels = figure.subplots(math.ceil(len(metrics) / columns), columns, squeeze=False).ravel()
-        for axes, (name, metric) in zip(panels, metrics.items(), strict=False):
-            _panel(axes, {s: d["metrics"][name] for s, d in samplers.items()}, floors[name], metric["origin"])
-            axes.set_xticks(range(len(samplers)), [f"{s}\n{d['nfe']:,.0f} NFE" for s, d in samplers.items()], fontsize=9)
-            axes.set_ylabel(metric["label"])
-        for axes in panels[len(metrics) :]:
-            axes.set_visible(False)
-        handles, labels = panels[0].get_legend_handles_labels()
-        once = dict(zip(labels, handles, strict=True))
-        figure.legend(once.values(), once.keys(), loc="outside upper center", ncols=4, fontsize=9)
-
-    return png(draw, 8.2, 0.5 + 2.7 * math.ceil(len(metrics) / 2))
-
-
-def _panel(axes: Axes, values: Mapping[str, Mapping[str, Any]], floor: Mapping[str, Any], origin: float) -> None:
-    places = np.arange(len(values))
-    means = [v["mean"] if v["mean"] is not None else np.nan for v in values.values()]
-    axes.bar(places, np.subtract(means, origin), 0.55, bottom=origin, color=_cycle(len(values)), alpha=0.8)
-    for place, v in zip(places, values.values(), strict=True):
-        seeds = [s for s in v["values"] if s is not None]
-        axes.plot(place + np.linspace(-0.12, 0.12, len(seeds)), seeds, "o", ms=3.5, color=INK, mew=0, label="each seed")
-        if v["sd"] is not None:
-            axes.errorbar(place, v["mean"], v["sd"], color=INK, capsize=5, lw=1.3, label="± 1 sd over seeds")
-    mean, sd = floor["mean"], floor["sd"] or 0.0
-    axes.axhspan(mean - 2 * sd, mean + 2 * sd, color=FLOOR, alpha=0.3, lw=0, label="floor ± 2 sd")
-    axes.axhline(mean, color=INK, lw=1.2, ls="--", label="noise floor: data against data")
-    axes.grid(axis="x", visible=False)
-    axes.axhline(origin, color=FLOOR, lw=0.8)
-
-
-def quality_curves(curves: Mapping[str, Any], metrics: Mapping[str, Mapping[str, Any]], floors: Mapping[str, Any]) -> bytes:
-    """A panel for each metric over NFE, logarithmic where the metric allows: a line for each sampler, the floor as a band of ± 2 sd."""
-
-    def draw(figure: Figure) -> None:
-        columns = min(len(metrics), 2)
-        panels = figure.subplots(math.ceil(len(metrics) / columns), columns, squeeze=False).ravel()
-        for axes, (name, metric) in zip(panels, metrics.items(), strict=False):
-            low = []
-            for i, (sampler, curve) in enumerate(curves.items()):
-                nfe = [point["nfe"] for point in curve["points"]]
-                values = [point["metrics"][name] for point in curve["points"]]
-                means, sds = ([v[key] if v[key] is not None else np.nan for v in values] for key in ("mean", "sd"))
-                style = {**_style(i), "ls": ("-", "--", ":")[i // len(COLOURS) % 3]}
-                axes.errorbar(nfe, means, np.nan_to_num(sds), lw=1.3, ms=4, capsize=2, label=sampler, **style)
-                low += means
-            mean, sd = floors[name]["mean"], floors[name]["sd"] or 0.0
-            axes.axhspan(mean - 2 * sd, mean + 2 * sd, color=FLOOR, alpha=0.3, lw=0, label="noise floor ± 2 sd")
-            axes.set(xscale="log", xlabel="score calls per sample (NFE)", ylabel=metric["label"])
-            if min(*low, mean - 2 * sd) > 0:
-                axes.set_yscale("log")
-        for axes in panels[len(metrics) :]:
-            axes.set_visible(False)
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize=9)
-
-    return png(draw, 8.2, 0.6 + 0.2 * math.ceil(len(curves) / 5) + 2.8 * math.ceil(len(metrics) / 2))
-
-
-def _style(i: int) -> dict[str, Any]:
-    """Of the i-th sampler's line."""
+def line_style(i: int) -> dict[str, Any]:
+    """Of the i-th line of a panel."""
     return {"color": COLOURS[i % len(COLOURS)], "marker": "osD^vPX*"[i % 8]}
 
 
-def exact_curves(exact: Mapping[str, Any]) -> bytes:
-    """Strong error over NFE with the exact score and with the run's, and the score's own as a line; on a Gaussian, the exact KL."""
-    panels = {"discretisation": "strong error (rms distance)", "kl": "exact KL(sampler || data), nats"}
-    shown = {
-        key: label for key, label in panels.items() if any(row[key] is not None for rows in exact["samplers"].values() for row in rows)
-    }
+Line = tuple[Array, Array]  # x, y
+
+
+def lines(panels: Mapping[str, Mapping[str, Line]], xlabel: str, ylabel: str = "", *, markers: bool = False) -> Picture:
+    """A panel for each entry {title: {label: (x, y)}}, side by side, each with axes of its own."""
 
     def draw(figure: Figure) -> None:
-        for axes, (key, label) in zip(panels_in_a_row(figure, len(shown)), shown.items(), strict=True):
-            for i, (name, rows) in enumerate(exact["samplers"].items()):
-                known = [row for row in rows if row[key] is not None]
-                if known:
-                    nfe = [row["nfe"] for row in known]
-                    axes.loglog(nfe, [row[key] for row in known], lw=1.3, ms=4, label=name, **_style(i))
-                    if key == "discretisation":
-                        axes.loglog(nfe, [row["total"] for row in known], lw=1.3, ms=4, ls="--", **_style(i))
-            if key == "discretisation" and exact["score_error"] > 0:
-                axes.axhline(exact["score_error"], color=INK, lw=1.2, ls=":", label="score error")
-            axes.set(xlabel="score calls per sample (NFE)", ylabel=label)
-        entries = {text: h for axes in figure.axes for h, text in zip(*axes.get_legend_handles_labels(), strict=True)}
-        figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=5, fontsize=9)
+        for axes, (title, named) in zip(panels_in_a_row(figure, len(panels)), panels.items(), strict=True):
+            for i, (label, (x, y)) in enumerate(named.items()):
+                style = line_style(i) if markers else {"color": COLOURS[i % len(COLOURS)]}
+                axes.plot(x, y, lw=1.6, ms=5, label=label, **style)
+            axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
+            if len(named) > 1:
+                axes.legend(fontsize=8.5)
 
-    return png(draw, 4.1 * max(len(shown), 1.4), 3.7)
+    return png(draw, 3.6 * max(len(panels), 1.4), 3.1)
 
 
-def loss_curve(rows: Sequence[Mapping[str, float]]) -> bytes:
-    """Training loss over steps from rows {"step", "loss"}: as logged, and its running median."""
-    steps, loss = (np.array([row[key] for row in rows], float) for key in ("step", "loss"))
-    width = max(1, len(loss) // 20) | 1
-    padded = np.pad(loss, width // 2, mode="edge")
-    smooth = np.median(np.lib.stride_tricks.sliding_window_view(padded, width), axis=1)
+def histograms(sets: Mapping[str, Array], x: Array, density: Array, xlabel: str, bins: int = 60) -> Picture:
+    """A panel for each set of numbers {title: (n,)}: their histogram over the range of x, and the exact density there."""
 
     def draw(figure: Figure) -> None:
-        axes = figure.subplots()
-        axes.plot(steps, loss, color=COLOURS[5], lw=0.8, label="as logged")
-        axes.plot(steps, smooth, color=COLOURS[0], lw=1.8, label=f"running median of {width}")
-        axes.set(xlabel="training step", ylabel="loss", ylim=_robust_range(loss))
-        if loss.min() > 0 and smooth.max() / smooth.min() > 20:
-            axes.set(yscale="log")
-            axes.autoscale(axis="y")
-        axes.legend()
+        for axes, (title, values), colour in zip(panels_in_a_row(figure, len(sets)), sets.items(), cycle(len(sets)), strict=True):
+            axes.hist(values, bins=bins, range=(float(x[0]), float(x[-1])), density=True, color=colour, alpha=0.55, label="samples")
+            axes.plot(x, density, color=INK, lw=1.4, label="exact density")
+            axes.set(title=title, xlabel=xlabel, ylabel="density")
+            axes.legend(fontsize=8.5)
 
-    return png(draw, 8.2, 3.0)
-
-
-def _robust_range(values: Array) -> tuple[float, float]:
-    """Of the values but for the highest hundredth, with a margin: the first steps would flatten the rest."""
-    low, high = float(values.min()), float(np.quantile(values, 0.99))
-    margin = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
-    return low - margin, high + margin
+    return png(draw, 3.6 * max(len(sets), 1.4), 3.1)

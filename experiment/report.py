@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from experiment import plots
+from experiment import plots, report_plots
 from experiment.comparison import QUALITY
 from experiment.config import load_config
 from experiment.evaluation import Evaluation, plain
@@ -60,18 +60,18 @@ def draw_figures(run: Any, evaluation: Evaluation) -> list[Figure]:
     """Every picture, in the order of the page."""
     report, arrays = evaluation.report, evaluation.arrays
     quality = {name: m for name, m in report["metrics"].items() if m["kind"] == QUALITY}
-    bars = plots.quality_bars(report["samplers"], quality, report["floors"])
+    bars = report_plots.quality_bars(report["samplers"], quality, report["floors"])
     figures = [Figure("quality.png", "quality", "Quality by sampler, beside the noise floor.", bars)]
     if report["curves"]:
         caption = "Quality over score calls per sample: mean ± sd over seeds. In the band this measure cannot tell it from data."
-        figures.append(Figure("curves.png", "curves", caption, plots.quality_curves(report["curves"], quality, report["floors"])))
+        figures.append(Figure("curves.png", "curves", caption, report_plots.quality_curves(report["curves"], quality, report["floors"])))
     if any(len(rows) > 1 for rows in report["exact"].get("samplers", {}).values()):
         caption = "Solid: with the exact score. Dashed: the run's samples. No noise floor: the latents are the same, and the KL is exact."
-        figures.append(Figure("exact.png", "exact", caption, plots.exact_curves(report["exact"])))
+        figures.append(Figure("exact.png", "exact", caption, report_plots.exact_curves(report["exact"])))
     figures += _sample_figures(run, arrays)
     for name, path in arrays["strips"].items():
         caption = f"{name}: x_t along the path, each frame scaled to unit variance, with its noise-to-signal ratio σ/α."
-        strip = plots.denoising_strip(path, arrays["times"][name])
+        strip = report_plots.denoising_strip(path, arrays["times"][name])
         figures.append(Figure(f"strip_{name}.png", "strips", caption, strip))
     likelihood = report["likelihood"]
     histogram = likelihood_histogram(arrays["likelihood"], likelihood["unit"], likelihood["mean"], likelihood["se_images"])
@@ -79,7 +79,7 @@ def draw_figures(run: Any, evaluation: Evaluation) -> list[Figure]:
     figures.append(Figure("likelihood.png", "likelihood", caption, histogram))
     rows = [row for row in read_metrics(run.workdir) if np.isfinite(row.get("loss") or np.nan)]
     if rows:
-        figures.append(Figure("loss.png", "training", "Training loss.", plots.loss_curve(rows)))
+        figures.append(Figure("loss.png", "training", "Training loss.", report_plots.loss_curve(rows)))
     return figures
 
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from configs import base
-from experiment import plots
+from experiment import report_plots
 from experiment.curves import budgets
 from experiment.dataset import Dataset, Split
 from experiment.errors import UserError
@@ -170,7 +170,7 @@ def test_curves_are_told_and_drawn(curves: Evaluation, tmp_path: Path) -> None:
     text = text_table(curves.report)
     assert "ddim, NFE from which it is within the floor's mean + 2 sd: sliced Wasserstein-2" in text
     metrics = {name: m for name, m in curves.report["metrics"].items() if m["kind"] == "quality"}
-    (tmp_path / "curves.png").write_bytes(plots.quality_curves(curves.report["curves"], metrics, curves.report["floors"]))
+    (tmp_path / "curves.png").write_bytes(report_plots.quality_curves(curves.report["curves"], metrics, curves.report["floors"]))
     assert np.std(Image.open(tmp_path / "curves.png").convert("L")) > 10
 
 

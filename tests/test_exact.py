@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from configs import base
-from experiment import plots
+from experiment import report_plots
 from experiment.data import load_dataset
 from experiment.errors import UserError
 from experiment.exact import Drawn, against_the_law, draws_noise, entropy, exact_metrics, with_exact_score
@@ -139,7 +139,7 @@ def test_the_table_leaves_out_what_is_not_known_and_the_curves_are_drawn(tmp_pat
     header, *cells = exact_rows(found)
     assert header == ["sampler", "NFE", "discretisation error", "total error", "KL, exact score", "KL, wrong early", "KL, wrong late"]
     assert [row[:2] for row in cells] == [["ddim", "8"], ["ddim", "16"]]
-    (tmp_path / "exact.png").write_bytes(plots.exact_curves(found))
+    (tmp_path / "exact.png").write_bytes(report_plots.exact_curves(found))
     assert np.std(Image.open(tmp_path / "exact.png").convert("L")) > 10
 
 

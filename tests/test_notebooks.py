@@ -1,0 +1,53 @@
+"""The notebooks: a fast version of each runs, and they are what a reader without a kernel needs.
+
+Cells run in this process, one namespace for each notebook. The cell tagged "parameters" is followed by the smaller sizes of the notebook's
+own metadata, {"noise_compass": {"fast": {name: value}}}; every assertion must hold for them too. `make notebooks` runs them whole.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.commands import ROOT
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def read(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """(the notebook, its code cells)."""
+    notebook = json.loads(path.read_text())
+    return notebook, [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+
+
+@each_notebook
+def test_a_fast_version_runs(path: Path) -> None:
+    notebook, cells = read(path)
+    fast = notebook["metadata"]["noise_compass"]["fast"]
+    names: dict[str, Any] = {}
+    for cell in cells:
+        exec(compile("".join(cell["source"]), f"{path.name}", "exec"), names)
+        if "parameters" in cell["metadata"].get("tags", []):
+            assert fast.keys() <= names.keys()
+            names.update(fast)
+
+
+@each_notebook
+def test_it_is_short_and_committed_with_its_outputs(path: Path) -> None:
+    notebook, cells = read(path)
+    assert notebook["cells"][0]["cell_type"] == "markdown"
+    assert sum(line.strip() != "" for cell in cells for line in "".join(cell["source"]).splitlines()) < 150
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert not any(output["output_type"] == "error" or output.get("name") == "stderr" for output in outputs)
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+
+
+def test_the_asserted_statements_can_fail(tmp_path: Path) -> None:
+    """A score of the wrong sign in the library's place is noticed by the first notebook's own assertions."""
+    _, cells = read(NOTEBOOKS[0])
+    source = "\n".join("".join(cell["source"]) for cell in cells[:3]).replace("law.score(points)", "-law.score(points)")
+    with pytest.raises(AssertionError):
+        exec(compile(source, "broken", "exec"), {})
