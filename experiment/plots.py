@@ -158,6 +158,55 @@ def histograms(sets: Mapping[str, Array], x: Array, density: Array, xlabel: str,
             axes.hist(values, bins=bins, range=(float(x[0]), float(x[-1])), density=True, color=colour, alpha=0.55, label="samples")
             axes.plot(x, density, color=INK, lw=1.4, label="exact density")
             axes.set(title=title, xlabel=xlabel, ylabel="density")
-            axes.legend(fontsize=8.5)
+        figure.legend(*figure.axes[-1].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8.5)
 
-    return png(draw, 3.6 * max(len(sets), 1.4), 3.1)
+    return png(draw, 3.6 * max(len(sets), 1.4), 3.3)
+
+
+def bars(heights: Mapping[str, float], xlabel: str, ylabel: str, *, expected: float, error: float) -> Picture:
+    """A bar for each entry, the exact expectation as a line in a band of ± 2 standard errors."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        axes.bar(list(heights), list(heights.values()), 0.6, color=COLOURS[0], alpha=0.8)
+        axes.axhspan(expected - 2 * error, expected + 2 * error, color=FLOOR, alpha=0.35, lw=0, label="± 2 standard errors")
+        axes.axhline(expected, color=INK, lw=1.2, ls="--", label="exact")
+        axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, 1.35 * max(*heights.values(), expected)))
+        axes.grid(axis="x", visible=False)
+        axes.legend(fontsize=8.5, ncols=2)
+
+    return png(draw, 5.0, 3.1)
+
+
+def _root(vectors: Array) -> Array:
+    """Each as long as the root of its length: long ones do not hide the short."""
+    return vectors / np.sqrt(np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12))
+
+
+def field(at: Array, score: Array, points: Array, log_density: Array) -> Picture:
+    """Scores (n, 2) at points (n, 2) as arrows, as long as the root of their length; samples (m, 2) coloured by their log-density, nats."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        shown = axes.scatter(points[:, 0], points[:, 1], c=log_density, s=5, cmap="viridis", lw=0)
+        axes.quiver(*at.T, *_root(score).T, color=INK, alpha=0.75, width=0.0028, scale=70)
+        axes.set(xlabel="x₁", ylabel="x₂", aspect="equal", title="score (arrows), samples by log-density")
+        figure.colorbar(shown, ax=axes, label="log p, nats", shrink=0.8)
+
+    return png(draw, 6.0, 4.9)
+
+
+def field_3d(at: Array, score: Array, points: Array, log_density: Array) -> Picture:
+    """The same in three dimensions, from two sides."""
+    limit = 1.1 * float(np.abs(np.concatenate([at, points])).max())
+
+    def draw(figure: Figure) -> None:
+        for i, side in enumerate((-60, 30)):
+            axes: Any = figure.add_subplot(1, 2, i + 1, projection="3d", azim=side, elev=18)
+            shown = axes.scatter(*points.T, c=log_density, s=4, cmap="viridis", lw=0)
+            axes.quiver(*at.T, *_root(score).T, color=INK, alpha=0.6, lw=0.7, length=0.25 * limit / np.abs(_root(score)).max())
+            axes.set(xlabel="x₁", ylabel="x₂", zlabel="x₃", xlim=(-limit, limit), ylim=(-limit, limit), zlim=(-limit, limit))
+            axes.set_box_aspect(None, zoom=0.82)
+        figure.colorbar(shown, ax=figure.axes, label="log p, nats", shrink=0.6)
+
+    return png(draw, 9.0, 4.2)
