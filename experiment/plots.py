@@ -135,7 +135,15 @@ def line_style(i: int) -> dict[str, Any]:
 Line = tuple[Array, Array]  # x, y
 
 
-def lines(panels: Mapping[str, Mapping[str, Line]], xlabel: str, ylabel: str = "", *, markers: bool = False) -> Picture:
+def lines(
+    panels: Mapping[str, Mapping[str, Line]],
+    xlabel: str,
+    ylabel: str = "",
+    *,
+    markers: bool = False,
+    logx: bool = False,
+    logy: bool = False,
+) -> Picture:
     """A panel for each entry {title: {label: (x, y)}}, side by side, each with axes of its own."""
 
     def draw(figure: Figure) -> None:
@@ -144,6 +152,7 @@ def lines(panels: Mapping[str, Mapping[str, Line]], xlabel: str, ylabel: str = "
                 style = line_style(i) if markers else {"color": COLOURS[i % len(COLOURS)]}
                 axes.plot(x, y, lw=1.6, ms=5, label=label, **style)
             axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
+            axes.set(xscale="log" if logx else "linear", yscale="log" if logy else "linear")
             if len(named) > 1:
                 axes.legend(fontsize=8.5)
 

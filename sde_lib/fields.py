@@ -71,12 +71,20 @@ def radial_spectrum(x: Any) -> RadialSpectrum:
 
     Where the power is even over a ring, the mean over its modes has the relative standard error sqrt(2/modes).
     """
-    shape = x.shape[1:]
-    ring = np.floor(_frequency(shape) + 0.5).astype(int)
-    weight, power = _multiplicity(shape), np.asarray(_power(jnp.asarray(x)), float).sum(0)
-    kept = min(shape) // 2 + 1
-    count, total = (np.bincount(ring.ravel(), (weight * v).ravel())[:kept] for v in (np.ones(power.shape), power))
-    return RadialSpectrum(np.arange(kept), total / (count * len(x)), count * len(x))
+    found = _over_rings(x.shape[1:], np.asarray(_power(jnp.asarray(x)), float).mean(0))
+    return found._replace(modes=len(x) * found.modes)
+
+
+def exact_radial_spectrum(field: StationaryGaussianField) -> RadialSpectrum:
+    """What `radial_spectrum` of one draw is in the mean."""
+    return _over_rings(field.shape, np.asarray(field.spectrum, float))
+
+
+def _over_rings(shape: tuple[int, int], power: np.ndarray) -> RadialSpectrum:
+    ring = np.floor(_frequency(shape) + 0.5).astype(int).ravel()
+    twice, kept = _multiplicity(shape).ravel(), min(shape) // 2 + 1
+    modes, total = (np.bincount(ring, weights)[:kept] for weights in (twice, twice * power.ravel()))
+    return RadialSpectrum(np.arange(kept), total / modes, modes)
 
 
 def _power(x: jax.Array) -> jax.Array:

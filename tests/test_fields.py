@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import multivariate_normal
 
 from sde_lib import VE, VP, Exact, ExactScore, Hutchinson, ProbabilityFlow, StationaryGaussianField, log_prob, power_law_field
-from sde_lib.fields import radial_spectrum
+from sde_lib.fields import exact_radial_spectrum, radial_spectrum
 from tests.oracles import ALL_SDE_IDS, ALL_SDES
 
 SHAPES = [(5, 6), (6, 5), (4, 4)]
@@ -58,8 +58,9 @@ def test_a_power_law_has_unit_variance_and_its_slope():
     x = field.sample(jax.random.key(0), 64)
     found = radial_spectrum(x)
     assert float(jnp.mean(x**2)) == pytest.approx(1, abs=0.1)  # mostly in a few long waves
-    ring = slice(3, 32)
-    expected = np.asarray(radial_spectrum_of(field))[ring]
+    ring, exact = slice(3, 32), radial_spectrum_of(field)
+    np.testing.assert_allclose(exact_radial_spectrum(field).power, exact, rtol=1e-6)
+    expected = np.asarray(exact)[ring]
     z = (found.power[ring] / expected - 1) / np.sqrt(2 / found.modes[ring])
     assert np.abs(z).max() < 4 and z.std() == pytest.approx(1, abs=0.3)
     slope = np.polyfit(np.log(found.frequency[ring]), np.log(found.power[ring]), 1)[0]
