@@ -6,6 +6,7 @@ from scipy.stats import energy_distance as scipy_energy
 from scipy.stats import norm, wasserstein_distance
 from sklearn.linear_model import LogisticRegression
 
+from experiment import metrics
 from experiment.metrics import (
     ClassFeatures,
     boosted_trees,
@@ -144,6 +145,16 @@ def test_features_tell_the_classes_and_not_the_batch():
     assert features(x).shape == (300, 64)
     np.testing.assert_allclose(features(x)[7:9], features(x[7:9]), rtol=1e-12)
     np.testing.assert_array_equal(features(x), ClassFeatures(x[:200], labels[:200])(x))
+
+
+def test_features_of_a_large_set_come_from_a_part_of_it_drawn_from_all(monkeypatch):
+    monkeypatch.setattr(metrics, "MOST_TO_FIT", 100)
+    labels = np.sort(np.arange(300) % 3)  # the first hundred are all of one class
+    x = normal(300, 6) * 0.3
+    x[np.arange(300), labels] += 2
+    features = ClassFeatures(x, labels)
+    assert features.accuracy(x, labels) > 0.95
+    assert features._model.n_iter_ * 100 == features._model.t_  # examples seen, over all passes
 
 
 def test_features_are_the_classifiers_own():
