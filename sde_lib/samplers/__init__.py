@@ -23,7 +23,7 @@ from sde_lib.samplers.predictor_corrector import PredictorCorrector
 from sde_lib.samplers.sa_solver import SASolver
 from sde_lib.samplers.stochastic import Ancestral, EulerMaruyama, ExponentialEuler, ReverseDiffusion
 from sde_lib.samplers.unipc import UniPC
-from sde_lib.samplers.weak import weak_difference, weak_error
+from sde_lib.samplers.weak import weak_error
 
 __all__ = [
     "DDIM",
@@ -69,6 +69,5 @@ __all__ = [
     "langevin",
     "pulse",
     "sample",
-    "weak_difference",
     "weak_error",
 ]
