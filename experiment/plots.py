@@ -3,6 +3,7 @@
 Okabe and Ito's colours, told apart by colour-blind readers too. Drawn by matplotlib's Agg canvas, without pyplot and its global state.
 """
 
+import importlib.util
 import io
 import math
 from collections.abc import Callable, Mapping
@@ -219,3 +220,19 @@ def field_3d(at: Array, score: Array, points: Array, log_density: Array) -> Pict
         figure.colorbar(shown, ax=figure.axes, label="log p, nats", shrink=0.6)
 
     return png(draw, 9.0, 4.2)
+
+
+def slider(frames: Mapping[str, Picture], description: str, columns: int = 4) -> Picture:
+    """The frames side by side, to read without a kernel. In a notebook with ipywidgets a slider over them is shown above."""
+    if importlib.util.find_spec("ipywidgets") and importlib.util.find_spec("IPython"):
+        import ipywidgets  # an extra's
+        from IPython import get_ipython
+
+        if get_ipython() is not None:
+            chosen = ipywidgets.SelectionSlider(options=list(frames), description=description, continuous_update=True)
+            ipywidgets.interact(lambda frame: frames[frame], frame=chosen)
+    images = np.stack([matplotlib.image.imread(io.BytesIO(frame))[..., :3] for frame in frames.values()])
+    board = tile((255 * images).astype(np.uint8), min(columns, len(images)), gap=0, ground=255)
+    buffer = io.BytesIO()
+    matplotlib.image.imsave(buffer, board, format="png")
+    return Picture(buffer.getvalue())
