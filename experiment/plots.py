@@ -92,9 +92,9 @@ def image_grid(images: Array, columns: int | None = None) -> Picture:
     return Picture(buffer.getvalue())
 
 
-def scatter(sets: Mapping[str, Array]) -> Picture:
-    """Point clouds {name: (n, d)}, each in its panel, all on the same axes: the first two coordinates."""
-    limit, columns = common_limit(sets.values()), min(len(sets), 2)
+def scatter(sets: Mapping[str, Array], limit: float | None = None, columns: int = 2) -> Picture:
+    """Point clouds {name: (n, d)}, each in its panel, all on the same axes, to ± limit or what holds them: the first two coordinates."""
+    limit, columns = limit or common_limit(sets.values()), min(len(sets), columns)
     rows = math.ceil(len(sets) / columns)
 
     def draw(figure: Figure) -> None:
