@@ -5,6 +5,7 @@ own metadata, {"noise_compass": {"fast": {name: value}}}; every assertion must h
 """
 
 import json
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,16 @@ def test_it_is_short_and_committed_with_its_outputs(path: Path) -> None:
     outputs = [output for cell in cells for output in cell["outputs"]]
     assert not any(output["output_type"] == "error" or output.get("name") == "stderr" for output in outputs)
     assert any("image/png" in output.get("data", {}) for output in outputs)
+
+
+def test_the_readme_s_gallery_is_the_notebooks_own() -> None:
+    """Each picture is in its notebook's committed outputs, and links there."""
+    shown = runpy.run_path(str(ROOT / "notebooks" / "gallery.py"))["gallery"]()
+    readme = (ROOT / "README.md").read_text()
+    assert len(shown) == 6
+    for name, picture in shown.items():
+        assert (ROOT / "notebooks" / "gallery" / f"{name}.png").read_bytes() == picture, "stale: python notebooks/gallery.py"
+        assert f"(notebooks/gallery/{name}.png)](notebooks/{name}.ipynb)" in readme
 
 
 def test_the_asserted_statements_can_fail(tmp_path: Path) -> None:
