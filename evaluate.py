@@ -1,9 +1,10 @@
 """Evaluate: python evaluate.py --workdir=runs/digits [--samplers=em,pc,ode] [--n=1024] [--seeds=3] [--nfe=10,20,50].
 
-       or python evaluate.py --workdir=runs/digits --likelihood [--n=...] [--probes=4] [--dequantization=uniform] [--k=1] [--bound]
-          [--chain=1000] [--betas=sde] [--variance=fixed_small],
+       or python evaluate.py --workdir=runs/digits --likelihood [--n=...] [--probes=4] [--dequantization=uniform]
+          [--k=1] [--bound] [--chain=1000] [--betas=sde] [--variance=fixed_small],
 
-       or python evaluate.py --workdir=runs/digits --fid --fid_weights=FILE [--fid_reference=train] [--samplers=...] [--nfe=...] [--n=...].
+       or python evaluate.py --workdir=runs/digits --fid --fid_weights=FILE [--fid_reference=train] [--samplers=...]
+       [--nfe=...] [--n=...].
 
 Writes WORKDIR/report/, or with --exact_score WORKDIR/report_exact_score/; WORKDIR/likelihood/; WORKDIR/fid/.
 """
@@ -18,22 +19,36 @@ SAMPLERS = flags.DEFINE_list("samplers", None, "Names of samplers. Default: the 
 N = flags.DEFINE_integer("n", None, "Samples for each sampler and seed. Default: config.eval.n.")
 SEEDS = flags.DEFINE_integer("seeds", None, "Sample seeds. Default: config.eval.seeds.")
 SEED = flags.DEFINE_integer("seed", None, "The first of them. Default: config.eval.seed.")
-NFE = flags.DEFINE_list("nfe", [], "Budgets of score calls, for curves of quality over NFE: every fixed-step sampler spends each of them.")
-EXACT_SCORE = flags.DEFINE_bool("exact_score", False, "The data's exact score instead of the network, where their law is known.")
-LIKELIHOOD = flags.DEFINE_bool("likelihood", False, "Only the held-out likelihood, with its error budget: WORKDIR/likelihood/.")
+NFE = flags.DEFINE_list(
+    "nfe", [], "Budgets of score calls, for curves of quality over NFE: every fixed-step sampler spends each of them."
+)
+EXACT_SCORE = flags.DEFINE_bool(
+    "exact_score", False, "The data's exact score instead of the network, where their law is known."
+)
+LIKELIHOOD = flags.DEFINE_bool(
+    "likelihood", False, "Only the held-out likelihood, with its error budget: WORKDIR/likelihood/."
+)
 PROBES = flags.DEFINE_integer("probes", None, "Hutchinson's probes for each example. Default: config.eval.probes.")
 DEQUANTIZATION = flags.DEFINE_string("dequantization", None, "uniform (default) or truncated_normal.")
 K = flags.DEFINE_integer("k", None, "Importance-weighted draws of each example. Default: 1.")
 BOUND = flags.DEFINE_bool("bound", False, "With --likelihood: the variational bound of the SDE's model too.")
 CHAIN = flags.DEFINE_integer("chain", None, "With --likelihood: the ELBO of the discrete chain of so many steps too.")
-BETAS = flags.DEFINE_string("betas", None, "The chain's: sde (default, the run's own at even times), linear, cosine or log_snr.")
+BETAS = flags.DEFINE_string(
+    "betas", None, "The chain's: sde (default, the run's own at even times), linear, cosine or log_snr."
+)
 VARIANCE = flags.DEFINE_string(
     "variance", None, "Of the chain's reverse steps: fixed_small (default) or fixed_large, better for short chains."
 )
-FID = flags.DEFINE_bool("fid", False, "Only FID, KID, precision and recall, by the Inception weights of --fid_weights: WORKDIR/fid/.")
-FID_WEIGHTS = flags.DEFINE_string("fid_weights", None, "With --fid: the file of the Inception weights, which is not downloaded.")
+FID = flags.DEFINE_bool(
+    "fid", False, "Only FID, KID, precision and recall, by the Inception weights of --fid_weights: WORKDIR/fid/."
+)
+FID_WEIGHTS = flags.DEFINE_string(
+    "fid_weights", None, "With --fid: the file of the Inception weights, which is not downloaded."
+)
 FID_REFERENCE = flags.DEFINE_string(
-    "fid_reference", None, "With --fid: train (default) or test of the run's data, a folder, zip or .npz of images, or a data set's name."
+    "fid_reference",
+    None,
+    "With --fid: train (default) or test of the run's data, a folder, zip or .npz of images, or a data set's name.",
 )
 LIKELIHOOD_N = flags.DEFINE_integer("likelihood_n", None, "Held-out examples. Default: config.eval.likelihood_n.")
 

@@ -1,4 +1,6 @@
-"""Sample: python sample.py --workdir=runs/digits --sampler=ddim --n=64 [--steps=50] [--eta=1] [--grid=karras] [--seed=0] [--out=DIR]."""
+"""Sample: python sample.py --workdir=runs/digits --sampler=ddim --n=64 [--steps=50] [--eta=1] [--grid=karras]
+[--seed=0] [--out=DIR].
+"""
 
 from absl import flags
 
@@ -9,7 +11,9 @@ SAMPLER = flags.DEFINE_string("sampler", "pc", "A sampler by name; --sampler=lis
 N = flags.DEFINE_integer("n", 64, "How many samples.")
 STEPS = flags.DEFINE_integer("steps", None, "Steps of the sampler. Default: the run's own setting.")
 ETA = flags.DEFINE_float("eta", None, "How much noise: 0 is the ODE, 1 the reverse SDE. Default: the sampler's own.")
-GRID = flags.DEFINE_string("grid", None, "Where the steps are: t, log_snr, karras, quadratic, flow. Default: the sampler's own.")
+GRID = flags.DEFINE_string(
+    "grid", None, "Where the steps are: t, log_snr, karras, quadratic, flow. Default: the sampler's own."
+)
 SEED = flags.DEFINE_integer("seed", 0, "Sample i depends on (seed, i) alone.")
 OUT = flags.DEFINE_string("out", None, "Folder for samples.npz and grid.png. Default: WORKDIR/samples/SAMPLER.")
 

@@ -1,10 +1,12 @@
-"""What training for likelihood gives on the digits, and what a likelihood costs: python benchmarks/likelihood.py [--steps=1000 --seeds=3].
+"""What training for likelihood gives on the digits, and what a likelihood costs: python benchmarks/likelihood.py
+[--steps=1000 --seeds=3].
 
-* Two networks of configs/digits.py from each seed, trained for equal steps: with the plain loss on the noise at uniform times, and with
-  likelihood weighting at times even in log SNR. Held-out bits/dim of all 297 digits.
+* Two networks of configs/digits.py from each seed, trained for equal steps: with the plain loss on the noise at uniform
+  times, and with likelihood weighting at times even in log SNR. Held-out bits/dim of all 297 digits.
 * One network trained on the levels' centres: its bound by truncated-normal and by uniform dequantisation.
-* The likelihood-trained network's solve of them at rtol 1e-5 with one probe: seconds per NFE over those of a jitted score call of the same
-  batch; and on 99 of them at rtol 1e-3, seconds with reverse over those with forward derivatives.
+* The likelihood-trained network's solve of them at rtol 1e-5 with one probe: seconds per NFE over those of a jitted
+  score call of the same batch; and on 99 of them at rtol 1e-3, seconds with reverse over those with forward
+  derivatives.
 
 Runs stay in --workdir, and what is trained there already is not trained again. About half an hour on two CPU cores.
 """
@@ -32,7 +34,9 @@ OBJECTIVES = {
     "sigma2, uniform t": {"weighting": "sigma2", "times": "uniform_t", "clip": 1.0},
     "likelihood, uniform log SNR": {"weighting": "likelihood", "times": "uniform_log_snr", "clip": 20.0},
 }
-CENTRES = {"data.dequantize": False}  # sigma(t_min) is half of half a level: two standard deviations of the truncated normal fit into a bin
+CENTRES = {
+    "data.dequantize": False
+}  # sigma(t_min) is half of half a level: two standard deviations of the truncated normal fit into a bin
 
 
 def trained(workdir: Path, steps: int, seed: int, settings: dict[str, Any]) -> Run:
@@ -77,7 +81,9 @@ class ReverseHutchinson(Hutchinson):
 
     __init__ = Hutchinson.__init__
 
-    def __call__(self, fn: Callable, x: jax.Array, probes: jax.Array, isotropic: Any = 0.0) -> tuple[jax.Array, jax.Array]:
+    def __call__(
+        self, fn: Callable, x: jax.Array, probes: jax.Array, isotropic: Any = 0.0
+    ) -> tuple[jax.Array, jax.Array]:
         value, pull = jax.vjp(fn, x)
         of_probe = jax.vmap(lambda v: jnp.sum((pull(v)[0] * v).reshape(x.shape[0], -1), axis=1), in_axes=1, out_axes=1)
         return value, of_probe(probes)
@@ -112,12 +118,17 @@ def cost(run: Run, batch: int = 99) -> dict[str, Any]:
         seconds, nfe = solve(Hutchinson, batches)
         per_nfe.append(seconds / nfe / (0.5 * (before + calls())))
     result = {"seconds": seconds, "nfe": nfe / len(batches), "per_nfe_over_score_call": statistics.median(per_nfe)}
-    # The probes are the same, so that both kinds take the same steps: short solves in turn, the first of which compiles.
+    # The probes are the same, so that both kinds take the same steps: short solves in turn, the first of which
+    # compiles.
     ratios = []
     for _ in range(4):
         forward, reverse = (solve(kind, batches[:1], rtol=1e-3)[0] for kind in (Hutchinson, ReverseHutchinson))
         ratios.append(reverse / forward)
-    return {**result, "reverse_over_forward": statistics.median(ratios[1:]), "range": [min(ratios[1:]), max(ratios[1:])]}
+    return {
+        **result,
+        "reverse_over_forward": statistics.median(ratios[1:]),
+        "range": [min(ratios[1:]), max(ratios[1:])],
+    }
 
 
 def main() -> None:
@@ -135,7 +146,10 @@ def main() -> None:
     workdir = Path(args.workdir)
     found: dict[str, Any] = {"command": f"python benchmarks/likelihood.py --steps={args.steps} --seeds={args.seeds}"}
     found["objectives"] = objectives(workdir, args.steps, args.seeds)
-    print(f"likelihood-trained is lower by {found['objectives']['gain']:.4f} +- {found['objectives']['gain_se'] or 0:.4f} bits/dim")
+    print(
+        f"likelihood-trained is lower by {found['objectives']['gain']:.4f} +- "
+        f"{found['objectives']['gain_se'] or 0:.4f} bits/dim"
+    )
     found["dequantizations"] = dequantizations(workdir, args.steps)
     for name, row in found["dequantizations"].items():
         print(f"{name}, one network: {row['mean']:.4f} +- {row['se_images']:.4f} bits/dim, {row['nfe']:.0f} NFE")

@@ -1,8 +1,9 @@
 """How fast images come: python benchmarks/loader.py --path=CIFAR [--batch=128] [--seconds=5] [--crop=0] [--size=0].
 
-CIFAR is a folder or zip of images, or a folder of zips. Prints one line of json: seconds of a first start, which decodes every image
-(what is stored beside a link to the source, in a temporary folder, is thrown away afterwards), of a second one in another process, and
-images per second in batches of a run: the indices alone, the rows from the mapped file, and on the device as the trainer puts them there.
+CIFAR is a folder or zip of images, or a folder of zips. Prints one line of json: seconds of a first start, which
+decodes every image (what is stored beside a link to the source, in a temporary folder, is thrown away afterwards), of a
+second one in another process, and images per second in batches of a run: the indices alone, the rows from the mapped
+file, and on the device as the trainer puts them there.
 """
 
 import argparse
@@ -76,10 +77,18 @@ def main() -> None:
             "first_start_s": round(first, 2),
             "second_start_s": round(second, 2),
             "batch": args.batch,
-            "indices_per_s": round(rate(lambda step: batch_indices(0, step, args.batch, len(train)), args.batch, args.seconds)),
-            "images_per_s": round(rate(lambda step: training_batch(train, 0, step, args.batch)[0], args.batch, args.seconds)),
+            "indices_per_s": round(
+                rate(lambda step: batch_indices(0, step, args.batch, len(train)), args.batch, args.seconds)
+            ),
+            "images_per_s": round(
+                rate(lambda step: training_batch(train, 0, step, args.batch)[0], args.batch, args.seconds)
+            ),
             "images_per_s_on_device": round(
-                rate(lambda step: put_rows(batch_indices(0, step, args.batch, len(train)), train.x, mesh), args.batch, args.seconds)
+                rate(
+                    lambda step: put_rows(batch_indices(0, step, args.batch, len(train)), train.x, mesh),
+                    args.batch,
+                    args.seconds,
+                )
             ),
             "shuffle_of_1.3m_s": round(shuffle, 3),
             "device": f"{mesh.size} {jax.default_backend()}",

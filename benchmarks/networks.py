@@ -1,7 +1,8 @@
 """The image networks at equal minutes of training on digits: python benchmarks/networks.py [--minutes=5] [--seeds=1].
 
-Each is trained by the same code on configs/digits.py, for as many steps as it makes in the given minutes on this machine (measured before),
-with the schedule stretched to that; then all are evaluated alike. configs/digits.py uses the better one.
+Each is trained by the same code on configs/digits.py, for as many steps as it makes in the given minutes on this
+machine (measured before), with the schedule stretched to that; then all are evaluated alike. configs/digits.py uses the
+better one.
 """
 
 import argparse
@@ -90,13 +91,18 @@ def main() -> None:
         found = compare(args.minutes, args.seeds, args.n, Path(folder))
     for name, row in found.items():
         print(
-            f"{name}: {row['weights']:,} weights, {row['steps']} steps in {row['minutes']:.1f} minutes, {row['bits_per_dim']:.3f} bits/dim"
+            f"{name}: {row['weights']:,} weights, {row['steps']} steps in {row['minutes']:.1f} minutes, "
+            f"{row['bits_per_dim']:.3f} bits/dim"
         )
         for sampler in SAMPLERS:
             print(f"  {sampler:4s}", ", ".join(f"{metric} {value:.3f}" for metric, value in row[sampler].items()))
     if args.json:
         given = f"--minutes={args.minutes:g} --seeds={args.seeds} --n={args.n}"
-        about = {"command": f"python benchmarks/networks.py {given}", "device": jax.devices()[0].device_kind, "jax": jax.__version__}
+        about = {
+            "command": f"python benchmarks/networks.py {given}",
+            "device": jax.devices()[0].device_kind,
+            "jax": jax.__version__,
+        }
         Path(args.json).write_text(json.dumps({**about, **found}, indent=2))
 
 

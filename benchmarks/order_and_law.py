@@ -4,15 +4,16 @@
 
 No number here is from samples:
 
-* KL(law of the result || data at t_min) on a Gaussian in three dimensions, at 8 to 512 steps: by the exact recursion of `gaussian_kl`, or
-  for Runge-Kutta, an affine map of the latent there, from where it takes 0 and the axes. The order that its square root falls with, to
-  where signal and noise are equal: over the whole range the leading errors of some methods cancel on a Gaussian. The midpoint method's
-  does so under the rectified flow wherever it ends: for y' = f y its local error h³ y (f''/24 + f f'/4 + f³/6) is 0 where y² is quadratic
-  in t, and its order there is 3;
-* the order on a mixture: of the distance to a fine solution from the same latents (float64) for samplers without noise; for those with
-  noise the weak order of E[x² - tanh 2x], by the quadrature of `weak_error`.
+* KL(law of the result || data at t_min) on a Gaussian in three dimensions, at 8 to 512 steps: by the exact recursion of
+  `gaussian_kl`, or for Runge-Kutta, an affine map of the latent there, from where it takes 0 and the axes. The order
+  that its square root falls with, to where signal and noise are equal: over the whole range the leading errors of some
+  methods cancel on a Gaussian. The midpoint method's does so under the rectified flow wherever it ends: for y' = f y
+  its local error h³ y (f''/24 + f f'/4 + f³/6) is 0 where y² is quadratic in t, and its order there is 3;
+* the order on a mixture: of the distance to a fine solution from the same latents (float64) for samplers without noise;
+  for those with noise the weak order of E[x² - tanh 2x], by the quadrature of `weak_error`.
 
-Not here: predictor-corrector, annealed Langevin and adaptive steps, whose error does not vanish with the number of steps alone.
+Not here: predictor-corrector, annealed Langevin and adaptive steps, whose error does not vanish with the number of
+steps alone.
 
 Takes four to five minutes on two CPU cores.
 """
@@ -50,14 +51,25 @@ SDES = {"VP": VP(), "SubVP": SubVP(), "VE": VE(), "CosineVP": CosineVP(), "Recti
 KL_STEPS = (8, 16, 32, 64, 128, 512)
 MEAN, COVARIANCE = [0.4, -0.3, 0.8], [[0.4, 0.15, -0.1], [0.15, 0.3, 0.05], [-0.1, 0.05, 0.6]]
 LINE = ([0.35, 0.65], [-0.8, 0.9], [0.35, 0.5])
-LEFT_OUT = ("annealed_langevin", "heun_churn")  # no order at a fixed number of Langevin steps; churn_min breaks the grid in two
-FIFTH = {"VP": 60, "SubVP": 60, "VE": 120, "CosineVP": 40, "RectifiedFlow": 40}  # fewer steps have not settled, more are at rounding
+LEFT_OUT = (
+    "annealed_langevin",
+    "heun_churn",
+)  # no order at a fixed number of Langevin steps; churn_min breaks the grid in two
+FIFTH = {
+    "VP": 60,
+    "SubVP": 60,
+    "VE": 120,
+    "CosineVP": 40,
+    "RectifiedFlow": 40,
+}  # fewer steps have not settled, more are at rounding
 RUNGE_KUTTA = {"rk_midpoint": 2, "rk_bosh3": 3, "rk_tsit5": 5}  # and their orders
 
 
 def methods() -> dict[str, Any]:
     """The table's linear samplers by name, some of their settings, and Runge-Kutta at fixed steps."""
-    named = {name: n.sampler for name, n in SAMPLERS.items() if isinstance(n.sampler, LinearSampler) and name not in LEFT_OUT}
+    named = {
+        name: n.sampler for name, n in SAMPLERS.items() if isinstance(n.sampler, LinearSampler) and name not in LEFT_OUT
+    }
     more = {
         "em, eta=0": EulerMaruyama(eta=0.0),
         "sde_dpmpp_2m, eta=0.5": SDEDPMSolverPP2M(eta=0.5),
@@ -76,7 +88,9 @@ def slope(steps: list[int], errors: list[float]) -> float:
 
 
 def settled(name: str, sampler: Any) -> int:
-    """From how many steps a Gaussian shows the order. Of a multistep method not too many: its first steps are of lower order."""
+    """From how many steps a Gaussian shows the order. Of a multistep method not too many: its first steps are of lower
+    order.
+    """
     return {3: 64, 4: 128}.get(order_of(name, sampler), 256)
 
 
@@ -88,9 +102,9 @@ def half(name: str) -> Any:
 def shown_on(sampler: Any, name: str) -> Any:
     """The SDE that shows the order on a mixture.
 
-    Euler-Maruyama's first-order error is proportional to sigma_min² on VE. Tsitouras' error falls faster than in theory where the flow is
-    stiff, and is below rounding before it does not: it is measured from t = 0.3 on. SA-Solver's second-order error nearly cancels over the
-    whole range, for eta = 1 (it shows almost an order more there).
+    Euler-Maruyama's first-order error is proportional to sigma_min² on VE. Tsitouras' error falls faster than in theory
+    where the flow is stiff, and is below rounding before it does not: it is measured from t = 0.3 on. SA-Solver's
+    second-order error nearly cancels over the whole range, for eta = 1 (it shows almost an order more there).
     """
     larger = {"VE": VE(sigma_min=1.0), "RectifiedFlow": RectifiedFlow(t_min=0.01)}
     if isinstance(sampler, SASolver):
@@ -124,7 +138,9 @@ def law(method: str, sampler: Any, name: str) -> dict:
     fifth = order_of(method, sampler) == 5
     start = FIFTH[name] if fifth else settled(method, sampler)
     steps = [start * k for k in ((1, 2) if fifth else (1, 2, 4))]
-    roots = [exact_kl(replace(sampler, steps=n), shown_on(sampler, name) if fifth else half(name)) ** 0.5 for n in steps]
+    roots = [
+        exact_kl(replace(sampler, steps=n), shown_on(sampler, name) if fifth else half(name)) ** 0.5 for n in steps
+    ]
     kl = {n: exact_kl(replace(sampler, steps=n), SDES[name]) for n in KL_STEPS}
     return {"order_gaussian": slope(steps, roots), "kl": kl}
 
@@ -133,7 +149,9 @@ def strong_orders(name: str, samplers: dict[str, Any], done: Callable[[], object
     """Of the samplers without noise, on a mixture in the plane."""
     with jax.enable_x64(True):
         data = GaussianMixture(
-            [0.3, 0.5, 0.2], [[-1.0, 0.2], [0.8, 0.9], [0.3, -1.1]], np.stack([s * np.eye(2) for s in (0.1, 0.25, 0.15)])
+            [0.3, 0.5, 0.2],
+            [[-1.0, 0.2], [0.8, 0.9], [0.3, -1.1]],
+            np.stack([s * np.eye(2) for s in (0.1, 0.25, 0.15)]),
         )
         keys = jax.random.split(jax.random.key(0), 16)
         x = data.at(SDES[name], SDES[name].t_max).sample(jax.random.key(1), 16)
@@ -143,14 +161,20 @@ def strong_orders(name: str, samplers: dict[str, Any], done: Callable[[], object
             steps = {4: [160, 320, 640], 5: [80, 160]}.get(order_of(method, sampler), [80, 160, 320])
             sde = shown_on(sampler, name) if order_of(method, sampler) == 5 else SDES[name]
             target = fine if sde == SDES[name] else run(sampler, 2000, sde)
-            orders[method] = slope(steps, [float(jnp.sqrt(jnp.mean((run(sampler, n, sde) - target) ** 2))) for n in steps])
+            orders[method] = slope(
+                steps, [float(jnp.sqrt(jnp.mean((run(sampler, n, sde) - target) ** 2))) for n in steps]
+            )
             done()
     return orders
 
 
 def calls_per_step(sampler: Any) -> int:
     """Without the one call beside of Runge-Kutta methods whose last stage is the next step's first."""
-    return sampler.calls_per_step if isinstance(sampler, LinearSampler) else evaluations(sampler, 2) - evaluations(sampler, 1)
+    return (
+        sampler.calls_per_step
+        if isinstance(sampler, LinearSampler)
+        else evaluations(sampler, 2) - evaluations(sampler, 1)
+    )
 
 
 def observable(x: np.ndarray) -> np.ndarray:
@@ -193,9 +217,15 @@ def markdown(found: dict[str, dict]) -> str:
         orders = [(row["sdes"][s]["order_gaussian"], row["sdes"][s]["order_mixture"]) for s in SDES]
         cells = [f"{of_gaussian:.2f}, {of_mixture:.2f}" for of_gaussian, of_mixture in orders]
         lines.append(f"| `{name}` | {row['theory']}{' weak' if row['noise'] else ''} | {' | '.join(cells)} |")
-    lines += ["", f"| sampler | NFE a step | {' | '.join(str(n) for n in KL_STEPS)} |", "|---" * (2 + len(KL_STEPS)) + "|"]
+    lines += [
+        "",
+        f"| sampler | NFE a step | {' | '.join(str(n) for n in KL_STEPS)} |",
+        "|---" * (2 + len(KL_STEPS)) + "|",
+    ]
     for name, row in found.items():
-        lines.append(f"| `{name}` | {row['nfe_per_step']} | {' | '.join(f'{v:.0e}' for v in row['sdes']['VP']['kl'].values())} |")
+        lines.append(
+            f"| `{name}` | {row['nfe_per_step']} | {' | '.join(f'{v:.0e}' for v in row['sdes']['VP']['kl'].values())} |"
+        )
     lines += ["", f"| sampler, 128 steps | {' | '.join(SDES)} |", "|---" * (1 + len(SDES)) + "|"]
     for name, row in found.items():
         at_128 = [row["sdes"][s]["kl"][128] for s in SDES]
@@ -212,13 +242,20 @@ def main() -> None:
     text = markdown(found)
     print(text)
     if args.markdown:
-        about = "`python benchmarks/order_and_law.py`: orders on a Gaussian, on a mixture; then the KL in nats on VP at so many steps,\n"
+        about = (
+            "`python benchmarks/order_and_law.py`: orders on a Gaussian, on a mixture; then the KL in nats on VP "
+            "at so many steps,\n"
+        )
         about += "and on all SDEs at 128.\n\n"
         with open(args.markdown, "w") as file:
             file.write("# Order and law of every linear sampler\n\n" + about + text + "\n")
     if args.json:
         with open(args.json, "w") as file:
-            json.dump({"command": "python benchmarks/order_and_law.py", "jax": jax.__version__, "samplers": found}, file, indent=1)
+            json.dump(
+                {"command": "python benchmarks/order_and_law.py", "jax": jax.__version__, "samplers": found},
+                file,
+                indent=1,
+            )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""What the samplers cost beyond their score calls, as ratios within one run: python benchmarks/overhead.py [--batch=64] [--nfe=200].
+"""What the samplers cost beyond their score calls, as ratios within one run: python benchmarks/overhead.py [--batch=64]
+[--nfe=200].
 
 Prints, for the network of configs/digits.py, untrained:
 
@@ -10,8 +11,8 @@ and, with the exact score of a Gaussian on a state of 1 MiB, of which 1,000 kept
 
 * peak memory of a sampling process with 1,000 steps over one with 10.
 
-The machine may be shared, so every ratio is a median over rounds, in each of which it is taken against score calls just before and after.
-Takes about seven minutes on two CPU cores.
+The machine may be shared, so every ratio is a median over rounds, in each of which it is taken against score calls just
+before and after. Takes about seven minutes on two CPU cores.
 """
 
 import argparse
@@ -64,7 +65,9 @@ class Counted:
 
 
 def checkpoints(count: int, traces: list) -> tuple[list[NetworkScore], tuple[int, ...]]:
-    """The digits network with `count` sets of weights, and an image's shape. Untrained it puts out zero: few ODE steps, as long each."""
+    """The digits network with `count` sets of weights, and an image's shape. Untrained it puts out zero: few ODE steps,
+    as long each.
+    """
     config, dataset = digits.get_config(), load_dataset("digits")
     scores = []
     for seed in range(count):
@@ -77,7 +80,10 @@ def checkpoints(count: int, traces: list) -> tuple[list[NetworkScore], tuple[int
 def samplers(names: Sequence[str], nfe: int) -> dict:
     """These, and the adaptive ODE."""
     fixed: dict[str, Any] = {name: SAMPLERS[name].sampler for name in names}
-    return {**{name: sampler.at_nfe(nfe) for name, sampler in fixed.items()}, "ode": ProbabilityFlow(rtol=1e-3, atol=1e-3)}
+    return {
+        **{name: sampler.at_nfe(nfe) for name, sampler in fixed.items()},
+        "ode": ProbabilityFlow(rtol=1e-3, atol=1e-3),
+    }
 
 
 def seconds(run: Callable) -> float:
@@ -94,8 +100,13 @@ def measure(names: Sequence[str], batch: int, calls_each: int, rounds: int) -> d
     score_call, calls, t = jax.jit(lambda score_fn, x, t: score_fn(x, t)), max(calls_each // 4, 1), jnp.float32(0.5)
 
     def uses(score_fn: NetworkScore) -> dict[str, Callable]:
-        drawn = {name: lambda s=s: sample(s, score_fn, key, batch, shape) for name, s in samplers(names, calls_each).items()}
-        return {**drawn, "likelihood": lambda: log_prob(score_fn, x, key, divergence=Hutchinson(probes=1), rtol=1e-3, atol=1e-3)}
+        drawn = {
+            name: lambda s=s: sample(s, score_fn, key, batch, shape) for name, s in samplers(names, calls_each).items()
+        }
+        return {
+            **drawn,
+            "likelihood": lambda: log_prob(score_fn, x, key, divergence=Hutchinson(probes=1), rtol=1e-3, atol=1e-3),
+        }
 
     def one_call() -> float:
         return seconds(lambda: [score_call(scores[-1], x, t) for _ in range(calls)][-1]) / calls
@@ -137,7 +148,9 @@ def peak_mib(steps: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samplers", default=KINDS, help="fixed-step samplers by name; default one of each kind of table")
+    parser.add_argument(
+        "--samplers", default=KINDS, help="fixed-step samplers by name; default one of each kind of table"
+    )
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--nfe", type=int, default=200, help="score calls of each fixed-step sampler, an even number")
     parser.add_argument("--rounds", type=int, default=5)
@@ -150,13 +163,27 @@ def main() -> None:
         return
     memory = {steps: statistics.median(peak_mib(steps) for _ in range(3)) for steps in (10, 1000)}
     found = measure(args.samplers.split(","), args.batch, args.nfe, args.rounds)
-    found |= {"peak_mib": memory, "device": jax.devices()[0].device_kind, "machine": platform.machine(), "jax": jax.__version__}
-    print(f"time per score call, over one jitted score call (batch {args.batch}, median and range of {args.rounds} rounds)")
+    found |= {
+        "peak_mib": memory,
+        "device": jax.devices()[0].device_kind,
+        "machine": platform.machine(),
+        "jax": jax.__version__,
+    }
+    print(
+        f"time per score call, over one jitted score call (batch {args.batch}, median and range of {args.rounds} "
+        "rounds)"
+    )
     for name, ratio in found["ratios"].items():
         low, high = found["spread"][name]
         print(f"  {name:18s} {ratio:5.3f}   [{low:.3f}, {high:.3f}]   {found['nfe'][name]} NFE")
-    print(f"traces of the network, 3 checkpoints x {len(found['ratios'])} ways to use it and the score call: {found['traces']}")
-    print(f"peak memory, 1,000 steps over 10: {memory[1000] / memory[10]:.3f}   ({memory[1000]:.0f} and {memory[10]:.0f} MiB)")
+    print(
+        f"traces of the network, 3 checkpoints x {len(found['ratios'])} ways to use it and the score call: "
+        f"{found['traces']}"
+    )
+    print(
+        f"peak memory, 1,000 steps over 10: {memory[1000] / memory[10]:.3f}   ({memory[1000]:.0f} and "
+        f"{memory[10]:.0f} MiB)"
+    )
     if args.json:
         with open(args.json, "w") as file:
             json.dump({"command": "python benchmarks/overhead.py", **found}, file, indent=2)

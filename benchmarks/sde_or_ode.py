@@ -1,8 +1,9 @@
 """SDE or ODE? What decides is when in log SNR the score is wrong: python benchmarks/sde_or_ode.py [--picture=FILE].
 
-Exact KL(law of the result || data at t_min) in nats for N(0.4, 0.25) under VP, no samples: with the exact score what is left is the
-discretisation error, with many steps the score error. The noise e = -sigma s of the exact score is given a bias of 0.3 early
-(lambda = log(alpha/sigma) in [-3, -1]) or late (in [1.5, 3.5]), a bias of 0.1 throughout, or a scale of 0.98.
+Exact KL(law of the result || data at t_min) in nats for N(0.4, 0.25) under VP, no samples: with the exact score what is
+left is the discretisation error, with many steps the score error. The noise e = -sigma s of the exact score is given a
+bias of 0.3 early (lambda = log(alpha/sigma) in [-3, -1]) or late (in [1.5, 3.5]), a bias of 0.1 throughout, or a scale
+of 0.98.
 
 The reverse SDE forgets early errors, the ODE carries them to the end; late errors the SDE's larger pull amplifies
 (Cao et al. 2023, arXiv:2306.02063).
@@ -14,7 +15,16 @@ from dataclasses import replace
 import numpy as np
 
 from sde_lib import VP
-from sde_lib.samplers import DDIM, DPMSolverPP2M, LinearSampler, SDEDPMSolverPP1, SDEDPMSolverPP2M, UniformLogSNR, gaussian_kl, pulse
+from sde_lib.samplers import (
+    DDIM,
+    DPMSolverPP2M,
+    LinearSampler,
+    SDEDPMSolverPP1,
+    SDEDPMSolverPP2M,
+    UniformLogSNR,
+    gaussian_kl,
+    pulse,
+)
 
 MEAN, COVARIANCE = [0.4], [[0.25]]
 SAMPLERS: dict[str, LinearSampler] = {  # all at the same times, even in log SNR
@@ -48,13 +58,17 @@ def draw(path: str) -> None:
     panels = figure.subplots(1, 3, sharey=True)
     for axes, name in zip(panels, ("exact score", "wrong early", "wrong late"), strict=True):
         for (label, sampler), (colour, line) in zip(
-            SAMPLERS.items(), (("#0072B2", "--"), ("#0072B2", "-"), ("#009E73", "-"), ("#D55E00", "--"), ("#D55E00", "-")), strict=True
+            SAMPLERS.items(),
+            (("#0072B2", "--"), ("#0072B2", "-"), ("#009E73", "-"), ("#D55E00", "--"), ("#D55E00", "-")),
+            strict=True,
         ):
             axes.loglog(STEPS, [kl(sampler, int(n), ERRORS[name]) for n in STEPS], color=colour, ls=line, label=label)
         axes.set(title=name, xlabel="steps = NFE", ylim=(1e-9, 3))
         axes.grid(color="#c9ced6", lw=0.5)
     panels[0].set_ylabel("KL(sampler || data), nats")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=5, frameon=False, fontsize=8.5)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=5, frameon=False, fontsize=8.5
+    )
     figure.savefig(path)
 
 

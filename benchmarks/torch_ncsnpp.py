@@ -1,8 +1,9 @@
 """DDPM++ and NCSN++ in PyTorch, the opponent of benchmarks/training.py; nothing else here uses PyTorch.
 
-The networks of Song et al. 2021, arXiv:2011.13456, appendix H, for the two published CIFAR-10 configurations. Modules carry the names of
-the published checkpoints (`all_modules` in the order of the calls), so that these load: python benchmarks/torch_ncsnpp.py FILE.npz checks
-the output against a file that holds weights `sd/...`, inputs `x_nchw` and `labels`, and the published network's `y_nchw`.
+The networks of Song et al. 2021, arXiv:2011.13456, appendix H, for the two published CIFAR-10 configurations. Modules
+carry the names of the published checkpoints (`all_modules` in the order of the calls), so that these load: python
+benchmarks/torch_ncsnpp.py FILE.npz checks the output against a file that holds weights `sd/...`, inputs `x_nchw` and
+`labels`, and the published network's `y_nchw`.
 """
 
 import argparse
@@ -23,7 +24,9 @@ def initialise(weight: Tensor, scale: float, fan_in: int, fan_out: int) -> None:
     nn.init.uniform_(weight, -bound, bound)
 
 
-def conv(inputs: int, outputs: int, size: int = 3, scale: float = 1.0, stride: int = 1, padding: int | None = None) -> nn.Conv2d:
+def conv(
+    inputs: int, outputs: int, size: int = 3, scale: float = 1.0, stride: int = 1, padding: int | None = None
+) -> nn.Conv2d:
     layer = nn.Conv2d(inputs, outputs, size, stride, size // 2 if padding is None else padding)
     initialise(layer.weight, scale, inputs * size**2, outputs * size**2)
     nn.init.zeros_(layer.bias)
@@ -56,13 +59,17 @@ class Fourier(nn.Module):
 def positional(label: Tensor, width: int) -> Tensor:
     """[sin(w t), cos(w t)], w_k = 10000^(-k/(width/2 - 1))."""
     half = width // 2
-    frequencies = torch.exp(torch.arange(half, device=label.device, dtype=torch.float32) * (-math.log(10000) / (half - 1)))
+    frequencies = torch.exp(
+        torch.arange(half, device=label.device, dtype=torch.float32) * (-math.log(10000) / (half - 1))
+    )
     phase = label.float()[:, None] * frequencies[None, :]
     return torch.cat([phase.sin(), phase.cos()], dim=-1)
 
 
 class Fir(nn.Module):
-    """StyleGAN2's filter [1, 3, 3, 1]/8 along each axis, as a grouped convolution: up- or downsampling by two, or blurring."""
+    """StyleGAN2's filter [1, 3, 3, 1]/8 along each axis, as a grouped convolution: up- or downsampling by two, or
+    blurring.
+    """
 
     kernel: Tensor
 
@@ -158,8 +165,8 @@ class Attention(nn.Module):
 class NCSNpp(nn.Module):
     """x (n, 3, h, w), label (n,) -> like x. The label is 999 t (DDPM++) or sigma (NCSN++), as published.
 
-    kind "ddpmpp": positional embedding, plain resampling, x in [-1, 1]. kind "ncsnpp": Fourier embedding, resampling by a filter, a
-    residual pyramid of the input, x in [0, 1], output over sigma.
+    kind "ddpmpp": positional embedding, plain resampling, x in [-1, 1]. kind "ncsnpp": Fourier embedding, resampling by
+    a filter, a residual pyramid of the input, x in [0, 1], output over sigma.
     """
 
     def __init__(
@@ -256,7 +263,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+")
     for path in parser.parse_args().files:
-        print(f"{path}: {difference(path):.1e} of the largest entry, channels last {difference(path, channels_last=True):.1e}")
+        print(
+            f"{path}: {difference(path):.1e} of the largest entry, channels last "
+            f"{difference(path, channels_last=True):.1e}"
+        )
 
 
 if __name__ == "__main__":

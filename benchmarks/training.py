@@ -1,15 +1,19 @@
-"""Speed of training and sampling of DDPM++ and NCSN++, beside PyTorch where it is installed: python benchmarks/training.py [--json=FILE].
+"""Speed of training and sampling of DDPM++ and NCSN++, beside PyTorch where it is installed: python
+benchmarks/training.py [--json=FILE].
 
 Prints, for each network and each compute type, on random images of CIFAR-10's shape:
 
-* images per second of training, whole steps by the project's own Trainer (batch from the host, flips, dequantisation, loss, gradient,
-  clipping, Adam, average of the weights); on an accelerator with one step per call and with several;
+* images per second of training, whole steps by the project's own Trainer (batch from the host, flips, dequantisation,
+  loss, gradient, clipping, Adam, average of the weights); on an accelerator with one step per call and with several;
 * images per second of sampling, DDIM steps of one score call each;
-* FLOP/s of the training step by XLA's count, over the device's peak where it is known; its memory; seconds to compile it;
-* the same of the PyTorch twin (torch_ncsnpp.py, `pip install -e '.[bench]'`), contiguous and channels-last; compiled too on a GPU.
+* FLOP/s of the training step by XLA's count, over the device's peak where it is known; its memory; seconds to compile
+it;
+* the same of the PyTorch twin (torch_ncsnpp.py, `pip install -e '.[bench]'`), contiguous and channels-last; compiled
+too on a GPU.
 
-All contenders of a network and type take turns within each round. Ratios are medians over rounds of the time of PyTorch's fastest variant
-over each one's. By default width 128 and batch 128 on an accelerator, width 32 and batch 8 on CPU.
+All contenders of a network and type take turns within each round. Ratios are medians over rounds of the time of
+PyTorch's fastest variant over each one's. By default width 128 and batch 128 on an accelerator, width 32 and batch 8 on
+CPU.
 """
 
 import argparse
@@ -41,7 +45,14 @@ CONFIGS = {"ddpmpp": cifar10_ddpmpp, "ncsnpp": cifar10_ncsnpp}
 RESULTS = Path(__file__).parent / "results" / "training.json"
 
 # FLOP/s of dense bfloat16 products, from the makers' data sheets; by the beginning of jax's device_kind.
-PEAK = {"NVIDIA H200": 989e12, "NVIDIA H100": 989e12, "NVIDIA A100": 312e12, "TPU v5 lite": 197e12, "TPU v5e": 197e12, "TPU v4": 275e12}
+PEAK = {
+    "NVIDIA H200": 989e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA A100": 312e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v4": 275e12,
+}
 
 Run = Callable[[], None]
 
@@ -56,7 +67,9 @@ def config_of(kind: str, args: argparse.Namespace, dtype: str, steps_per_call: i
     config = CONFIGS[kind].get_config()
     config.model.update(width=args.width, blocks=args.blocks, dtype=dtype)
     never = 10**9
-    config.train.update(batch_size=args.batch, steps=never, log_every=args.steps, checkpoint_every=never, steps_per_call=steps_per_call)
+    config.train.update(
+        batch_size=args.batch, steps=never, log_every=args.steps, checkpoint_every=never, steps_per_call=steps_per_call
+    )
     return config
 
 
@@ -106,7 +119,9 @@ def ours(kind: str, dtype: str, args: argparse.Namespace) -> tuple[dict[str, Run
 
 
 def torch_step(network: Any, model: Any, layout: Any, kind: str, dtype: str, args: argparse.Namespace) -> Run:
-    """PyTorch's twin of a step of the Trainer: the same work in the same order. `model` is the network, or that compiled."""
+    """PyTorch's twin of a step of the Trainer: the same work in the same order. `model` is the network, or that
+    compiled.
+    """
     import torch
     import torch.nn.functional as F
 
@@ -175,7 +190,9 @@ def torch_sampling(network: Any, model: Any, kind: str, dtype: str, args: argpar
 
 
 def opponents(kind: str, dtype: str, args: argparse.Namespace) -> tuple[dict[str, Run], dict[str, Run]]:
-    """(training, sampling) by PyTorch; nothing without it, or where jax is on an accelerator that PyTorch does not see."""
+    """(training, sampling) by PyTorch; nothing without it, or where jax is on an accelerator that PyTorch does not
+    see.
+    """
     if importlib.util.find_spec("torch") is None:
         return {}, {}
     import torch
@@ -201,7 +218,9 @@ def opponents(kind: str, dtype: str, args: argparse.Namespace) -> tuple[dict[str
 
 
 def rounds_of(runs: dict[str, Run], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each run in each round, in which all take turns; after one call each that compiles, and one that warms up."""
+    """Seconds of each run in each round, in which all take turns; after one call each that compiles, and one that warms
+    up.
+    """
     for run in runs.values():
         run()
         run()
@@ -239,7 +258,10 @@ def measure(kind: str, dtype: str, args: argparse.Namespace) -> dict[str, Any]:
     device = jax.devices()[0].device_kind
     peak = next((flops for name, flops in PEAK.items() if device.startswith(name)), None)
     if about["flops"]:
-        steps_per_second = max(row["images_per_second"] for name, row in found["training"].items() if name.startswith("jax")) / args.batch
+        steps_per_second = (
+            max(row["images_per_second"] for name, row in found["training"].items() if name.startswith("jax"))
+            / args.batch
+        )
         found["flops_per_second"] = about["flops"] * steps_per_second
         found["of_peak"] = found["flops_per_second"] / peak if peak else None
     return found
@@ -270,7 +292,9 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=4)
     parser.add_argument("--batch", type=int, default=8 if on_cpu else 128)
     parser.add_argument("--steps", type=int, default=3 if on_cpu else 20, help="steps of each contender in a round")
-    parser.add_argument("--steps_per_call", type=int, default=5, help="on an accelerator; --steps must be divisible by it")
+    parser.add_argument(
+        "--steps_per_call", type=int, default=5, help="on an accelerator; --steps must be divisible by it"
+    )
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--json", default=str(RESULTS), help="where the figures are written")
     args = parser.parse_args()

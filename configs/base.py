@@ -20,9 +20,11 @@ def get_config() -> Any:  # Any: a type checker knows no key of a ConfigDict
             },
             "model": {
                 "name": "dit",  # mlp | unet | dit | ncsnpp; each takes the keys that its constructor names
-                "parameterization": "eps",  # eps | x0 | edm | v | velocity, or on the unscaled input: raw_eps | raw_score
+                # eps | x0 | edm | v | velocity, or on the unscaled input: raw_eps | raw_score
+                "parameterization": "eps",
                 "scale_by_sigma": True,  # raw_score: the network's output divided by sigma
-                "noise_label": "log_snr",  # what the network is told of the noise: log_snr | log_sigma | time | reversed_time | chain
+                # what the network is told of the noise: log_snr | log_sigma | time | reversed_time | chain
+                "noise_label": "log_snr",
                 "sigma_data": 0.5,
                 "width": 128,
                 "depth": 4,
@@ -34,7 +36,8 @@ def get_config() -> Any:  # Any: a type checker knows no key of a ConfigDict
                 "dropout": 0.0,
                 "class_conditional": False,
                 "dtype": "auto",  # bfloat16 on accelerators, float32 on CPU
-                "remat": "none",  # none | blocks | products: activations computed again in the backward pass, all or all but products
+                # none | blocks | products: activations computed again in the backward pass, all or all but products
+                "remat": "none",
                 # of ncsnpp
                 "embedding": "positional",  # positional | fourier
                 "fourier_scale": 16.0,
@@ -71,8 +74,8 @@ def get_config() -> Any:  # Any: a type checker knows no key of a ConfigDict
                 "clip": 1.0,  # of the gradient's global norm; 0: none
                 "accumulate": 1,
                 "ema": 0.999,
-                # sigma2 | likelihood | flow_matching | v | min_snr | soft_min_snr | edm, the last two with model.sigma_data;
-                # EDM's and Stable Diffusion 3's objectives with their law of times, best drawn by it:
+                # sigma2 | likelihood | flow_matching | v | min_snr | soft_min_snr | edm, the last two with
+                # model.sigma_data; EDM's and Stable Diffusion 3's objectives with their law of times, best drawn by it:
                 # edm_log_normal | flow_matching_logit_normal
                 "weighting": "sigma2",
                 # uniform_t | uniform_log_snr | uniform_log_sigma | log_normal | logit_normal, or learned in training:
@@ -82,7 +85,8 @@ def get_config() -> Any:  # Any: a type checker knows no key of a ConfigDict
                 "time_mean": config_dict.placeholder(float),  # of log_normal and logit_normal; None: -1.2 and 0
                 "time_std": config_dict.placeholder(float),  # None: 1.2 and 1
                 "uncertainty": False,  # each noise level's loss divided by its mean, learned: EDM2's weighting
-                "power_ema": (),  # relative widths of averages of the weights, such as (0.05, 0.1), from which any other is rebuilt
+                # relative widths of averages of the weights, such as (0.05, 0.1), from which any other is rebuilt
+                "power_ema": (),
                 "snapshot_every": 1000,  # steps between the snapshots of power_ema
                 "checkpoint_every": 1000,
                 "keep": 3,

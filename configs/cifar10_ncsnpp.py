@@ -1,4 +1,6 @@
-"""NCSN++ (continuous) on CIFAR-10, VE, images in [0, 1): Song et al. 2021, arXiv:2011.13456, appendix H. For an accelerator."""
+"""NCSN++ (continuous) on CIFAR-10, VE, images in [0, 1): Song et al. 2021, arXiv:2011.13456, appendix H. For an
+accelerator.
+"""
 
 from typing import Any
 

@@ -7,8 +7,9 @@ from configs import base
 
 def get_config() -> ConfigDict:
     config = base.get_config()
-    # sigma(t_min) is a quarter of a grey level. Below it the network would have to draw the edges of the dequantised levels, which it
-    # blurs. From here the last denoising finds the level; from 0.001 the ends of the grey scale come out too rarely.
+    # sigma(t_min) is a quarter of a grey level. Below it the network would have to draw the edges of the dequantised
+    # levels, which it blurs. From here the last denoising finds the level; from 0.001 the ends of the grey scale come
+    # out too rarely.
     config.sde.t_min = 0.006
     config.model.name = "unet"  # benchmarks/networks.py compares it with the DiT at equal minutes
     config.model.parameterization = "edm"

@@ -70,10 +70,14 @@ def _data(path: Path, key: str, x: np.ndarray, levels: int) -> np.ndarray:
     if x.dtype == np.uint8 and x.ndim in (3, 4):
         x = x[..., None] if x.ndim == 3 else x
         if x.shape[-1] > MAX_CHANNELS:
-            raise UserError(f"{path}: {key} has shape {x.shape}; images are (n, h, w, c) with at most {MAX_CHANNELS} channels")
+            raise UserError(
+                f"{path}: {key} has shape {x.shape}; images are (n, h, w, c) with at most {MAX_CHANNELS} channels"
+            )
         _not_empty(path, key, x)
         if x.max() >= levels:
-            raise UserError(f"{path}: {key} has the value {x.max()}, outside its levels 0..{levels - 1}; correct one of them")
+            raise UserError(
+                f"{path}: {key} has the value {x.max()}, outside its levels 0..{levels - 1}; correct one of them"
+            )
         return x
     if x.dtype.kind == "f" and x.ndim == 2:
         _not_empty(path, key, x)

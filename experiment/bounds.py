@@ -1,4 +1,5 @@
-"""Two variational bounds of a run on held-out data: of the model of its SDE, and of a discrete chain's with the run's network.
+"""Two variational bounds of a run on held-out data: of the model of its SDE, and of a discrete chain's with the run's
+network.
 
 A batch of examples becomes arrays, which are kept; the arrays of all batches become figures, lines and pictures.
 """
@@ -23,7 +24,10 @@ DRAWS = 128  # steps for each example of a chain that has more of them
 VLB_TERMS = ("prior", "reconstruction", "diffusion")
 ELBO_TERMS = {"prior": "prior matching", "denoising": "denoising KLs", "reconstruction": "discretised reconstruction"}
 OF_VLB = "the model that the reverse SDE samples from, bounded: its likelihood is no worse than this."
-OF_ELBO = "the discrete chain's model, which ancestral sampling of as many steps draws from: its likelihood is no worse than this."
+OF_ELBO = (
+    "the discrete chain's model, which ancestral sampling of as many steps draws from: its likelihood is no "
+    "worse than this."
+)
 
 VARIANCES: dict[str, Any] = {"fixed_small": fixed_small, "fixed_large": fixed_large}
 
@@ -36,8 +40,9 @@ def _even_in_log_snr(sde: Any, steps: int) -> Array:
     return sde.time_of_log_snr(np.linspace(sde.log_snr(sde.t_max), sde.log_snr(sde.t_min), steps))[::-1]
 
 
-# The SDE whose chain it is, the run's own for None, and how its times are spaced. Linear betas are VP's at even times, Nichol and
-# Dhariwal's those of CosineVP, to first order in the step; the network's score is carried there by log SNR (sde_lib.rescheduling).
+# The SDE whose chain it is, the run's own for None, and how its times are spaced. Linear betas are VP's at even times,
+# Nichol and Dhariwal's those of CosineVP, to first order in the step; the network's score is carried there by log SNR
+# (sde_lib.rescheduling).
 BETAS: dict[str, tuple[Any, Callable[[Any, int], Array]]] = {
     "sde": (None, _even_in_t),
     "linear": (VP(t_min=1e-6), _even_in_t),
@@ -49,11 +54,15 @@ BETAS: dict[str, tuple[Any, Callable[[Any, int], Array]]] = {
 def check_chain(run: Any, betas: str) -> None:
     """Raises UserError for a run of which there is no such chain."""
     if run.scaling.levels is None:
-        raise UserError(f"--chain is for data with levels, and {run.dataset.name} holds vectors: leave it out; --bound takes vectors too")
+        raise UserError(
+            f"--chain is for data with levels, and {run.dataset.name} holds vectors: leave it out; --bound takes "
+            "vectors too"
+        )
     sde = host_sde(run.score_fn.sde)
     if BETAS[betas][0] is None and abs(sde.alpha(sde.t_max) ** 2 + sde.sigma(sde.t_max) ** 2 - 1) > 1e-9:
         raise UserError(
-            f"--betas={betas} is for an SDE with alpha² + sigma² = 1, which {type(sde).__name__} is not: take another --betas, "
+            f"--betas={betas} is for an SDE with alpha² + sigma² = 1, which {type(sde).__name__} is not: take "
+            "another --betas, "
             f"{', '.join(name for name, (other, _) in BETAS.items() if other is not None)}, matched by log SNR"
         )
 
@@ -72,11 +81,21 @@ def vlb_batch(run: Any, x: Any, labels: Array | None, key: Any, first: int) -> d
     levels = run.scaling.levels
     centres = None if levels is None else run.scaling.to_model(np.arange(levels))
     found = vlb(run.score_fn, x, key, times=TIMES, centres=centres, first=first, cond=labels)
-    return {name: np.asarray(value, np.float64) for name, value in found._asdict().items() if name not in ("nats", "nfe")}
+    return {
+        name: np.asarray(value, np.float64) for name, value in found._asdict().items() if name not in ("nats", "nfe")
+    }
 
 
 def elbo_batch(
-    run: Any, x: Any, labels: Array | None, key: Any, first: int, steps: int, betas: str, variance: str, most: int = DRAWS
+    run: Any,
+    x: Any,
+    labels: Array | None,
+    key: Any,
+    first: int,
+    steps: int,
+    betas: str,
+    variance: str,
+    most: int = DRAWS,
 ) -> dict[str, Array]:
     """The terms of the chain's bound, (n,) in nats, and what its denoising term consists of, all named elbo_...
 
@@ -92,7 +111,9 @@ def elbo_batch(
     return {f"elbo_{name}": np.asarray(value, np.float64) for name, value in arrays.items() if name != "nats"}
 
 
-def summaries(arrays: dict[str, Array], settings: Any, convert: Callable[[Array], Array], per_unit: float) -> dict[str, Any]:
+def summaries(
+    arrays: dict[str, Array], settings: Any, convert: Callable[[Array], Array], per_unit: float
+) -> dict[str, Any]:
     """The figures of the bounds that the arrays hold, as {"bound": the SDE's, "chain": the chain's}."""
     found = {}
     if "diffusion" in arrays:
@@ -149,7 +170,11 @@ def bound_lines(found: dict[str, Any]) -> list[str]:
             table_line("standard error over examples", chain["se_images"], unit),
         ]
         if chain["draws"]:
-            lines.append(table_line(f"  of it from {chain['draws']} of {chain['steps'] - 1:,} steps for each", chain["se_draws"], unit))
+            lines.append(
+                table_line(
+                    f"  of it from {chain['draws']} of {chain['steps'] - 1:,} steps for each", chain["se_draws"], unit
+                )
+            )
         lines += [table_line(f"term: {name}", chain[term], unit) for term, name in ELBO_TERMS.items()]
     return lines
 
@@ -165,12 +190,18 @@ def pictures(arrays: dict[str, Array], settings: Any, unit: str, convert: Callab
         steps, nats, weights = (arrays[f"elbo_{name}"].ravel() for name in ("steps", "step_nats", "weights"))
         step, kl, se = kls_over_steps(settings.chain, steps, nats, weights)
         terms = {name: float(convert(-arrays[f"elbo_{name}"].mean())) for name in ELBO_TERMS}
-        drawn["elbo_over_steps.png"] = plots.elbo_over_steps(settings.chain, step, convert(-kl), convert(-se), terms, unit)
+        drawn["elbo_over_steps.png"] = plots.elbo_over_steps(
+            settings.chain, step, convert(-kl), convert(-se), terms, unit
+        )
     return drawn
 
 
-def kls_over_steps(chain: int, steps: Array, nats: Array, weights: Array, parts: int = 60) -> tuple[Array, Array, Array]:
-    """(mean step, mean KL of a step in nats, its standard error) in parts of 2..T, even in log t as far as steps can be divided."""
+def kls_over_steps(
+    chain: int, steps: Array, nats: Array, weights: Array, parts: int = 60
+) -> tuple[Array, Array, Array]:
+    """(mean step, mean KL of a step in nats, its standard error) in parts of 2..T, even in log t as far as steps can be
+    divided.
+    """
     edges = np.unique(np.round(np.geomspace(2, chain + 1, parts + 1)))
     part = np.digitize(steps, edges) - 1
     seen = np.unique(part)

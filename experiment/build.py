@@ -69,13 +69,18 @@ def constant(lr: float, steps: int) -> optax.Schedule:
 
 def _adam(schedule: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
     if weight_decay:
-        raise UserError(f"config.train.weight_decay is {weight_decay:g}, which adam does not use: set config.train.optimizer=adamw")
+        raise UserError(
+            f"config.train.weight_decay is {weight_decay:g}, which adam does not use: set config.train.optimizer=adamw"
+        )
     return optax.adam(schedule)
 
 
 def _adamw(schedule: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
-    # Of matrices and kernels alone: not of biases and norms, nor of the frequencies of a Fourier embedding, which are never trained.
-    return optax.adamw(schedule, weight_decay=weight_decay, mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params))
+    # Of matrices and kernels alone: not of biases and norms, nor of the frequencies of a Fourier embedding, which are
+    # never trained.
+    return optax.adamw(
+        schedule, weight_decay=weight_decay, mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+    )
 
 
 SCHEDULES = {"cosine": cosine, "constant": constant}
@@ -139,10 +144,13 @@ def compute_dtype(name: str) -> jax.typing.DTypeLike:
 
 
 def build_network(config: Any, dataset: Any, rngs: Any = None) -> tuple[Apply, dict[str, Any]]:
-    """(apply, params): the network for the dataset's `shape` and `num_classes`, its weights drawn from `rngs`, by default config.seed."""
+    """(apply, params): the network for the dataset's `shape` and `num_classes`, its weights drawn from `rngs`, by
+    default config.seed.
+    """
     if config.model.class_conditional and not dataset.num_classes:
         raise UserError(
-            f"config.model.class_conditional is true, but {config.data.path or config.data.name} has no labels: set it to false"
+            f"config.model.class_conditional is true, but {config.data.path or config.data.name} has no labels: set "
+            "it to false"
         )
     given: dict[str, Any] = {
         "shape": tuple(dataset.shape),
@@ -170,7 +178,9 @@ def abstract_network(config: Any, dataset: Any) -> tuple[Apply, dict[str, Any]]:
 
 def build_score(config: Any, dataset: Any, params: Any = None) -> NetworkScore:
     """The network's score under the config's SDE, with the weights `params`, or the initial ones."""
-    apply, weights = build_network(config, dataset) if params is None else (abstract_network(config, dataset)[0], params)
+    apply, weights = (
+        build_network(config, dataset) if params is None else (abstract_network(config, dataset)[0], params)
+    )
     return NetworkScore(apply, weights, build_sde(config), build_parameterization(config))
 
 

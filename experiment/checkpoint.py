@@ -1,8 +1,8 @@
 """Checkpoints of the training state: orbax writes the arrays, a digest of every file tells whether they are as written.
 
-`<directory>/<step>/` holds one orbax item for each of the state's entries that are not empty, `meta` with the step and the sums of
-the log's open window, and sha256.json. A checkpoint is written under another name and renamed when whole, and removed
-under another name too, so whatever is called by a number is complete.
+`<directory>/<step>/` holds one orbax item for each of the state's entries that are not empty, `meta` with the step and
+the sums of the log's open window, and sha256.json. A checkpoint is written under another name and renamed when whole,
+and removed under another name too, so whatever is called by a number is complete.
 """
 
 import hashlib
@@ -40,7 +40,9 @@ def _write_digests(folder: Path) -> None:
 
 
 def _fault(folder: Path, items: tuple[str, ...]) -> str:
-    """What is wrong with a file of these items, or of the checkpoint as a whole: missing, or changed. "" where all are as written."""
+    """What is wrong with a file of these items, or of the checkpoint as a whole: missing, or changed. "" where all are
+    as written.
+    """
     try:
         digests = json.loads((folder / DIGESTS).read_text())
         for name, digest in digests.items():
@@ -57,7 +59,9 @@ def _fault(folder: Path, items: tuple[str, ...]) -> str:
 
 def _flat(tree: Any) -> dict[str, Any]:
     """The tree's leaves by name, independent of the classes of its nodes."""
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in jax.tree.leaves_with_path(tree)
+    }
 
 
 def _unflat(flat: dict[str, Any], like: Any) -> Any:
@@ -67,7 +71,8 @@ def _unflat(flat: dict[str, Any], like: Any) -> Any:
 class Checkpoints:
     """The checkpoints of one run. One process writes (it holds the run's lock); any number may read.
 
-    Of several hosts each writes its own part, and the first says what there is, what is whole and what is removed; all call every method.
+    Of several hosts each writes its own part, and the first says what there is, what is whole and what is removed; all
+    call every method.
 
     Args:
         directory: where they are.
@@ -85,7 +90,9 @@ class Checkpoints:
         return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdigit() and path.is_dir())
 
     def save(self, state: Any, window: dict[str, float]) -> None:
-        """Write the state whole, then remove the oldest checkpoints beyond `keep`. A step that is there already stays as it is."""
+        """Write the state whole, then remove the oldest checkpoints beyond `keep`. A step that is there already stays
+        as it is.
+        """
         step = int(state["step"])
         path = self.directory / str(step)
         if from_first(path.is_dir):
@@ -165,7 +172,9 @@ class Checkpoints:
         faults = [f for f in gathered(fault) if f]
         if faults:
             raise Damaged(faults[0])
-        state = {name: _unflat(read[name], like[name]) if name in wanted else like[name] for name in ITEMS if name in like}
+        state = {
+            name: _unflat(read[name], like[name]) if name in wanted else like[name] for name in ITEMS if name in like
+        }
         if read["meta"]["step"] != step:
             raise Damaged(f"it is of step {read['meta']['step']}")
         if "step" in like:

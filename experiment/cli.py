@@ -63,7 +63,9 @@ def mistakes_in_one_line() -> Iterator[None]:
         sys.exit(INTERRUPTED)
 
 
-def parse_flags(argv: list[str], config: str = "", values: flags.FlagValues = flags.FLAGS, positional: tuple[str, ...] = ()) -> list[str]:
+def parse_flags(
+    argv: list[str], config: str = "", values: flags.FlagValues = flags.FLAGS, positional: tuple[str, ...] = ()
+) -> list[str]:
     """absl's parsing, every mistake as a UserError; `config`: the default of --config, "" for a command without.
 
     Returns the arguments that are no flags, as many as `positional` names.
@@ -76,13 +78,17 @@ def parse_flags(argv: list[str], config: str = "", values: flags.FlagValues = fl
         rest = values(argv)[1:]
     except flags.UnrecognizedFlagError as error:
         guess = nearest(error.flagname, values)
-        raise UserError(f"unknown flag --{error.flagname}: {f'did you mean --{guess}?' if guess else 'see --help'}") from None
+        raise UserError(
+            f"unknown flag --{error.flagname}: {f'did you mean --{guess}?' if guess else 'see --help'}"
+        ) from None
     except flags.Error as error:
         raise UserError(_flag_mistake(str(error))) from None
     if len(rest) > len(positional):
         raise UserError(f"unexpected argument {rest[len(positional)]!r}: flags are written --name=value")
     if len(rest) < len(positional):
-        raise UserError(f"{positional[len(rest)]} is missing: give {' '.join(positional)}, then flags written --name=value")
+        raise UserError(
+            f"{positional[len(rest)]} is missing: give {' '.join(positional)}, then flags written --name=value"
+        )
     if config:
         check_config(values.config)
     return list(rest)
@@ -121,7 +127,8 @@ def _quiet() -> None:
 
 
 def convolutions_on_all_cores() -> None:
-    """On CPU: convolutions by Eigen. XLA's own choice since jax 0.10, YNNPACK, runs each on one core. Before the first use of a device.
+    """On CPU: convolutions by Eigen. XLA's own choice since jax 0.10, YNNPACK, runs each on one core. Before the first
+    use of a device.
 
     benchmarks/training.py measures it. Of other versions, which may not know the flag and would abort, it is not asked.
     """

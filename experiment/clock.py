@@ -4,7 +4,9 @@ import time
 
 
 class Clock:
-    """Images per second of training, without the first call of each length, which compiles, and the caller's saving and logging."""
+    """Images per second of training, without the first call of each length, which compiles, and the caller's saving and
+    logging.
+    """
 
     def __init__(self, batch_size: int):
         self.batch_size, self.warm = batch_size, set[int]()

@@ -33,12 +33,16 @@ QUALITY = "quality"  # the kind of metric that compares laws; the other is "memo
 
 
 def flat_points(run: Any, levels: Array) -> Array:
-    """Examples as flat float64 vectors: each level at its bin's centre in the model's space, or the vectors themselves."""
+    """Examples as flat float64 vectors: each level at its bin's centre in the model's space, or the vectors
+    themselves.
+    """
     return np.asarray(run.scaling.to_model(levels), np.float64).reshape(len(levels), -1)
 
 
 def points_each_side(run: Any, settings: Any) -> int:
-    """How many samples and data a comparison takes. Raises UserError where the run's data cannot be read or are too few."""
+    """How many samples and data a comparison takes. Raises UserError where the run's data cannot be read or are too
+    few.
+    """
     count = len(getattr(run.dataset, settings.reference))
     size = comparison_size(settings.n, count)
     if size < MIN_SIZE:
@@ -67,9 +71,15 @@ def compare(run: Any, points: Mapping[str, list[Array]], settings: Any) -> tuple
                 # Both sides disjoint by construction in the floor; here the samples take the place of the second part.
                 values = [_counted(bar, metric, real[a], x[:size]) for x, (a, _) in zip(seeds, parts, strict=False)]
                 samplers[name][metric_name] = against(spread(values), floors[metric_name])
-    described = {name: {"kind": QUALITY, "label": m.label, "meaning": m.meaning, "origin": m.origin} for name, m in metrics.items()}
+    described = {
+        name: {"kind": QUALITY, "label": m.label, "meaning": m.meaning, "origin": m.origin}
+        for name, m in metrics.items()
+    }
     _memorisation(points, train, test, floors, samplers, settings)
-    described |= {name: {"kind": "memorisation", "label": label, "meaning": meaning} for name, (label, meaning) in MEMORISATION.items()}
+    described |= {
+        name: {"kind": "memorisation", "label": label, "meaning": meaning}
+        for name, (label, meaning) in MEMORISATION.items()
+    }
     return size, {"metrics": described, "left_out": left_out, "floors": floors, "samplers": samplers}
 
 
@@ -80,7 +90,13 @@ def _counted(bar: Any, metric: Metric, x: Array, y: Array) -> float:
 
 def _metrics(run: Any, train: Array, test: Array) -> tuple[dict[str, Metric], dict[str, str]]:
     """The metrics that the data allow, and for those that they do not, why."""
-    metrics = {"sliced_w2": SLICED_W2, "energy": ENERGY, "auc": AUC, "auc_mlp": AUC_MLP, **exact_metrics(run.dataset.law)}
+    metrics = {
+        "sliced_w2": SLICED_W2,
+        "energy": ENERGY,
+        "auc": AUC,
+        "auc_mlp": AUC_MLP,
+        **exact_metrics(run.dataset.law),
+    }
     name = f"fd_{run.dataset.name}"
     if run.dataset.levels is None:
         return metrics, {name: "vectors need no features: the other metrics see them as they are"}
@@ -104,7 +120,9 @@ def _memorisation(
     held_out = nearest_distances(test, train)
     halves = disjoint_parts(len(test), len(test) // 2, HELD_OUT_SPLITS, settings.seed)
     floor = [memorisation(held_out[a], held_out[b]) for a, b in halves]
-    values = {name: [memorisation(nearest_distances(x, train), held_out) for x in seeds] for name, seeds in points.items()}
+    values = {
+        name: [memorisation(nearest_distances(x, train), held_out) for x in seeds] for name, seeds in points.items()
+    }
     for key in MEMORISATION:
         floors[key] = {**spread([f[key] for f in floor]), "size": len(test) // 2}
         for name, found in values.items():
@@ -121,6 +139,8 @@ def spread(values: Sequence[float | None]) -> dict[str, Any]:
 
 
 def against(value: dict[str, Any], floor: dict[str, Any]) -> dict[str, Any]:
-    """The value with `excess`, its mean above the floor's in floor standard deviations; None where that is undefined."""
+    """The value with `excess`, its mean above the floor's in floor standard deviations; None where that is
+    undefined.
+    """
     known = value["mean"] is not None and floor["mean"] is not None and floor["sd"]
     return {**value, "excess": (value["mean"] - floor["mean"]) / floor["sd"] if known else None}

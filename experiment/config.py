@@ -287,7 +287,9 @@ def check_config(config: Any) -> Any:
     for name, (_, field) in KEYS.items():
         value = given.get(name, field.default)
         if value is dataclasses.MISSING:
-            raise UserError(f"config.{name} is missing: give it a value, or start from configs/base.py as configs/digits.py does")
+            raise UserError(
+                f"config.{name} is missing: give it a value, or start from configs/base.py as configs/digits.py does"
+            )
         section, _, last = name.rpartition(".")
         (values.setdefault(section, {}) if section else values)[last] = check_value(name, value)
     for low, high in (("beta_min", "beta_max"), ("sigma_min", "sigma_max")):
@@ -303,7 +305,8 @@ def differences(old: Any, new: Any, free: tuple[str, ...] = ()) -> list[str]:
     return [
         f"{name} {before.get(name)!r} -> {after.get(name)!r}"
         for name in dict.fromkeys([*before, *after])
-        if before.get(name) != after.get(name) and not any(name == f or (f.endswith(".") and name.startswith(f)) for f in free)
+        if before.get(name) != after.get(name)
+        and not any(name == f or (f.endswith(".") and name.startswith(f)) for f in free)
     ]
 
 

@@ -21,7 +21,8 @@ def budgets(texts: Sequence[str]) -> list[int]:
 
 
 def at_budgets(samplers: Mapping[str, Any], budgets: Sequence[int]) -> tuple[dict[str, Any], dict[Place, Any]]:
-    """(samplers, each at the largest budget; the same at each smaller one). A solver that chooses its own steps stays as it is.
+    """(samplers, each at the largest budget; the same at each smaller one). A solver that chooses its own steps stays
+    as it is.
 
     Raises UserError for a budget that a sampler cannot spend.
     """
@@ -31,11 +32,15 @@ def at_budgets(samplers: Mapping[str, Any], budgets: Sequence[int]) -> tuple[dic
     ordered = sorted(set(budgets))
     found = {(name, nfe): at_nfe(name, sampler, nfe) for name, sampler in samplers.items() for nfe in ordered}
     largest = {name: found.get((name, ordered[-1])) if ordered else None for name in samplers}
-    at_fewer = {(name, nfe): sampler for (name, nfe), sampler in found.items() if sampler is not None and nfe != ordered[-1]}
+    at_fewer = {
+        (name, nfe): sampler for (name, nfe), sampler in found.items() if sampler is not None and nfe != ordered[-1]
+    }
     return {name: largest[name] or sampler for name, sampler in samplers.items()}, at_fewer
 
 
-def quality_curves(found: Mapping[str, Any], of_curves: Mapping[Place, Mapping[str, Any]], largest: int) -> dict[str, Any]:
+def quality_curves(
+    found: Mapping[str, Any], of_curves: Mapping[Place, Mapping[str, Any]], largest: int
+) -> dict[str, Any]:
     """{sampler: {points: [{budget, nfe, metrics}], inside: {metric: NFE or None}}}, the points by rising NFE.
 
     inside: the NFE from which on the mean over seeds stays within the floor's mean + 2 sd, at every larger budget too.
@@ -44,7 +49,9 @@ def quality_curves(found: Mapping[str, Any], of_curves: Mapping[Place, Mapping[s
     curves = {}
     for name, at_largest in found["samplers"].items():
         points = [{"budget": nfe, **point} for (sampler, nfe), point in of_curves.items() if sampler == name]
-        points.append({"budget": largest if points else None, "nfe": at_largest["nfe"], "metrics": at_largest["metrics"]})
+        points.append(
+            {"budget": largest if points else None, "nfe": at_largest["nfe"], "metrics": at_largest["metrics"]}
+        )
         curves[name] = {"points": points, "inside": {metric: _inside_from(points, metric) for metric in metrics}}
     return curves
 

@@ -47,10 +47,14 @@ DATASETS: dict[str, Callable[[str], Dataset]] = {"digits": _digits, **{name: par
 def configured_dataset(config: Any) -> Dataset:
     """`load_dataset` of config.data's name, path, cache, crop, size and skip_unreadable."""
     data = config.data
-    return load_dataset(data.name, data.path, data.cache, crop=data.crop, size=data.size, skip_unreadable=data.skip_unreadable)
+    return load_dataset(
+        data.name, data.path, data.cache, crop=data.crop, size=data.size, skip_unreadable=data.skip_unreadable
+    )
 
 
-def load_dataset(name: str, path: str = "", cache: str = "", *, crop: int = 0, size: int = 0, skip_unreadable: bool = False) -> Dataset:
+def load_dataset(
+    name: str, path: str = "", cache: str = "", *, crop: int = 0, size: int = 0, skip_unreadable: bool = False
+) -> Dataset:
     """The data set `name`, or, where `path` is given, the one that lies there (`name` is then unused).
 
     `name`: one of DATASETS, or any prepared image set of tensorflow-datasets. `path`: a folder or zip of images, an
@@ -61,7 +65,8 @@ def load_dataset(name: str, path: str = "", cache: str = "", *, crop: int = 0, s
     anything else, and of the squares that come out, resized by the shorter side; 0 is none. With either, images may be
     of several sizes. `skip_unreadable`: leave damaged image files out, counted on stderr, instead of stopping.
 
-    Raises UserError for an unknown name (with the names there are), for bad data, and for a crop or size of what has none.
+    Raises UserError for an unknown name (with the names there are), for bad data, and for a crop or size of what has
+    none.
     """
     recipe = Recipe(crop, size, skip_unreadable)
     if path:
@@ -71,7 +76,9 @@ def load_dataset(name: str, path: str = "", cache: str = "", *, crop: int = 0, s
         return DATASETS[name](cache)
     from experiment.tfds_sets import load_named
 
-    return load_named(name, str(Path(cache).expanduser()) if cache else "", tuple(DATASETS), recipe, cache_folder(cache))
+    return load_named(
+        name, str(Path(cache).expanduser()) if cache else "", tuple(DATASETS), recipe, cache_folder(cache)
+    )
 
 
 def _from_path(path: Path, cache: Path, recipe: Recipe) -> Dataset:
@@ -92,7 +99,9 @@ def _from_path(path: Path, cache: Path, recipe: Recipe) -> Dataset:
 
 def _no_resizing(recipe: Recipe, why: str) -> None:
     if recipe.crop or recipe.size:
-        raise UserError(f"{why}: set config.data.crop and config.data.size to 0, or data.path to a folder or zip of images")
+        raise UserError(
+            f"{why}: set config.data.crop and config.data.size to 0, or data.path to a folder or zip of images"
+        )
 
 
 def cache_folder(cache: str = "") -> Path:

@@ -46,7 +46,8 @@ class Dataset:
 
 
 def fixed_order(n: int, source: str) -> tuple[np.ndarray, np.ndarray]:
-    """Indices (train, test) that hold out a tenth of n examples (rounded, at least one), the same for a given n; both ascend.
+    """Indices (train, test) that hold out a tenth of n examples (rounded, at least one), the same for a given n; both
+    ascend.
 
     Raises UserError, naming the source, where fewer than two examples leave nothing to split.
     """

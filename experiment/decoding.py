@@ -50,7 +50,8 @@ class Unreadable:
 
 
 def read_header(name: str, data: bytes) -> tuple[Image.Image, Size]:
-    """The image with only its header read, and its size. Raises UserError for one that is too large or has no 256 levels.
+    """The image with only its header read, and its size. Raises UserError for one that is too large or has no 256
+    levels.
 
     Whatever Pillow raises for what is no image comes through.
     """
@@ -80,7 +81,8 @@ def decode_image(name: str, data: bytes, recipe: Recipe, expected: Size) -> np.n
             raise UserError(f"{name} is {_KIND[size[2]]} among {_KIND[expected[2]]} images; convert it or remove it")
         if size != expected:
             raise UserError(
-                f"{name} is {found[0]}x{found[1]} (height x width), expected {expected[0]}x{expected[1]} like the others; "
+                f"{name} is {found[0]}x{found[1]} (height x width), expected {expected[0]}x{expected[1]} like the "
+                "others; "
                 "resize it, or all of them with --config.data.size="
             )
         if image.mode in ("RGBA", "LA", "PA") and np.asarray(image.getchannel("A")).min() < 255:
@@ -96,16 +98,17 @@ def decode_image(name: str, data: bytes, recipe: Recipe, expected: Size) -> np.n
 def fit(name: str, image: Image.Image, recipe: Recipe) -> Image.Image:
     """The image after the recipe's crop and resizing.
 
-    Resizing is that of guided-diffusion (Dhariwal and Nichol 2021, arXiv:2105.05233, center_crop_arr), usual for ImageNet:
-    halved by 2x2 means while the shorter side stays at least `size`, the rest by Pillow's antialiased bicubic, then the
-    centre. Raises UserError, naming the image, where the crop is larger than it.
+    Resizing is that of guided-diffusion (Dhariwal and Nichol 2021, arXiv:2105.05233, center_crop_arr), usual for
+    ImageNet: halved by 2x2 means while the shorter side stays at least `size`, the rest by Pillow's antialiased
+    bicubic, then the centre. Raises UserError, naming the image, where the crop is larger than it.
     """
     width, height = image.size
     if recipe.crop:
         if recipe.crop > min(width, height):
             most = min(width, height)
             raise UserError(
-                f"{name} is {height}x{width} (height x width), smaller than the crop; set --config.data.crop to at most {most}, "
+                f"{name} is {height}x{width} (height x width), smaller than the crop; set --config.data.crop to at "
+                f"most {most}, "
                 "or remove it"
             )
         image = _centre(image, recipe.crop)

@@ -1,4 +1,6 @@
-"""The two published architectures as diffusers' `UNet2DModel` writes them: their config's keys, and the names of their weights."""
+"""The two published architectures as diffusers' `UNet2DModel` writes them: their config's keys, and the names of their
+weights.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +16,8 @@ if TYPE_CHECKING:
 class Architecture:
     """One of the published architectures, in diffusers' words.
 
-    needed: {key: (its value, what an absent key means)}. down, up: {the name of a level's blocks: whether it has attention}.
+    needed: {key: (its value, what an absent key means)}. down, up: {the name of a level's blocks: whether it has
+        attention}.
     options: of our `NCSNpp`, but for the sizes.
     """
 
@@ -63,7 +66,12 @@ DDPM = Architecture(
 )
 NCSNPP = Architecture(
     "NCSN++",
-    {"time_embedding_type": ("fourier", "positional"), "mid_block_scale_factor": (2**0.5, 1), "norm_num_groups": (None, 32), **_BOTH},
+    {
+        "time_embedding_type": ("fourier", "positional"),
+        "mid_block_scale_factor": (2**0.5, 1),
+        "norm_num_groups": (None, 32),
+        **_BOTH,
+    },
     {"SkipDownBlock2D": False, "AttnSkipDownBlock2D": True},
     {"SkipUpBlock2D": False, "AttnSkipUpBlock2D": True},
     {
@@ -80,7 +88,14 @@ NCSNPP = Architecture(
 
 TOP = {"dense0": "time_embedding.linear_1", "dense1": "time_embedding.linear_2", "inner": "conv_in"}
 MIDDLE = {"00": "mid_block.resnets.0", "01": "mid_block.attentions.0", "02": "mid_block.resnets.1"}
-BLOCK = {"norm0": "norm1", "conv0": "conv1", "dense": "time_emb_proj", "norm1": "norm2", "conv1": "conv2", "shortcut": "conv_shortcut"}
+BLOCK = {
+    "norm0": "norm1",
+    "conv0": "conv1",
+    "dense": "time_emb_proj",
+    "norm1": "norm2",
+    "conv1": "conv2",
+    "shortcut": "conv_shortcut",
+}
 ATTENTION = {"norm": "group_norm", "query": "to_q", "key": "to_k", "value": "to_v", "out": "to_out.0"}
 HEAD = {"norm": "skip_norm", "conv": "skip_conv"}
 TOP_HEAD = {"norm": "conv_norm_out", "conv": "conv_out"}
@@ -92,12 +107,15 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
 
 
 def options_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of `NCSNpp` for a UNet2DModel's config. Raises UserError for one that is not of a published architecture."""
+    """The options of `NCSNpp` for a UNet2DModel's config. Raises UserError for one that is not of a published
+    architecture.
+    """
     published = architecture_of(config)
     for key, (value, default) in published.needed.items():
         if config.get(key, default) != value:
             raise UserError(
-                f"the folder's {key} is {config.get(key, default)!r}, and {published.name}'s is {value!r}: give a UNet2DModel of DDPM's"
+                f"the folder's {key} is {config.get(key, default)!r}, and {published.name}'s is {value!r}: give a "
+                "UNet2DModel of DDPM's"
                 " or NCSN++'s architecture, such as google/ddpm-cifar10-32 or google/ncsnpp-church-256"
             )
     try:
@@ -120,7 +138,8 @@ def options_of(config: Mapping[str, Any]) -> dict[str, Any]:
         }
     except (LookupError, TypeError, ValueError, ZeroDivisionError) as error:
         raise UserError(
-            f"the folder's config.json is not that of {published.name}'s architecture ({type(error).__name__}: {error}):"
+            f"the folder's config.json is not that of {published.name}'s architecture ({type(error).__name__}: "
+            f"{error}):"
             " give a UNet2DModel such as google/ddpm-cifar10-32 or google/ncsnpp-church-256"
         ) from None
 
@@ -144,7 +163,10 @@ def diffusers_names(network: "NCSNpp") -> dict[str, str]:
             inner = getattr(module, ours) if ours else module
             if inner is None:
                 continue
-            for leaf, name in {"scale" if isinstance(inner, nnx.GroupNorm) else "kernel": "weight", "bias": "bias"}.items():
+            for leaf, name in {
+                "scale" if isinstance(inner, nnx.GroupNorm) else "kernel": "weight",
+                "bias": "bias",
+            }.items():
                 found["/".join(filter(None, (*path, ours, leaf)))] = ".".join(filter(None, (prefix, theirs, name)))
     return found
 
@@ -157,7 +179,11 @@ def _prefix(path: tuple[str, ...], network: "NCSNpp") -> str:
         return MIDDLE[path[1]]
     way, number, kind = path[:3]
     level = getattr(network, way)[number]
-    within = {"pyramid": "skip_conv", "head": "", "resample": f"{way}samplers.0" if network.progressive == "none" else f"resnet_{way}"}
+    within = {
+        "pyramid": "skip_conv",
+        "head": "",
+        "resample": f"{way}samplers.0" if network.progressive == "none" else f"resnet_{way}",
+    }
     if kind == "blocks":
         within["blocks"] = f"resnets.{int(path[3])}"
     elif kind == "attention":

@@ -63,7 +63,8 @@ def load_digits(cache: Path) -> Dataset:
                 _prepare(cache, target)
         except OSError as error:
             raise UserError(
-                f"cannot write the digits to the cache folder {cache} ({error.strerror}): set data.cache to a writable folder"
+                f"cannot write the digits to the cache folder {cache} ({error.strerror}): set data.cache to a "
+                "writable folder"
             ) from error
         try:
             train, test = _read(cache, "train"), _read(cache, "test")

@@ -7,8 +7,8 @@ from typing import Any
 class UserError(Exception):
     """A mistake that the user can mend. Its text is one line: what is wrong, and the remedy.
 
-    The commands print it on stderr and exit with status 2, without a traceback. `listing`, what there is to choose from with a line
-    each, goes to stdout before it.
+    The commands print it on stderr and exit with status 2, without a traceback. `listing`, what there is to choose from
+    with a line each, goes to stdout before it.
     """
 
     def __init__(self, text: str, listing: str = ""):

@@ -1,8 +1,9 @@
-"""One checkpoint, several samplers, one report: quality beside its noise floor, cost, memorisation, and the likelihood of held-out data.
+"""One checkpoint, several samplers, one report: quality beside its noise floor, cost, memorisation, and the likelihood
+of held-out data.
 
-The protocol is that of an honest comparison: the same weights, SDE, final denoising and dtype for every sampler; seed s gives every
-sampler the same x_T; samples are held against random parts of the data, of the same size as the parts whose distance from each other is
-the floor, and seed s against the same part for every sampler.
+The protocol is that of an honest comparison: the same weights, SDE, final denoising and dtype for every sampler; seed s
+gives every sampler the same x_T; samples are held against random parts of the data, of the same size as the parts whose
+distance from each other is the floor, and seed s against the same part for every sampler.
 """
 
 import dataclasses
@@ -35,8 +36,10 @@ STRIP_IMAGES, STRIP_POINTS, STRIP_FRAMES = 5, 512, 9
 class Settings:
     """How much to measure.
 
-    n: samples per sampler and seed; seeds: how many seeds, counted from `seed`; reference: the split that samples are held against;
-    likelihood_n: held-out examples (all, if fewer); probes: Hutchinson probes for each; rtol, atol: of the likelihood's solve.
+    n: samples per sampler and seed; seeds: how many seeds, counted from `seed`; reference: the split that samples are
+        held against;
+    likelihood_n: held-out examples (all, if fewer); probes: Hutchinson probes for each; rtol, atol: of the likelihood's
+        solve.
     """
 
     n: int = FULL_N
@@ -59,20 +62,24 @@ class Settings:
 class Evaluation:
     """report: what goes into report.json, plain values. arrays: what only pictures need.
 
-    arrays: "samples" {sampler: levels or vectors}, "data" the same of the reference, "strips" {sampler: (frames, k, *shape) in the
-    model's space, at unit variance}, "times" {sampler: [(t, noise to signal)]}, "likelihood" (n,) bits/dim or nats.
+    arrays: "samples" {sampler: levels or vectors}, "data" the same of the reference, "strips" {sampler: (frames, k,
+    *shape) in the model's space, at unit variance}, "times" {sampler: [(t, noise to signal)]}, "likelihood" (n,)
+    bits/dim or nats.
     """
 
     report: dict[str, Any]
     arrays: dict[str, Any]
 
 
-def evaluate(run: Any, samplers: Mapping[str, Any], settings: Settings | None = None, budgets: Sequence[int] = ()) -> Evaluation:
+def evaluate(
+    run: Any, samplers: Mapping[str, Any], settings: Settings | None = None, budgets: Sequence[int] = ()
+) -> Evaluation:
     """Measure each sampler {name: sampler} on the run's score, then the likelihood of the held-out split.
 
-    `run` has config, dataset, score_fn, scaling, shape and step, as `load_run` gives it; an exact score will do for a network.
-    budgets: score calls, besides the final denoising, that every fixed-step sampler is measured at, for curves of quality over NFE; its
-    own number of steps gives way to the largest. A solver that chooses its steps stays one point.
+    `run` has config, dataset, score_fn, scaling, shape and step, as `load_run` gives it; an exact score will do for a
+    network.
+    budgets: score calls, besides the final denoising, that every fixed-step sampler is measured at, for curves of
+    quality over NFE; its own number of steps gives way to the largest. A solver that chooses its steps stays one point.
     Raises UserError where an adaptive solver gives up, a sampler cannot spend a budget, or the data are too few.
     """
     settings = settings or Settings()
@@ -92,7 +99,9 @@ def evaluate(run: Any, samplers: Mapping[str, Any], settings: Settings | None = 
     at_fewer = {place: _draw_seeds(run, labels[place], sampler, settings) for place, sampler in curves.items()}
     points = {name: d.points for name, d in drawn.items()} | {labels[place]: d.points for place, d in at_fewer.items()}
     compared, found = compare(run, points, settings)
-    of_curves = {place: {"nfe": d.cost["nfe"], "metrics": found["samplers"].pop(labels[place])} for place, d in at_fewer.items()}
+    of_curves = {
+        place: {"nfe": d.cost["nfe"], "metrics": found["samplers"].pop(labels[place])} for place, d in at_fewer.items()
+    }
     for name, sampler in samplers.items():
         found["samplers"][name] = {
             "settings": settings_of(sampler),
@@ -134,7 +143,8 @@ def evaluate_run(
     budgets: Sequence[int] = (),
     exact_score: bool = False,
 ) -> tuple[Run, Evaluation]:
-    """`evaluate` a run directory: its config's eval section, but for the samplers' names and the `given` settings that are not None.
+    """`evaluate` a run directory: its config's eval section, but for the samplers' names and the `given` settings that
+    are not None.
 
     exact_score: measure the samplers with the data's exact score instead of the network.
 
@@ -175,7 +185,9 @@ def _draw_seeds(run: Any, name: str, sampler: Any, settings: Settings) -> _Drawn
         description = f"{name}, seed {seed - settings.seed + 1}/{settings.seeds}"
         draws = draw(run, sampler, sample_key(seed), settings.n, settings.batch_size, description, labels)
         if not np.isfinite(draws.x).all():
-            raise UserError(f"{name} drew samples that are not finite: train longer, or give it more steps (config.sample.steps)")
+            raise UserError(
+                f"{name} drew samples that are not finite: train longer, or give it more steps (config.sample.steps)"
+            )
         drawn.append(np.asarray(run.scaling.to_data(draws.x)))
         nfe.append(draws.nfe)
         seconds += draws.batch_seconds
@@ -190,7 +202,9 @@ def _draw_seeds(run: Any, name: str, sampler: Any, settings: Settings) -> _Drawn
 
 
 def _strip(run: Any, sampler: Any, settings: Settings) -> tuple[Array, list[tuple[float, float]]]:
-    """The path of the first samples, each frame at unit variance, x_t/sqrt(alpha² + sigma²), with its (t, sigma/alpha)."""
+    """The path of the first samples, each frame at unit variance, x_t/sqrt(alpha² + sigma²), with its (t,
+    sigma/alpha).
+    """
     count = STRIP_POINTS if run.dataset.levels is None else STRIP_IMAGES
     labels = class_labels(run, count, settings.seed)
     result = draw_batch(run, sampler, sample_key(settings.seed), 0, count, labels, frames=STRIP_FRAMES)
@@ -215,7 +229,10 @@ def _describe(dataset: Any) -> dict[str, Any]:
 def settings_of(sampler: Any) -> dict[str, Any]:
     """The sampler's class and fields; a function or object among them by its name."""
     fields = {f.name: getattr(sampler, f.name) for f in dataclasses.fields(sampler)}
-    simple = {k: v if isinstance(v, (int, float, str, type(None))) else getattr(v, "__name__", type(v).__name__) for k, v in fields.items()}
+    simple = {
+        k: v if isinstance(v, (int, float, str, type(None))) else getattr(v, "__name__", type(v).__name__)
+        for k, v in fields.items()
+    }
     return {"class": type(sampler).__name__, **simple}
 
 
@@ -226,14 +243,20 @@ def _notes(run: Any, settings: Settings, compared: int) -> list[str]:
         notes.append(f"Fewer samples than the usual {FULL_N:,} were drawn: {settings.n:,} for each sampler and seed.")
     if compared < settings.n:
         notes.append(
-            f"Of each seed's {settings.n:,} samples {compared:,} are compared, with as many examples: the {settings.reference} split"
+            f"Of each seed's {settings.n:,} samples {compared:,} are compared, with as many examples: the "
+            f"{settings.reference} split"
             " holds no more than that twice, and the floor needs two parts that share no example."
         )
     if settings.seeds < FULL_SEEDS:
         word = "One sample seed was" if settings.seeds == 1 else f"{settings.seeds} sample seeds were"
-        notes.append(f"{word} used, not {FULL_SEEDS}" + ("; there is no standard deviation over seeds." if settings.seeds == 1 else "."))
+        notes.append(
+            f"{word} used, not {FULL_SEEDS}"
+            + ("; there is no standard deviation over seeds." if settings.seeds == 1 else ".")
+        )
     if settings.likelihood_n < len(run.dataset.test):
-        notes.append(f"The likelihood is of {settings.likelihood_n:,} of the {len(run.dataset.test):,} held-out examples.")
+        notes.append(
+            f"The likelihood is of {settings.likelihood_n:,} of the {len(run.dataset.test):,} held-out examples."
+        )
     return notes
 
 

@@ -1,14 +1,17 @@
 """Evaluation against a law that is known: what the steps do wrong, and what the score does, without a noise floor.
 
-On data with a known law (`Dataset.law`) the exact score is known too, and with it what a sampler would draw if the network were perfect:
+On data with a known law (`Dataset.law`) the exact score is known too, and with it what a sampler would draw if the
+network were perfect:
 
-* discretisation error: the sampler with the exact score against a fine solution with the exact score, from the same x_T;
+* discretisation error: the sampler with the exact score against a fine solution with the exact score, from the same
+x_T;
 * score error: a fine solution with the run's score against that one;
 * their sum as it is: the run's samples against the fine solution with the exact score.
 
-These are strong errors, root mean squares of |x - x'|, of samplers that draw no noise. Where the law is a Gaussian the exact KL of every
-linear sampler is known (`sde_lib.gaussian_kl`), of those that draw noise too, and what it would be with a score that is wrong at high or at
-low noise only. What is measured on samples, log-density and mode weights, are metrics like others, with their floors.
+These are strong errors, root mean squares of |x - x'|, of samplers that draw no noise. Where the law is a Gaussian the
+exact KL of every linear sampler is known (`sde_lib.gaussian_kl`), of those that draw noise too, and what it would be
+with a score that is wrong at high or at low noise only. What is measured on samples, log-density and mode weights, are
+metrics like others, with their floors.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,9 +36,12 @@ SCORE_ERRORS = {"early": pulse(-3.0, -1.0, 0.3), "late": pulse(1.5, 3.5, 0.3)}
 NODES = 40
 
 MEANING = (
-    "Root mean square distance, from the same latents, to a fine solution with the exact score. Discretisation: of the sampler with the"
-    " exact score. Score: of a fine solution with the run's score. Total: of the run's samples. Only for samplers that draw no noise."
-    " On a Gaussian the KL of the sampler's law is exact: with the exact score at its own steps, and at 512 steps with a noise prediction"
+    "Root mean square distance, from the same latents, to a fine solution with the exact score. Discretisation: of "
+    "the sampler with the"
+    " exact score. Score: of a fine solution with the run's score. Total: of the run's samples. Only for samplers "
+    "that draw no noise."
+    " On a Gaussian the KL of the sampler's law is exact: with the exact score at its own steps, and at 512 steps "
+    "with a noise prediction"
     " that is off by 0.3 early, at log(alpha/sigma) in [-3, -1], or late, in [1.5, 3.5]."
 )
 
@@ -73,7 +79,10 @@ def _log_density_gap(law: GaussianMixture) -> Metric:
     def gap(_: Array, x: Array) -> float:
         return abs(-float(np.mean(law.log_prob(jnp.asarray(x, jnp.float32)))) - entropy_of_law)
 
-    meaning = "|E[-log p(x)] - H(p)| over the samples, p their exact density, H its entropy: too wide or too narrow samples show in it."
+    meaning = (
+        "|E[-log p(x)] - H(p)| over the samples, p their exact density, H its entropy: too wide or too narrow "
+        "samples show in it."
+    )
     return Metric("log-density gap, nats", meaning, gap)
 
 
@@ -84,7 +93,10 @@ def _mode_weights(law: GaussianMixture) -> Metric:
         mode = np.argmax(law.posterior(jnp.asarray(x, jnp.float32)), axis=1)
         return float(0.5 * np.abs(np.bincount(mode, minlength=len(weights)) / len(mode) - weights).sum())
 
-    meaning = "Total variation distance between the weights of the law's components and their shares of the samples, each the likeliest's."
+    meaning = (
+        "Total variation distance between the weights of the law's components and their shares of the samples, "
+        "each the likeliest's."
+    )
     return Metric("mode weights", meaning, distance)
 
 
@@ -93,7 +105,9 @@ def entropy(law: GaussianMixture) -> float:
     nodes, weights = np.polynomial.hermite_e.hermegauss(NODES)
     d = law.means.shape[1]
     z = np.stack(np.meshgrid(*[nodes] * d, indexing="ij"), axis=-1).reshape(-1, d)
-    weight = np.prod(np.stack(np.meshgrid(*[weights / weights.sum()] * d, indexing="ij"), axis=-1).reshape(-1, d), axis=1)
+    weight = np.prod(
+        np.stack(np.meshgrid(*[weights / weights.sum()] * d, indexing="ij"), axis=-1).reshape(-1, d), axis=1
+    )
     total = 0.0
     for w, mean, basis, variances in zip(np.exp(law.log_weights), law.means, law.basis, law.variances, strict=True):
         x = np.asarray(mean) + (np.sqrt(variances) * z) @ np.asarray(basis).T
@@ -102,7 +116,8 @@ def entropy(law: GaussianMixture) -> float:
 
 
 def against_the_law(run: Any, drawn: Mapping[str, Sequence[Drawn]], key: jax.Array) -> dict[str, Any]:
-    """{meaning, score_error, samplers: {name: [{nfe, discretisation, total, kl, kl_early, kl_late}]}}; {} where the law is not known.
+    """{meaning, score_error, samplers: {name: [{nfe, discretisation, total, kl, kl_early, kl_late}]}}; {} where the law
+    is not known.
 
     drawn: of each sampler every budget, from `key`. What a sampler does not have is None.
     """

@@ -1,12 +1,14 @@
-"""FID, KID, precision and recall, and the Inception score of a run's samples, by torch-fidelity (the optional extra `fid`).
+"""FID, KID, precision and recall, and the Inception score of a run's samples, by torch-fidelity (the optional extra
+`fid`).
 
-That library has the network, its preprocessing and the metrics; here are only the images that it is given and the record of what was
-compared. FID: Heusel et al. 2017, arXiv:1706.08500, eq. 6. KID: Bińkowski et al. 2018, arXiv:1801.01401, section 4. Precision and recall:
-Kynkäänniemi et al. 2019, arXiv:1904.06991, eq. 2, here in the Inception features as the ADM suite has them, not in VGG's. Inception score:
-Salimans et al. 2016, arXiv:1606.03498, section 4.
+That library has the network, its preprocessing and the metrics; here are only the images that it is given and the
+record of what was compared. FID: Heusel et al. 2017, arXiv:1706.08500, eq. 6. KID: Bińkowski et al. 2018,
+arXiv:1801.01401, section 4. Precision and recall: Kynkäänniemi et al. 2019, arXiv:1904.06991, eq. 2, here in the
+Inception features as the ADM suite has them, not in VGG's. Inception score: Salimans et al. 2016, arXiv:1606.03498,
+section 4.
 
-Nothing is downloaded, and torch is imported only by the functions that need it. On a GPU it has what JAX leaves of the memory:
-XLA_PYTHON_CLIENT_PREALLOCATE=false leaves it more.
+Nothing is downloaded, and torch is imported only by the functions that need it. On a GPU it has what JAX leaves of the
+memory: XLA_PYTHON_CLIENT_PREALLOCATE=false leaves it more.
 """
 
 import hashlib
@@ -44,12 +46,15 @@ EXTRACTOR = "inception-v3-compat"
 WEIGHTS_FILE = "pt_inception-2015-12-05-6726825d.pth"
 WEIGHTS_SHA256 = "6726825d"  # its first digits, which the file's name has too
 WEIGHTS_REMEDY = (
-    f"--fid_weights takes {WEIGHTS_FILE} of pytorch-fid's release fid_weights (torch-fidelity's weights-inception-2015-12-05-6726825d.pth"
+    f"--fid_weights takes {WEIGHTS_FILE} of pytorch-fid's release fid_weights (torch-fidelity's "
+    "weights-inception-2015-12-05-6726825d.pth"
     " of release v0.2.0 will do too); it is not downloaded for you"
 )
 PREPROCESSING = (
-    "uint8 images as drawn and as stored, fewer levels than 256 spread over 0..255, greyscale repeated to 3 channels; torch-fidelity's "
-    f"{EXTRACTOR} resizes them to 299x299 (bilinear without antialiasing, as TensorFlow 1 does) and takes (x - 128)/128; "
+    "uint8 images as drawn and as stored, fewer levels than 256 spread over 0..255, greyscale repeated to 3 "
+    "channels; torch-fidelity's "
+    f"{EXTRACTOR} resizes them to 299x299 (bilinear without antialiasing, as TensorFlow 1 does) and takes (x - "
+    "128)/128; "
     "FID, KID, precision and recall in its 2048 pooled features, the Inception score from its 1008 logits without bias"
 )
 
@@ -58,8 +63,9 @@ PREPROCESSING = (
 class FidSettings:
     """What to compare.
 
-    weights: file of the Inception weights. n: samples for each sampler; seed: of them. reference: "train" or "test", of the run's own
-    data; or the path of a folder or zip of images or an .npz, all of whose images are taken; or a data set's name, for its train split.
+    weights: file of the Inception weights. n: samples for each sampler; seed: of them. reference: "train" or "test", of
+    the run's own data; or the path of a folder or zip of images or an .npz, all of whose images are taken; or a data
+    set's name, for its train split.
     """
 
     weights: str | None
@@ -77,7 +83,9 @@ class FidSettings:
 
 
 def library() -> Any:
-    """torch_fidelity. Raises UserError where the extra is not installed, or torch and torchvision do not fit each other."""
+    """torch_fidelity. Raises UserError where the extra is not installed, or torch and torchvision do not fit each
+    other.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torchvision tells of its image decoders, which are not used here
@@ -91,10 +99,12 @@ def library() -> Any:
 
 
 def checked_weights(path: Path, folder: Path) -> tuple[Path, dict[str, Any]]:
-    """(a copy of the weights in `folder`, {file, sha256, published}); published: whether they are those that published FIDs are of.
+    """(a copy of the weights in `folder`, {file, sha256, published}); published: whether they are those that published
+    FIDs are of.
 
-    torch-fidelity reads its file with Python's whole unpickler, which runs what a file says. So the file is read here as plain tensors,
-    and the library gets a copy that has nothing else in it. Raises UserError for a file that is missing, or not these weights.
+    torch-fidelity reads its file with Python's whole unpickler, which runs what a file says. So the file is read here
+    as plain tensors, and the library gets a copy that has nothing else in it. Raises UserError for a file that is
+    missing, or not these weights.
     """
     fidelity = library()
     import torch
@@ -167,7 +177,8 @@ def compare_images(x: Array, y: Array, weights: Path, cache: Path) -> dict[str, 
 def reference_images(run: Any, reference: str) -> tuple[Array, dict[str, Any]]:
     """(uint8 (m, h, w, c), {name, split, images, shape}) of FidSettings.reference.
 
-    Raises UserError for one that is not there, holds no images, too few, or others than the run draws in size or channels.
+    Raises UserError for one that is not there, holds no images, too few, or others than the run draws in size or
+    channels.
     """
     path, (crop, size) = Path(reference).expanduser(), (run.config.data.crop, run.config.data.size)
     if reference in ("train", "test"):
@@ -178,16 +189,25 @@ def reference_images(run: Any, reference: str) -> tuple[Array, dict[str, Any]]:
         try:
             dataset, split = load_dataset(reference, "", run.config.data.cache, crop=crop, size=size), "train"
         except UserError as error:
-            raise UserError(f"--fid_reference={reference} is neither train, test, a folder nor a file; as a data set: {error}") from None
+            raise UserError(
+                f"--fid_reference={reference} is neither train, test, a folder nor a file; as a data set: {error}"
+            ) from None
     if dataset.levels is None:
         raise UserError(f"--fid_reference={reference} holds vectors: give images")
     x = np.concatenate([dataset.train.x, dataset.test.x]) if split == "all" else getattr(dataset, split).x
     if x.shape[1:] != tuple(run.shape):
         shapes = ["x".join(map(str, shape)) for shape in (x.shape[1:], run.shape)]
-        raise UserError(f"--fid_reference={reference} has images of {shapes[0]}, the run draws {shapes[1]}: resize or convert them")
+        raise UserError(
+            f"--fid_reference={reference} has images of {shapes[0]}, the run draws {shapes[1]}: resize or convert them"
+        )
     if len(x) < MIN_SIZE:
         raise UserError(f"--fid_reference={reference} has {len(x)} image(s): give at least {MIN_SIZE}")
-    return grey_values(x, dataset.levels), {"name": dataset.name, "split": split, "images": len(x), "shape": list(x.shape[1:])}
+    return grey_values(x, dataset.levels), {
+        "name": dataset.name,
+        "split": split,
+        "images": len(x),
+        "shape": list(x.shape[1:]),
+    }
 
 
 def grey_values(x: Array, levels: int) -> Array:
@@ -196,15 +216,18 @@ def grey_values(x: Array, levels: int) -> Array:
 
 
 def fid(run: Any, samplers: Sequence[tuple[str, Any]], settings: FidSettings) -> Iterator[dict[str, Any]]:
-    """Draw, compare and yield a row for each (name, sampler): the metrics, and all that they depend on, in plain values.
+    """Draw, compare and yield a row for each (name, sampler): the metrics, and all that they depend on, in plain
+    values.
 
-    `run` is as for `evaluate`. Raises UserError before anything is drawn for what is wrong with the run's kind of data, the weights or the
-    reference; later for samples that are not finite.
+    `run` is as for `evaluate`. Raises UserError before anything is drawn for what is wrong with the run's kind of data,
+    the weights or the reference; later for samples that are not finite.
     """
     library()
     if run.scaling.levels is None or run.shape[-1] not in (1, 3):
         kind = "vectors" if run.scaling.levels is None else f"images of {run.shape[-1]} channels"
-        raise UserError(f"--fid is of greyscale or colour images, and this run draws {kind}: leave --fid out for the other measures")
+        raise UserError(
+            f"--fid is of greyscale or colour images, and this run draws {kind}: leave --fid out for the other measures"
+        )
     with tempfile.TemporaryDirectory() as folder:
         weights, described = checked_weights(Path(settings.weights or "").expanduser(), Path(folder))
         reference, of_reference = reference_images(run, settings.reference)
@@ -213,7 +236,10 @@ def fid(run: Any, samplers: Sequence[tuple[str, Any]], settings: FidSettings) ->
             labels = class_labels(run, settings.n, settings.seed)
             draws = draw(run, sampler, sample_key(settings.seed), settings.n, run.config.eval.batch_size, name, labels)
             if not np.isfinite(draws.x).all():
-                raise UserError(f"{name} drew samples that are not finite: train longer, or give it more steps (config.sample.steps)")
+                raise UserError(
+                    f"{name} drew samples that are not finite: train longer, or give it more steps "
+                    "(config.sample.steps)"
+                )
             samples = grey_values(np.asarray(run.scaling.to_data(draws.x)), run.scaling.levels)
             found = compare_images(samples, reference, weights, cache)
             yield plain(
@@ -239,7 +265,9 @@ def _network(run: Any) -> dict[str, Any]:
     """Which weights drew: the EMA of which step and decay, or an average that was rebuilt after training."""
     saved = Path(run.workdir) / "config.json"
     rebuilt = load_config(saved)[1].get("reconstructed") if saved.is_file() else None
-    average = {"weights": "power-function average", **rebuilt} if rebuilt else {"weights": "EMA", "ema": run.config.train.ema}
+    average = (
+        {"weights": "power-function average", **rebuilt} if rebuilt else {"weights": "EMA", "ema": run.config.train.ema}
+    )
     return {"workdir": str(run.workdir), "checkpoint_step": int(run.step), **average}
 
 
@@ -249,7 +277,11 @@ def _provenance() -> dict[str, Any]:
     import torchvision
 
     origin = provenance()
-    versions = {"torch-fidelity": library().__version__, "torch": torch.__version__, "torchvision": torchvision.__version__}
+    versions = {
+        "torch-fidelity": library().__version__,
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+    }
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     date = datetime.now(UTC).isoformat(timespec="seconds")
     return {**origin, "versions": {**origin["versions"], **versions}, "torch_device": device, "date": date}
@@ -259,11 +291,18 @@ def _notes(n: int, kid_subset_size: float, published: bool) -> list[str]:
     """What keeps the numbers from being compared with others, each in a sentence."""
     notes = []
     if n != FULL_N:
-        notes.append(f"FID depends on n, and falls as it grows: these are of {n:,} samples, published ones of {FULL_N:,}.")
+        notes.append(
+            f"FID depends on n, and falls as it grows: these are of {n:,} samples, published ones of {FULL_N:,}."
+        )
     if kid_subset_size < KID_SUBSET_SIZE:
-        notes.append(f"KID is of subsets of {kid_subset_size:,} images, not of the usual {KID_SUBSET_SIZE:,}, for want of images.")
+        notes.append(
+            f"KID is of subsets of {kid_subset_size:,} images, not of the usual {KID_SUBSET_SIZE:,}, for want of "
+            "images."
+        )
     if not published:
-        notes.append(f"The weights are not those of published FIDs: the SHA-256 of theirs begins with {WEIGHTS_SHA256}.")
+        notes.append(
+            f"The weights are not those of published FIDs: the SHA-256 of theirs begins with {WEIGHTS_SHA256}."
+        )
     return notes
 
 
@@ -283,15 +322,22 @@ def fid_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         for row in rows
     ]
     of = rows[0]["reference"]
-    against = f"{rows[0]['n']:,} samples each against {of['images']:,} images of {of['name']} ({of['split']}); ± is over KID's subsets"
+    against = (
+        f"{rows[0]['n']:,} samples each against {of['images']:,} images of {of['name']} ({of['split']}); ± is "
+        "over KID's subsets"
+    )
     return [*aligned([header, *cells]), f"{against}, and over ten parts of the samples", *rows[0]["notes"]]
 
 
-def fid_of_run(workdir: str, names: Sequence[str] | None, given: Mapping[str, Any], budgets: Sequence[int] = ()) -> tuple[list[str], Path]:
-    """The whole of `evaluate.py --fid`: returns the table's lines and the file fid/fid.json, a list that gains a row for each sampler.
+def fid_of_run(
+    workdir: str, names: Sequence[str] | None, given: Mapping[str, Any], budgets: Sequence[int] = ()
+) -> tuple[list[str], Path]:
+    """The whole of `evaluate.py --fid`: returns the table's lines and the file fid/fid.json, a list that gains a row
+    for each sampler.
 
-    names: samplers, None for the config's eval.samplers. given: fields of FidSettings that are not None. budgets: score calls, besides the
-    final denoising, that every fixed-step sampler is measured at. Raises UserError for every mistake, most before the run is loaded.
+    names: samplers, None for the config's eval.samplers. given: fields of FidSettings that are not None. budgets: score
+    calls, besides the final denoising, that every fixed-step sampler is measured at. Raises UserError for every
+    mistake, most before the run is loaded.
     """
     for name in names or ():
         check_sampler(name.strip())
@@ -304,7 +350,9 @@ def fid_of_run(workdir: str, names: Sequence[str] | None, given: Mapping[str, An
     if not names:
         raise UserError(f"--samplers is empty: give some of {', '.join(SAMPLERS)}")
     at_largest, at_fewer = at_budgets({name: make_sampler(name, run.config) for name in names}, budgets)
-    samplers = [(n, s) for n in at_largest for s in (*(fewer for (of, _), fewer in at_fewer.items() if of == n), at_largest[n])]
+    samplers = [
+        (n, s) for n in at_largest for s in (*(fewer for (of, _), fewer in at_fewer.items() if of == n), at_largest[n])
+    ]
     path = run.workdir / "fid" / "fid.json"
     earlier, rows = _read(path), []
     for row in fid(run, samplers, settings):

@@ -1,7 +1,8 @@
 """Several hosts train one run: how their processes find each other, agree, and leave together.
 
-Each process has devices of its own, and a step of training is computed by all of them at once. So whatever one of them decides alone, to
-stop, to fail, to read another checkpoint, leaves the others waiting for it: decisions are made by one and told to all.
+Each process has devices of its own, and a step of training is computed by all of them at once. So whatever one of them
+decides alone, to stop, to fail, to read another checkpoint, leaves the others waiting for it: decisions are made by one
+and told to all.
 """
 
 import contextlib
@@ -22,7 +23,9 @@ from experiment.errors import UserError
 _CLUSTERS: dict[str, Callable[[str], bool]] = {
     "SLURM_STEP_NUM_TASKS": lambda value: value.isdigit() and int(value) > 1,
     "OMPI_COMM_WORLD_SIZE": lambda value: value.isdigit() and int(value) > 1,
-    "TPU_WORKER_HOSTNAMES": lambda value: "," in value and " " not in value,  # jax itself writes a sentence there where it finds none
+    "TPU_WORKER_HOSTNAMES": lambda value: (
+        "," in value and " " not in value
+    ),  # jax itself writes a sentence there where it finds none
 }
 _BY_HAND = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _MESSAGE = 2**14  # bytes; one size, so that one program is compiled for all messages
@@ -36,25 +39,32 @@ def _by_hand() -> tuple[str, int, int] | None:
     for name, value in values.items():
         if not value:
             given = " and ".join(n for n, v in values.items() if v)
-            raise UserError(f"{given} is set, and {name} is not: set all of {', '.join(_BY_HAND)} on every host, or none")
+            raise UserError(
+                f"{given} is set, and {name} is not: set all of {', '.join(_BY_HAND)} on every host, or none"
+            )
     address, processes, process = values.values()
     host, _, port = address.rpartition(":")
     if not (host and port.isdigit() and 0 < int(port) < 2**16):
         raise UserError(f"{_BY_HAND[0]} is {address!r}: give the first host's name and a free port, as in host:1234")
     if not (processes.isdigit() and process.isdigit() and int(process) < int(processes)):
-        raise UserError(f"{_BY_HAND[1]} is {processes!r} and {_BY_HAND[2]} is {process!r}: number the N processes from 0 to N - 1")
+        raise UserError(
+            f"{_BY_HAND[1]} is {processes!r} and {_BY_HAND[2]} is {process!r}: number the N processes from 0 to N - 1"
+        )
     return address, int(processes), int(process)
 
 
 def _check_address(address: str, processes: int, process: int, timeout: float) -> None:
-    """Raises UserError where the first host cannot listen, or another not reach it within so many seconds: jax would abort the process."""
+    """Raises UserError where the first host cannot listen, or another not reach it within so many seconds: jax would
+    abort the process.
+    """
     host, _, port = address.rpartition(":")
     if process == 0:
         try:
             socket.create_server(("", int(port))).close()
         except OSError as error:
             raise UserError(
-                f"{_BY_HAND[0]} is {address}: cannot listen there ({os.strerror(error.errno or 0)}): choose another port"
+                f"{_BY_HAND[0]} is {address}: cannot listen there ({os.strerror(error.errno or 0)}): choose another "
+                "port"
             ) from None
         return
     deadline = time.monotonic() + timeout
@@ -65,7 +75,8 @@ def _check_address(address: str, processes: int, process: int, timeout: float) -
         except OSError as error:
             if time.monotonic() > deadline:
                 raise UserError(
-                    f"{_BY_HAND[0]} is {address}: nobody answers there ({error.strerror}): start the same command on the first host,"
+                    f"{_BY_HAND[0]} is {address}: nobody answers there ({error.strerror}): start the same command on "
+                    "the first host,"
                     f" with {_BY_HAND[2]}=0, and see that this host can reach it"
                 ) from None
         time.sleep(0.1)
@@ -88,10 +99,11 @@ def one_host_only(what: str) -> None:
 
 @contextlib.contextmanager
 def joined(timeout: int = 300) -> Iterator[None]:
-    """Inside, this process is one of those that the environment speaks of; it leaves when all do. Before anything else that uses a device.
+    """Inside, this process is one of those that the environment speaks of; it leaves when all do. Before anything else
+    that uses a device.
 
-    By hand: JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES, JAX_PROCESS_ID. timeout: seconds to wait for the others.
-    Raises UserError for an environment that cannot be, and when the first host does not answer.
+    By hand: JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES, JAX_PROCESS_ID. timeout: seconds to wait for the
+    others. Raises UserError for an environment that cannot be, and when the first host does not answer.
     """
     if jax.distributed.is_initialized() or not several():
         yield
@@ -104,8 +116,8 @@ def joined(timeout: int = 300) -> Iterator[None]:
     else:
         _check_address(*by_hand, timeout)
         jax.distributed.initialize(*by_hand, initialization_timeout=timeout)
-    # All leave together: the end of the first host would take down one that is still writing. What only one of them has met, a bug or a
-    # second ctrl-C, must not wait for the others, though.
+    # All leave together: the end of the first host would take down one that is still writing. What only one of them has
+    # met, a bug or a second ctrl-C, must not wait for the others, though.
     try:
         yield
     except UserError:
@@ -132,7 +144,9 @@ def from_first(compute: Callable[[], Any]) -> Any:
 
 @contextlib.contextmanager
 def all_or_none() -> Iterator[None]:
-    """An exception inside, on any host, is raised on all of them: as it is where it came from, as a UserError on the others."""
+    """An exception inside, on any host, is raised on all of them: as it is where it came from, as a UserError on the
+    others.
+    """
     mine: Exception | None = None
     try:
         yield

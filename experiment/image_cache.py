@@ -95,7 +95,9 @@ def decoded_once(source: Source, recipe: Recipe, cache: Path, plan: Callable[[],
                 return _decoded(place / folder, key, source, recipe, plan)
         except OSError as error:
             failure = f"{place}: {error.strerror or error}"
-    raise UserError(f"cannot write the decoded images of {source.path} ({failure}): set data.cache to a writable folder with space")
+    raise UserError(
+        f"cannot write the decoded images of {source.path} ({failure}): set data.cache to a writable folder with space"
+    )
 
 
 def _key(source: Source, recipe: Recipe) -> str:
@@ -125,7 +127,9 @@ def _decoded(folder: Path, key: str, source: Source, recipe: Recipe, plan: Calla
 
 
 def _write(folder: Path, key: str, source: Source, recipe: Recipe, plan: Plan) -> None:
-    """Fill `folder` with what the plan gives. Raises UserError where that is not to be used, OSError where it cannot be written."""
+    """Fill `folder` with what the plan gives. Raises UserError where that is not to be used, OSError where it cannot be
+    written.
+    """
     unreadable: list[Unreadable] = []
     labels: list[int] = []
     n_train = 0
@@ -146,7 +150,8 @@ def _write(folder: Path, key: str, source: Source, recipe: Recipe, plan: Plan) -
             )
         if not 0 < n_train < len(labels):
             raise UserError(
-                f"{source.path} has no readable image left to {'hold out' if n_train else 'train on'}; replace the damaged ones"
+                f"{source.path} has no readable image left to {'hold out' if n_train else 'train on'}; replace the "
+                "damaged ones"
             )
         writer.finish()
     with open(folder / "labels.npy", "wb") as file:
@@ -264,7 +269,8 @@ def _checksum(record: dict[str, Any]) -> int:
 
 @contextlib.contextmanager
 def _alone(place: Path, source: Source) -> Iterator[None]:
-    """Hold `place`, made if need be, for this process; a hold dies with its process. Raises OSError if it cannot be written.
+    """Hold `place`, made if need be, for this process; a hold dies with its process. Raises OSError if it cannot be
+    written.
 
     A folder that is marked read-only is left as it is by the superuser too, who could write to it.
     """
@@ -278,7 +284,9 @@ def _alone(place: Path, source: Source) -> Iterator[None]:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                print(f"another process is decoding {source.path}: waiting for it\n", end="", file=sys.stderr)  # in one piece
+                print(
+                    f"another process is decoding {source.path}: waiting for it\n", end="", file=sys.stderr
+                )  # in one piece
                 fcntl.flock(file, fcntl.LOCK_EX)
             if not os.fstat(file.fileno()).st_nlink:
                 continue  # its last holder failed and took the folder away

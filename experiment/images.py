@@ -49,10 +49,10 @@ class ImageFile(NamedTuple):
 def load_images(path: Path, recipe: Recipe, cache: Path) -> Dataset:
     """The images of a folder or a .zip, sorted by path; labels number the sorted class folders. Levels 256.
 
-    They are decoded at the first call only: see experiment/image_cache.py. Raises UserError, naming the file, for images
-    of several sizes (where the recipe leaves them their sizes), greyscale among colour, unreadable or truncated images,
-    those too large or smaller than the crop, an empty folder or zip, a zip that is damaged, reaches outside itself or
-    unpacks to too much, and a layout that leaves classes in doubt.
+    They are decoded at the first call only: see experiment/image_cache.py. Raises UserError, naming the file, for
+    images of several sizes (where the recipe leaves them their sizes), greyscale among colour, unreadable or truncated
+    images, those too large or smaller than the crop, an empty folder or zip, a zip that is damaged, reaches outside
+    itself or unpacks to too much, and a layout that leaves classes in doubt.
     """
     with ExitStack() as stack:
         files = _find(path, stack)
@@ -143,11 +143,18 @@ def _in_zip(path: Path, stack: ExitStack) -> Iterator[ImageFile]:
         if not parts or member.is_dir() or not _is_image(parts):
             continue
         if member.file_size > MAX_BYTES:
-            raise UserError(f"{path}: {member.filename} unpacks to {member.file_size} bytes, over {MAX_BYTES}; remove it")
+            raise UserError(
+                f"{path}: {member.filename} unpacks to {member.file_size} bytes, over {MAX_BYTES}; remove it"
+            )
         total += member.file_size
         if total > limit:
-            raise UserError(f"{path} unpacks to over {MAX_RATIO} times its size; if it is no zip bomb, unpack it and give the folder")
-        yield ImageFile(parts, f"{path}/{'/'.join(parts)}", f"{member.file_size} {member.CRC}", partial(archive.read, member))
+            raise UserError(
+                f"{path} unpacks to over {MAX_RATIO} times its size; if it is no zip bomb, unpack it and give the "
+                "folder"
+            )
+        yield ImageFile(
+            parts, f"{path}/{'/'.join(parts)}", f"{member.file_size} {member.CRC}", partial(archive.read, member)
+        )
 
 
 def _layout(path: Path, files: list[ImageFile]) -> tuple[dict[str, list[ImageFile]], list[str]]:
@@ -201,7 +208,9 @@ def decode(files: list[ImageFile], recipe: Recipe) -> Iterator[Decoded]:
 
 
 def _expected(files: list[ImageFile], recipe: Recipe) -> Size:
-    """The commonest shape that the recipe makes of some of the files; if none of them can be read, of the first that can."""
+    """The commonest shape that the recipe makes of some of the files; if none of them can be read, of the first that
+    can.
+    """
     probes = [files[i] for i in sorted({len(files) * i // PROBES for i in range(PROBES)})]
     found = Counter(recipe.shape(size) for file in probes if (size := _size(file)))
     if found:

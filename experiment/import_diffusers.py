@@ -1,11 +1,12 @@
-"""A diffusers `UNet2DModel` as a run: DDPM's architecture, such as google/ddpm-cifar10-32, and NCSN++'s, such as google/ncsnpp-church-256.
+"""A diffusers `UNet2DModel` as a run: DDPM's architecture, such as google/ddpm-cifar10-32, and NCSN++'s, such as
+google/ncsnpp-church-256.
 
     python -m experiment.import_diffusers FOLDER RUN [--data_name=cifar10]
 
-FOLDER holds config.json and diffusion_pytorch_model.safetensors (or .bin), itself or in unet/. RUN is a run directory that sample.py and
-evaluate.py take like any other. DDPM (Ho et al. 2020, arXiv:2006.11239) predicts the noise of a chain of 1,000 steps, here under the VP
-process of the same betas, told the step at which the chain has the same log SNR. NCSN++ (Song et al. 2021, arXiv:2011.13456) gives the
-score under VE, told log sigma.
+FOLDER holds config.json and diffusion_pytorch_model.safetensors (or .bin), itself or in unet/. RUN is a run directory
+that sample.py and evaluate.py take like any other. DDPM (Ho et al. 2020, arXiv:2006.11239) predicts the noise of a
+chain of 1,000 steps, here under the VP process of the same betas, told the step at which the chain has the same log
+SNR. NCSN++ (Song et al. 2021, arXiv:2011.13456) gives the score under VE, told log sigma.
 """
 
 import json
@@ -25,7 +26,12 @@ from experiment.torch_files import read_state_dict
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 
-SCHEDULE: dict[str, Any] = {"beta_schedule": "linear", "num_train_timesteps": 1000, "prediction_type": "epsilon", "trained_betas": None}
+SCHEDULE: dict[str, Any] = {
+    "beta_schedule": "linear",
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "trained_betas": None,
+}
 
 # Names before diffusers 0.15 -> names since.
 RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -39,7 +45,9 @@ def _renamed(name: str) -> str:
 
 
 def import_folder(folder: str | Path, out: str | Path, data_name: str = "cifar10", data_path: str = "") -> str:
-    """Write the run `out` with the folder's network; returns what was read, in a line. Raises UserError, and then leaves no run."""
+    """Write the run `out` with the folder's network; returns what was read, in a line. Raises UserError, and then
+    leaves no run.
+    """
     from experiment.imported import Imported, abstract, arranged, check_new, write_run
     from experiment.run import RunDirectory
 
@@ -72,12 +80,17 @@ def import_folder(folder: str | Path, out: str | Path, data_name: str = "cifar10
     )
     write_run(imported, out)
     count = sum(array.size for array in weights.values())
-    return f"{out}: {count:,} weights; {process.line}, images {shape[0]}x{shape[1]} in {'[-1, 1]' if process.centered else '[0, 1]'}"
+    return (
+        f"{out}: {count:,} weights; {process.line}, images {shape[0]}x{shape[1]} in "
+        f"{'[-1, 1]' if process.centered else '[0, 1]'}"
+    )
 
 
 @dataclass(frozen=True)
 class Process:
-    """What a published network was trained for: sections of the config, whether its images are in [-1, 1], and all that in a few words."""
+    """What a published network was trained for: sections of the config, whether its images are in [-1, 1], and all that
+    in a few words.
+    """
 
     sde: Mapping[str, Any]
     model: Mapping[str, Any]
@@ -92,7 +105,9 @@ def _vp(root: Path, unet: Path) -> Process:
     file, schedule = _schedule(root, unet)
     for key, value in SCHEDULE.items():
         if schedule.get(key, value) != value:
-            raise UserError(f"the folder's {key} is {schedule[key]!r}; this reads chains with {value!r} alone: give DDPM's")
+            raise UserError(
+                f"the folder's {key} is {schedule[key]!r}; this reads chains with {value!r} alone: give DDPM's"
+            )
     steps = SCHEDULE["num_train_timesteps"]
     start, end = _numbers(file, schedule, beta_start=1e-4, beta_end=0.02)
     low, high = (float(f"{steps * beta:.10g}") for beta in (start, end))
@@ -102,7 +117,9 @@ def _vp(root: Path, unet: Path) -> Process:
 
 
 def _ve(root: Path, unet: Path, config: Mapping[str, Any]) -> Process:
-    """NCSN++'s, with the noise levels of the scheduler's file if there is one. It divides by sigma itself, what is left is the score."""
+    """NCSN++'s, with the noise levels of the scheduler's file if there is one. It divides by sigma itself, what is left
+    is the score.
+    """
     file, schedule = _schedule(root, unet)
     named = {"sigma_min": 0.01, "sigma_max": 1348.0, "sampling_eps": 1e-5, "snr": 0.15, "num_train_timesteps": 2000}
     low, high, t_min, snr, steps = _numbers(file, schedule, **named)
@@ -125,7 +142,10 @@ def _numbers(file: Path, schedule: Mapping[str, Any], **defaults: float) -> list
     found = [schedule.get(key, value) for key, value in defaults.items()]
     for key, value in zip(defaults, found, strict=True):
         if not (isinstance(value, int | float) and 0 < value < math.inf):
-            raise UserError(f"{file}: {key} is {value!r}, and must be a positive number: get the file again from where it was published")
+            raise UserError(
+                f"{file}: {key} is {value!r}, and must be a positive number: get the file again from where it was "
+                "published"
+            )
     return found
 
 
@@ -133,7 +153,9 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
     except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror}): give a folder that diffusers' save_pretrained wrote") from None
+        raise UserError(
+            f"cannot read {path} ({error.strerror}): give a folder that diffusers' save_pretrained wrote"
+        ) from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}): get it again from where it was published") from None
     if not isinstance(content, dict):
@@ -148,6 +170,8 @@ def main(folder: str, run: str) -> int:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("data_name", "cifar10", "What the network was trained on, for evaluate.py: as config.data.name.")
+    flags.DEFINE_string(
+        "data_name", "cifar10", "What the network was trained on, for evaluate.py: as config.data.name."
+    )
     flags.DEFINE_string("data_path", "", "The same, as a folder or zip of images or an .npz: as config.data.path.")
     cli.run_app(main, positional=("FOLDER", "RUN"))

@@ -1,9 +1,11 @@
-"""Published weights of score_sde as a run: Song et al. 2021, arXiv:2011.13456; NCSN++, DDPM++ and DDPM, with their average applied.
+"""Published weights of score_sde as a run: Song et al. 2021, arXiv:2011.13456; NCSN++, DDPM++ and DDPM, with their
+average applied.
 
     python -m experiment.import_score_sde CHECKPOINT RUN [--sde=ve] [--image_size=32] [--data_name=cifar10]
 
-CHECKPOINT is a .pth of github.com/yang-song/score_sde_pytorch, whole or the network's weights alone, or those as .safetensors or .npz. RUN
-is a run directory that sample.py and evaluate.py take like any other. What network it is, its weights tell; flags say what they cannot.
+CHECKPOINT is a .pth of github.com/yang-song/score_sde_pytorch, whole or the network's weights alone, or those as
+.safetensors or .npz. RUN is a run directory that sample.py and evaluate.py take like any other. What network it is, its
+weights tell; flags say what they cannot.
 """
 
 from collections.abc import Mapping
@@ -35,7 +37,9 @@ class Process:
 PROCESSES = {
     "vp": Process("raw_eps", True, "time", 0.9999),
     "subvp": Process("raw_eps", True, "time", 0.9999),
-    "ve": Process("raw_score", False, "reversed_time", 0.999),  # the label of discrete noise levels; a Fourier embedding takes log sigma
+    "ve": Process(
+        "raw_score", False, "reversed_time", 0.999
+    ),  # the label of discrete noise levels; a Fourier embedding takes log sigma
 }
 
 
@@ -43,7 +47,8 @@ PROCESSES = {
 class Checkpoint:
     """A checkpoint's parts, by the names of the network's weights.
 
-    weights, ema: the same where the file has one of them. moments: Adam's two, or None. sigmas: the noise levels, or None.
+    weights, ema: the same where the file has one of them. moments: Adam's two, or None. sigmas: the noise levels, or
+        None.
     """
 
     weights: dict[str, np.ndarray]
@@ -67,7 +72,8 @@ def parts_of(content: Any) -> Checkpoint:
     shadow = average["shadow_params"] if isinstance(average, Mapping) and "shadow_params" in average else []
     if [np.shape(array) for array in shadow] != [weights[name].shape for name in trained]:
         raise UserError(
-            f"the checkpoint's average has {len(shadow)} weights, and the network {len(trained)}, or they are of other shapes:"
+            f"the checkpoint's average has {len(shadow)} weights, and the network {len(trained)}, or they are of "
+            "other shapes:"
             " give a checkpoint of one network"
         )
     ema = {**weights, **dict(zip(trained, shadow, strict=True))}
@@ -80,7 +86,9 @@ def parts_of(content: Any) -> Checkpoint:
 def _state_dict(content: Any) -> dict[str, np.ndarray]:
     """{name: array} without prefixes."""
     if not isinstance(content, Mapping):
-        raise UserError(f"the checkpoint holds a {type(content).__name__}, not a state dict: give the file that score_sde saved")
+        raise UserError(
+            f"the checkpoint holds a {type(content).__name__}, not a state dict: give the file that score_sde saved"
+        )
     arrays = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, np.ndarray)}
     for prefix in PREFIXES:
         if any(name.startswith(prefix) for name in arrays):
@@ -108,7 +116,8 @@ def _moments(optimizer: Any, weights: Mapping[str, np.ndarray], trained: list[st
 def import_checkpoint(path: str | Path, out: str | Path, given: Mapping[str, Any]) -> str:
     """Write the run `out` with the weights in `path`; returns what was read, in a line.
 
-    given: the command's flags by name, None where the weights are to tell. Raises UserError for any mistake, and then leaves no run.
+    given: the command's flags by name, None where the weights are to tell. Raises UserError for any mistake, and then
+        leaves no run.
     """
     # Jax is loaded here: a mistake in the flags is told before.
     from experiment.imported import Imported, abstract, arranged, check_new, write_run
@@ -117,7 +126,8 @@ def import_checkpoint(path: str | Path, out: str | Path, given: Mapping[str, Any
 
     if Path(path).is_dir():
         raise UserError(
-            f"{path} is a folder: give a checkpoint's file, or, for diffusers, python -m experiment.import_diffusers FOLDER RUN"
+            f"{path} is a folder: give a checkpoint's file, or, for diffusers, python -m experiment.import_diffusers "
+            "FOLDER RUN"
         )
     check_new(RunDirectory(out))
     parts = parts_of(read_state_dict(path))
@@ -127,7 +137,9 @@ def import_checkpoint(path: str | Path, out: str | Path, given: Mapping[str, Any
     process = choose(PROCESSES, name, "--sde")
     label = given["noise_label"] or ("log_sigma" if options["embedding"] == "fourier" else process.noise_label)
     if options["embedding"] == "fourier" and name != "ve":
-        raise UserError(f"the checkpoint's network takes log sigma, as score_sde's do under ve alone: leave out --sde={name}")
+        raise UserError(
+            f"the checkpoint's network takes log sigma, as score_sde's do under ve alone: leave out --sde={name}"
+        )
     centered = process.centered if given["centered"] is None else given["centered"]
     network, shape = abstract({**options, "centered": centered}), options.pop("shape")
     names = published_names(network, parts.weights, options)
@@ -135,7 +147,8 @@ def import_checkpoint(path: str | Path, out: str | Path, given: Mapping[str, Any
     imported = Imported(
         params=params,
         ema=params if parts.ema is parts.weights else arranged(network, names, parts.ema),
-        moments=parts.moments and (arranged(network, names, parts.moments[0]), arranged(network, names, parts.moments[1])),
+        moments=parts.moments
+        and (arranged(network, names, parts.moments[0]), arranged(network, names, parts.moments[1])),
         step=parts.step,
         shape=shape,
         sde={
@@ -177,13 +190,25 @@ def define_flags() -> None:
     flags.DEFINE_string("sde", None, "vp | subvp | ve. Default: ve for a Fourier embedding, else vp.")
     for name, what in (("beta", "vp and subvp"), ("sigma", "ve")):
         for end in ("min", "max"):
-            flags.DEFINE_float(f"{name}_{end}", None, f"Of {what}. Default: as published, or the checkpoint's noise levels.")
-    flags.DEFINE_integer("image_size", None, "Pixels per side. Default: what puts the attention at 16x16, as published.", lower_bound=1)
-    flags.DEFINE_bool("fir", None, "Resampling by a filter. Default: where the weights show it, and in progressive networks.")
+            flags.DEFINE_float(
+                f"{name}_{end}", None, f"Of {what}. Default: as published, or the checkpoint's noise levels."
+            )
+    flags.DEFINE_integer(
+        "image_size", None, "Pixels per side. Default: what puts the attention at 16x16, as published.", lower_bound=1
+    )
+    flags.DEFINE_bool(
+        "fir", None, "Resampling by a filter. Default: where the weights show it, and in progressive networks."
+    )
     flags.DEFINE_bool("skip_rescale", None, "Sums of two branches over sqrt(2). Default: true, but false for DDPM.")
-    flags.DEFINE_bool("centered", None, "Whether the network takes images in [-1, 1]. Default: true, but false (from 0 to 1) for ve.")
-    flags.DEFINE_string("noise_label", None, "As config.model.noise_label. Default: log_sigma, time or reversed_time, as published.")
-    flags.DEFINE_string("data_name", "cifar10", "What the network was trained on, for evaluate.py: as config.data.name.")
+    flags.DEFINE_bool(
+        "centered", None, "Whether the network takes images in [-1, 1]. Default: true, but false (from 0 to 1) for ve."
+    )
+    flags.DEFINE_string(
+        "noise_label", None, "As config.model.noise_label. Default: log_sigma, time or reversed_time, as published."
+    )
+    flags.DEFINE_string(
+        "data_name", "cifar10", "What the network was trained on, for evaluate.py: as config.data.name."
+    )
     flags.DEFINE_string("data_path", "", "The same, as a folder or zip of images or an .npz: as config.data.path.")
 
 

@@ -1,4 +1,6 @@
-"""What importing published weights shares, whatever they come from: their layout turned into ours, and a run written with them."""
+"""What importing published weights shares, whatever they come from: their layout turned into ours, and a run written
+with them.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +21,8 @@ from models import NCSNpp, OneKey, split
 
 Params = dict[str, Any]
 
-# Of Song et al. 2021, arXiv:2011.13456, appendices G and H, on CIFAR-10; `data`, `model` and `sde` come with the weights.
+# Of Song et al. 2021, arXiv:2011.13456, appendices G and H, on CIFAR-10; `data`, `model` and `sde` come with the
+# weights.
 TRAINING = {
     "batch_size": 128,
     "lr": 2e-4,
@@ -36,8 +39,24 @@ TRAINING = {
     "log_every": 100,
     "fsdp": 1,
 }
-MODEL = {"sigma_data": 0.5, "depth": 1, "heads": 1, "patch_size": 1, "dropout": 0.1, "class_conditional": False, "dtype": "auto"}
-SAMPLING = {"steps": 1000, "batch_size": 64, "snr": 0.16, "corrector_steps": 1, "rtol": 1e-5, "atol": 1e-5, "denoise": True}
+MODEL = {
+    "sigma_data": 0.5,
+    "depth": 1,
+    "heads": 1,
+    "patch_size": 1,
+    "dropout": 0.1,
+    "class_conditional": False,
+    "dtype": "auto",
+}
+SAMPLING = {
+    "steps": 1000,
+    "batch_size": 64,
+    "snr": 0.16,
+    "corrector_steps": 1,
+    "rtol": 1e-5,
+    "atol": 1e-5,
+    "denoise": True,
+}
 EVALUATION = {
     "samplers": ("em", "pc", "ode"),
     "n": 1024,
@@ -91,8 +110,8 @@ def abstract(options: Mapping[str, Any]) -> NCSNpp:
 def arranged(network: NCSNpp, names: Mapping[str, str], weights: Mapping[str, np.ndarray]) -> Params:
     """The network's weights, float32, from published ones in PyTorch's layout.
 
-    names: {path of a weight, with slashes: its name in `weights`}. Raises UserError that names those that are missing, of other
-    shapes, or left over.
+    names: {path of a weight, with slashes: its name in `weights`}. Raises UserError that names those that are missing,
+    of other shapes, or left over.
     """
     shapes = split(network)[1]
     paths = jax.tree.map_with_path(lambda path, _: jax.tree_util.keystr(path, simple=True, separator="/"), shapes)
@@ -100,7 +119,9 @@ def arranged(network: NCSNpp, names: Mapping[str, str], weights: Mapping[str, np
     surplus = sorted(set(weights) - set(names.values()))
     if missing or surplus:
         said = [f"{kind} {_some(found)}" for kind, found in (("lacks", missing), ("has besides", surplus)) if found]
-        raise UserError(f"the checkpoint {' and '.join(said)}, for the network that its other weights show: give it whole")
+        raise UserError(
+            f"the checkpoint {' and '.join(said)}, for the network that its other weights show: give it whole"
+        )
     wrong: list[str] = []
 
     def place(path: str, shape: jax.ShapeDtypeStruct) -> np.ndarray:
@@ -112,15 +133,21 @@ def arranged(network: NCSNpp, names: Mapping[str, str], weights: Mapping[str, np
 
     params = jax.tree.map(place, paths, shapes)
     if wrong:
-        raise UserError(f"the checkpoint's {_some(wrong)} are of other shapes than the network that its other weights show")
+        raise UserError(
+            f"the checkpoint's {_some(wrong)} are of other shapes than the network that its other weights show"
+        )
     return params
 
 
 def in_our_layout(array: np.ndarray, shape: Sequence[int], name: str) -> np.ndarray:
-    """PyTorch's convolutions (out, in, h, w) as (h, w, in, out), its dense layers (out, in) as (in, out); a .W is (in, out) already."""
+    """PyTorch's convolutions (out, in, h, w) as (h, w, in, out), its dense layers (out, in) as (in, out); a .W is (in,
+    out) already.
+    """
     if array.ndim == 4:
         array = array.transpose(2, 3, 1, 0)
-        return array[0, 0] if len(shape) == 2 and array.shape[:2] == (1, 1) else array  # a 1x1 convolution is a dense layer here
+        return (
+            array[0, 0] if len(shape) == 2 and array.shape[:2] == (1, 1) else array
+        )  # a 1x1 convolution is a dense layer here
     return array.T if array.ndim == 2 and not name.endswith(".W") else array
 
 
@@ -144,7 +171,12 @@ def write_run(imported: Imported, out: str | Path) -> Path:
         }
     )
     check_names(config)
-    state = {"params": imported.params, "ema": imported.ema, "opt_state": _optimizer_state(config, imported), "step": imported.step}
+    state = {
+        "params": imported.params,
+        "ema": imported.ema,
+        "opt_state": _optimizer_state(config, imported),
+        "step": imported.step,
+    }
     with target.lock():
         check_new(target)
         target.checkpoints.clean()

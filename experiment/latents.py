@@ -1,12 +1,14 @@
 """Latents of a run: python -m experiment.latents --workdir=runs/digits, and one of.
 
---encode                   held-out examples to latents.npz: latents (n, *shape), index (n,), labels for a class-conditional network
---decode=FILE.npz          latents back to samples: samples.npz and grid.png, as sample.py writes them
---interpolate=3,17         a path between two held-out examples through their latents: path.npz and path.png
---typicality [--of=FILE]   how typical each held-out example is, or each of the file's: typicality.json and typicality.png
+--encode                   held-out examples to latents.npz: latents (n, *shape), index (n,), labels for a
+class-conditional network --decode=FILE.npz          latents back to samples: samples.npz and grid.png, as sample.py
+writes them --interpolate=3,17         a path between two held-out examples through their latents: path.npz and path.png
+--typicality [--of=FILE]   how typical each held-out example is, or each of the file's: typicality.json and
+typicality.png
 
-Levels are dequantised uniformly: at the centre of its bin an image lies nearer to the mode than any data that the network was trained
-on, and its latent is too short. Example i has the same draws in every mode, in any batch and for any --n.
+Levels are dequantised uniformly: at the centre of its bin an image lies nearer to the mode than any data that the
+network was trained on, and its latent is too short. Example i has the same draws in every mode, in any batch and for
+any --n.
 """
 
 import json
@@ -28,8 +30,12 @@ _DRAWS, _PROBES = range(2)
 SHOWN = 10  # examples at either end of the scale
 
 
-def dequantised(run: Any, x: Array, labels: Array | None, index: Array, of: int, seed: int) -> tuple[Array, Array | None]:
-    """The rows `index` of a set's examples as points at t_min (n, *shape), and their classes for a conditional network."""
+def dequantised(
+    run: Any, x: Array, labels: Array | None, index: Array, of: int, seed: int
+) -> tuple[Array, Array | None]:
+    """The rows `index` of a set's examples as points at t_min (n, *shape), and their classes for a conditional
+    network.
+    """
     import jax
 
     from sde_lib.dequantization import UniformDequantization
@@ -49,8 +55,12 @@ def _key(seed: int, of: int, purpose: int) -> Any:
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), of), purpose)
 
 
-def in_batches(run: Any, solve: Callable[..., Any], x: Array, labels: Array | None, description: str) -> tuple[list[Array], float]:
-    """(each array of solve(x, labels, first), joined over the batches; mean NFE). `solve` returns arrays of rows, and then NFE."""
+def in_batches(
+    run: Any, solve: Callable[..., Any], x: Array, labels: Array | None, description: str
+) -> tuple[list[Array], float]:
+    """(each array of solve(x, labels, first), joined over the batches; mean NFE). `solve` returns arrays of rows, and
+    then NFE.
+    """
     from experiment.sampling import padded, progress, solver_remedy
 
     n, found, calls = len(x), [], 0
@@ -66,7 +76,9 @@ def in_batches(run: Any, solve: Callable[..., Any], x: Array, labels: Array | No
     return [np.concatenate(parts) for parts in zip(*found, strict=True)], calls / n
 
 
-def carry(run: Any, direction: Callable[..., Any], x: Array, labels: Array | None, description: str) -> tuple[Array, float]:
+def carry(
+    run: Any, direction: Callable[..., Any], x: Array, labels: Array | None, description: str
+) -> tuple[Array, float]:
     """(x carried by `sde_lib.encode` or `decode`, mean NFE), at the tolerances of the run's config.sample."""
     from sde_lib import ProbabilityFlow
 
@@ -80,7 +92,9 @@ def carry(run: Any, direction: Callable[..., Any], x: Array, labels: Array | Non
     return carried, nfe
 
 
-def scores(run: Any, x: Array, labels: Array | None, of: int, *, probes: int, seed: int, description: str) -> tuple[Array, Array]:
+def scores(
+    run: Any, x: Array, labels: Array | None, of: int, *, probes: int, seed: int, description: str
+) -> tuple[Array, Array]:
     """(log-densities (n,) in nats of points x, their latents (n, *shape))."""
     from sde_lib import Hutchinson, log_prob
 
@@ -88,16 +102,29 @@ def scores(run: Any, x: Array, labels: Array | None, of: int, *, probes: int, se
 
     def solve(x: Any, labels: Array | None, first: int) -> Any:
         divergence = Hutchinson(probes=probes)
-        return log_prob(run.score_fn, x, key, divergence=divergence, rtol=settings.rtol, atol=settings.atol, first=first, cond=labels)
+        return log_prob(
+            run.score_fn,
+            x,
+            key,
+            divergence=divergence,
+            rtol=settings.rtol,
+            atol=settings.atol,
+            first=first,
+            cond=labels,
+        )
 
     (nats, _, latent), _ = in_batches(run, solve, x, labels, description)
     return np.asarray(nats, np.float64), latent
 
 
-def read_rows(run: Any, path: Path, flag: str, names: tuple[str, ...], images: bool) -> tuple[dict[str, Array], Array, Array | None]:
-    """(all arrays of the file, the first of `names` that it has, (n, *shape), and its classes for a conditional network).
+def read_rows(
+    run: Any, path: Path, flag: str, names: tuple[str, ...], images: bool
+) -> tuple[dict[str, Array], Array, Array | None]:
+    """(all arrays of the file, the first of `names` that it has, (n, *shape), and its classes for a conditional
+    network).
 
-    Raises UserError where it is not uint8 images, or floats, of the run's shape, and where the network needs classes that are not there.
+    Raises UserError where it is not uint8 images, or floats, of the run's shape, and where the network needs classes
+    that are not there.
     """
     if not path.is_file():
         raise UserError(f"--{flag}={path}: there is no such file; give an .npz")
@@ -106,20 +133,33 @@ def read_rows(run: Any, path: Path, flag: str, names: tuple[str, ...], images: b
     has = f"{', '.join(arrays) or 'no arrays'}" if x is None else f"{x.dtype} of shape {x.shape}"
     x = x[..., None] if x is not None and images and x.ndim == 3 else x
     if x is None or not len(x) or x.shape[1:] != tuple(run.shape) or x.dtype.kind != ("u" if images else "f"):
-        wanted = f"{'uint8 images' if images else 'floats'} (n, {', '.join(map(str, run.shape))}), named {' or '.join(names)}"
+        wanted = (
+            f"{'uint8 images' if images else 'floats'} (n, {', '.join(map(str, run.shape))}), named "
+            f"{' or '.join(names)}"
+        )
         raise UserError(f"--{flag}={path}: this run takes {wanted}, and the file holds {has}")
     if not np.isfinite(x).all():
         raise UserError(f"--{flag}={path}: a value is not finite; drop its row")
     if not run.config.model.class_conditional:
         return arrays, x, None
     labels = next((arrays[name] for name in LABEL_KEYS if name in arrays), np.array(-1))
-    if labels.shape != (len(x),) or labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= run.num_classes:
-        raise UserError(f"--{flag}={path}: the network is class-conditional; save a class 0..{run.num_classes - 1} for each row, as labels")
+    if (
+        labels.shape != (len(x),)
+        or labels.dtype.kind not in "iu"
+        or labels.min() < 0
+        or labels.max() >= run.num_classes
+    ):
+        raise UserError(
+            f"--{flag}={path}: the network is class-conditional; save a class 0..{run.num_classes - 1} for each row, "
+            "as labels"
+        )
     return arrays, x, labels
 
 
 def read_examples(run: Any, path: Path) -> tuple[Array, Array | None]:
-    """--of's examples in the levels of the run's data, or vectors; images have the file's `levels`, or 256, as samples.npz has."""
+    """--of's examples in the levels of the run's data, or vectors; images have the file's `levels`, or 256, as
+    samples.npz has.
+    """
     images = run.scaling.levels is not None
     arrays, x, labels = read_rows(run, path, "of", DATA_KEYS, images)
     if images:
@@ -186,7 +226,8 @@ def interpolate_examples(run: Any, folder: Path, *, interpolate: list[str], poin
     write_bytes(folder / "path.npz", npz_bytes(arr_0=shown, latents=between, weight=weight, index=index))
     write_bytes(folder / "path.png", picture)
     return (
-        f"interpolate: {points} points from example {index[0]} to {index[1]}, {to + back:,.0f} NFE, step {run.step}: {folder / 'path.png'}"
+        f"interpolate: {points} points from example {index[0]} to {index[1]}, {to + back:,.0f} NFE, step "
+        f"{run.step}: {folder / 'path.png'}"
     )
 
 
@@ -195,20 +236,26 @@ def _pair(given: list[str], available: int) -> Array:
     try:
         first, second = map(int, given)
     except ValueError:
-        raise UserError(f"--interpolate={','.join(given)}: give two held-out examples by index, such as --interpolate=3,17") from None
+        raise UserError(
+            f"--interpolate={','.join(given)}: give two held-out examples by index, such as --interpolate=3,17"
+        ) from None
     for index in (first, second):
         if not 0 <= index < available:
-            raise UserError(f"--interpolate: there is no held-out example {index}; the indices are 0 to {available - 1}")
+            raise UserError(
+                f"--interpolate: there is no held-out example {index}; the indices are 0 to {available - 1}"
+            )
     if first == second:
         raise UserError(f"--interpolate={first},{second}: give two different examples")
     return np.array([first, second])
 
 
-def score_examples(run: Any, folder: Path, *, of: str | None = None, n: int | None = None, probes: int | None = None, seed: int = 0) -> str:
+def score_examples(
+    run: Any, folder: Path, *, of: str | None = None, n: int | None = None, probes: int | None = None, seed: int = 0
+) -> str:
     """--typicality: n held-out examples against n training examples, or n of a file against n held-out ones.
 
-    The network has not seen the held-out ones, so against them another set's p-values are exact. Against the training examples they say
-    how much nearer the network came to these.
+    The network has not seen the held-out ones, so against them another set's p-values are exact. Against the training
+    examples they say how much nearer the network came to these.
     """
     from experiment import likelihood_plots as plots
     from experiment.evaluation import plain
@@ -223,11 +270,15 @@ def score_examples(run: Any, folder: Path, *, of: str | None = None, n: int | No
     else:
         sets.append((Path(of).name, _FILE, *read_examples(run, Path(of).expanduser())))
     if len(sets[0][2]) < 2:
-        raise UserError(f"typicality needs at least 2 {sets[0][0]} to compare with, and {run.dataset.name} has {len(sets[0][2])}")
+        raise UserError(
+            f"typicality needs at least 2 {sets[0][0]} to compare with, and {run.dataset.name} has {len(sets[0][2])}"
+        )
     std = float(run.score_fn.sde.sigma(run.score_fn.sde.t_max))
     found: list[dict[str, Any]] = []
     for name, which, x, labels in sets:
-        index = np.random.RandomState(seed).permutation(len(x))[:n]  # a folder's images may lie in the order of their classes
+        index = np.random.RandomState(seed).permutation(len(x))[
+            :n
+        ]  # a folder's images may lie in the order of their classes
         points = dequantised(run, x, labels, index, which, seed)
         nats, latent = scores(run, *points, which, probes=probes, seed=seed, description=name)
         latent_z, latent_p_value = map(np.asarray, latent_typicality(latent, std))
@@ -235,14 +286,23 @@ def score_examples(run: Any, folder: Path, *, of: str | None = None, n: int | No
         found.append({"name": name} | {key: values[np.argsort(index)] for key, values in arrays.items()})
     reference, tested = found
     try:
-        reference["z"], _ = typicality(reference["nats"], reference["nats"])  # its p-values would be against a set with the example
+        reference["z"], _ = typicality(
+            reference["nats"], reference["nats"]
+        )  # its p-values would be against a set with the example
         tested["z"], tested["p_value"] = typicality(tested["nats"], reference["nats"])
     except ValueError as error:  # not finite, or all equal
         raise UserError(f"{error}, or train the network longer") from error
     x = sets[1][2][tested["index"]]
     shown = run.scaling.to_uint8(x) if run.scaling.levels else x
     picture = plots.typicality(reference, tested, int(np.prod(run.shape)), shown, SHOWN)
-    document = {"workdir": str(run.workdir), "step": run.step, "seed": seed, "probes": probes, "reference": reference, "tested": tested}
+    document = {
+        "workdir": str(run.workdir),
+        "step": run.step,
+        "seed": seed,
+        "probes": probes,
+        "reference": reference,
+        "tested": tested,
+    }
     write_bytes(folder / "typicality.json", (json.dumps(plain(document), indent=2, allow_nan=False) + "\n").encode())
     write_bytes(folder / "typicality.png", picture)
     small = {name: np.mean(tested[name] <= 0.05) for name in ("p_value", "latent_p_value")}
@@ -264,9 +324,11 @@ SETTINGS = ("points", "of", "n", "probes", "seed")
 
 
 def latents_of_run(workdir: str, given: dict[str, Any], out: str | None = None) -> str:
-    """The whole command: `given` has the flags by name, None where one was not given; returns the line that says what was done.
+    """The whole command: `given` has the flags by name, None where one was not given; returns the line that says what
+    was done.
 
-    Raises UserError unless exactly one mode is given, for a flag that it does not have, and for whatever else the user can mend.
+    Raises UserError unless exactly one mode is given, for a flag that it does not have, and for whatever else the user
+    can mend.
     """
     from experiment.run import load_run
 
@@ -296,9 +358,15 @@ def define_flags() -> None:
     flags.DEFINE_string("workdir", "runs/digits", "The run directory.")
     flags.DEFINE_bool("encode", False, "Held-out examples to their latents: latents.npz.")
     flags.DEFINE_string("decode", None, "The latents of this .npz back to samples: samples.npz and grid.png.")
-    flags.DEFINE_list("interpolate", None, "Two held-out examples by index, with a path between them: path.npz and path.png.")
+    flags.DEFINE_list(
+        "interpolate", None, "Two held-out examples by index, with a path between them: path.npz and path.png."
+    )
     flags.DEFINE_integer("points", None, "Points of the path, ends included. Default: 9.")
-    flags.DEFINE_bool("typicality", False, "How typical each held-out example is, against the training examples: typicality.json, .png.")
+    flags.DEFINE_bool(
+        "typicality",
+        False,
+        "How typical each held-out example is, against the training examples: typicality.json, .png.",
+    )
     flags.DEFINE_string("of", None, "With --typicality: the examples of this .npz instead, against the held-out ones.")
     flags.DEFINE_integer("n", None, "Examples. Default: config.eval.likelihood_n.")
     flags.DEFINE_integer("probes", None, "Hutchinson's probes for each example. Default: config.eval.probes.")

@@ -1,7 +1,8 @@
-"""The likelihood of the held-out split through the probability-flow ODE, with an error budget, and variational bounds beside it.
+"""The likelihood of the held-out split through the probability-flow ODE, with an error budget, and variational bounds
+beside it.
 
-Levels are dequantised, and what is reported is a bound on the bits/dim of the levels themselves, an upper one (`sde_lib.dequantization`);
-of vectors it is log p in nats. Example i has the same draws, probes and times in any batch.
+Levels are dequantised, and what is reported is a bound on the bits/dim of the levels themselves, an upper one
+(`sde_lib.dequantization`); of vectors it is log p in nats. Example i has the same draws, probes and times in any batch.
 """
 
 import dataclasses
@@ -33,8 +34,10 @@ OWN_ARRAYS = ("ratios", "seconds", "nfe", "tighter", "redrawn")  # of a part; th
 _PROBES, _DRAWS, _OTHER_DRAWS, _BOUND, _CHAIN = range(5)  # the purposes that a seed's randomness is split into
 
 CAVEAT = (
-    "This is the likelihood of the ODE's model: the density that the probability-flow ODE carries from its prior to the data. "
-    "A stochastic sampler draws from another law, whose density nobody computes here; never read it as the likelihood of its samples."
+    "This is the likelihood of the ODE's model: the density that the probability-flow ODE carries from its prior to "
+    "the data. "
+    "A stochastic sampler draws from another law, whose density nobody computes here; never read it as the "
+    "likelihood of its samples."
 )
 
 
@@ -42,9 +45,11 @@ CAVEAT = (
 class LikelihoodSettings:
     """What to compute.
 
-    n: held-out examples, None for all; probes: Hutchinson's for each; dequantization: a name of DEQUANTIZATIONS, for data with levels;
-    k: importance-weighted draws of each example; bound: the variational bound of the SDE's model too; chain: the steps of a discrete chain
-    whose ELBO to compute too, None for none; betas, variance: its names of bounds.BETAS and bounds.VARIANCES; rtol, atol: of the solve.
+    n: held-out examples, None for all; probes: Hutchinson's for each; dequantization: a name of DEQUANTIZATIONS, for
+        data with levels;
+    k: importance-weighted draws of each example; bound: the variational bound of the SDE's model too; chain: the steps
+    of a discrete chain whose ELBO to compute too, None for none; betas, variance: its names of bounds.BETAS and
+    bounds.VARIANCES; rtol, atol: of the solve.
     """
 
     n: int | None = None
@@ -95,7 +100,8 @@ def solve_batch(
             of_draw = jax.random.fold_in(jax.random.fold_in(key, purpose), draw)
             keys = jax.vmap(jax.random.fold_in, (None, 0))(of_draw, first + jnp.arange(size))
             z, log_q = DEQUANTIZATIONS[settings.dequantization](run.scaling.bin_width)(run.score_fn.sde, keys, centres)
-        # An example's draws share its probes: noise that differed between them would not average out in the mean of exponentials.
+        # An example's draws share its probes: noise that differed between them would not average out in the mean of
+        # exponentials.
         result = log_prob(
             run.score_fn,
             z,
@@ -112,14 +118,18 @@ def solve_batch(
 
 
 def _examples(run: Any, first: int, size: int) -> tuple[Array, Array | None]:
-    """Examples first .. first + size - 1 of the held-out split, the last one repeated past its end; and their classes for the network."""
+    """Examples first .. first + size - 1 of the held-out split, the last one repeated past its end; and their classes
+    for the network.
+    """
     test = run.dataset.test
     labels = padded(test.labels[first : first + size], size) if run.config.model.class_conditional else None
     return padded(test.x[first : first + size], size), labels
 
 
 def parts(run: Any, settings: LikelihoodSettings, folder: Path | None, budget: bool) -> Iterator[dict[str, Array]]:
-    """Every batch's arrays, in order. With a folder each is kept there, and one that is there already is not computed again."""
+    """Every batch's arrays, in order. With a folder each is kept there, and one that is there already is not computed
+    again.
+    """
     n = count_of_examples(run, settings)
     size = min(settings.batch_size, n)
     split = round_up(size, mesh_here())  # the devices divide it; parts are kept by `size`, whatever the devices
@@ -133,7 +143,9 @@ def parts(run: Any, settings: LikelihoodSettings, folder: Path | None, budget: b
             yield part
 
 
-def _compute(run: Any, first: int, settings: LikelihoodSettings, size: int, kept: int, budget: bool) -> dict[str, Array]:
+def _compute(
+    run: Any, first: int, settings: LikelihoodSettings, size: int, kept: int, budget: bool
+) -> dict[str, Array]:
     start = perf_counter()
     ratios, nfe = solve_batch(run, first, settings, size)
     part: dict[str, Any] = {"ratios": ratios, "seconds": perf_counter() - start, "nfe": nfe}
@@ -152,13 +164,20 @@ def _compute(run: Any, first: int, settings: LikelihoodSettings, size: int, kept
 
 
 def count_of_examples(run: Any, settings: LikelihoodSettings) -> int:
-    """How many held-out examples it takes. Raises UserError where the data cannot be read, or do not suit the settings."""
+    """How many held-out examples it takes. Raises UserError where the data cannot be read, or do not suit the
+    settings.
+    """
     available = len(run.dataset.test)
     if available < 2:
-        raise UserError(f"the held-out split of {run.dataset.name} has {available} example(s): a likelihood needs at least 2")
+        raise UserError(
+            f"the held-out split of {run.dataset.name} has {available} example(s): a likelihood needs at least 2"
+        )
     if settings.dequantization != "uniform" or settings.k > 1:
         if run.scaling.levels is None:
-            raise UserError(f"--dequantization and --k are for data with levels, and {run.dataset.name} holds vectors: leave them out")
+            raise UserError(
+                f"--dequantization and --k are for data with levels, and {run.dataset.name} holds vectors: leave "
+                "them out"
+            )
     if settings.chain:
         bounds.check_chain(run, settings.betas)
     return min(settings.n or available, available)
@@ -176,8 +195,8 @@ def likelihood(
 ) -> tuple[dict[str, Any], Array, dict[str, Array]]:
     """(the result with its error budget, plain values; (n,) value of each example; the bounds' arrays).
 
-    folder: where batches are kept, and found again. budget: whether to solve the first batch again, tighter and with other draws.
-    Raises UserError for data that the settings do not suit, and where the solver gives up.
+    folder: where batches are kept, and found again. budget: whether to solve the first batch again, tighter and with
+    other draws. Raises UserError for data that the settings do not suit, and where the solver gives up.
     """
     found = list(parts(run, settings, folder, budget))
     dim = math.prod(run.shape)
@@ -195,7 +214,9 @@ def likelihood(
         "se_images": float(values.std(ddof=1) / math.sqrt(len(values))),
         "se_probes": se_probes(convert(nats)),
         "se_dequantization": None,
-        "tolerance_change": float(np.mean(convert(_nats(first["tighter"]).mean(axis=1)) - values[:here])) if budget else None,
+        "tolerance_change": float(np.mean(convert(_nats(first["tighter"]).mean(axis=1)) - values[:here]))
+        if budget
+        else None,
         "prior_mismatch": per_unit * prior_mismatch(run),
         "n": len(values),
         "probes": settings.probes,
@@ -220,13 +241,17 @@ def _nats(ratios: Array) -> Array:
 
 
 def se_probes(nats: Array) -> float | None:
-    """Of the mean over examples, from the spread of each one's probes, (n, probes): sqrt(mean_i s_i²/(probes n)). None for one probe."""
+    """Of the mean over examples, from the spread of each one's probes, (n, probes): sqrt(mean_i s_i²/(probes n)). None
+    for one probe.
+    """
     n, probes = nats.shape
     return float(np.sqrt(np.mean(nats.var(axis=1, ddof=1)) / (probes * n))) if probes > 1 else None
 
 
 def prior_mismatch(run: Any) -> float:
-    """KL(N(alpha m, alpha² v + sigma²) || the SDE's prior) at t_max in nats, with the mean m and variance v of each entry of the data."""
+    """KL(N(alpha m, alpha² v + sigma²) || the SDE's prior) at t_max in nats, with the mean m and variance v of each
+    entry of the data.
+    """
     x = np.asarray(run.scaling.to_model(run.dataset.train.x), np.float64)
     variance = x.var(axis=0) + (0 if run.scaling.bin_width is None else run.scaling.bin_width**2 / 12)
     sde = run.score_fn.sde
@@ -256,9 +281,11 @@ def likelihood_lines(found: dict[str, Any]) -> list[str]:
 
 
 def likelihood_of_run(workdir: str, given: dict[str, Any]) -> tuple[list[str], Path]:
-    """The whole of `evaluate.py --likelihood`: computes what is not there yet, writes the table; returns its lines and its folder.
+    """The whole of `evaluate.py --likelihood`: computes what is not there yet, writes the table; returns its lines and
+    its folder.
 
-    given: settings that are not None go over those of the run's config.eval. Raises UserError for a missing run or a setting out of range.
+    given: settings that are not None go over those of the run's config.eval. Raises UserError for a missing run or a
+        setting out of range.
     """
     from experiment.run import load_run
 
@@ -273,8 +300,12 @@ def likelihood_of_run(workdir: str, given: dict[str, Any]) -> tuple[list[str], P
     found, values, arrays = likelihood(run, settings, folder / "parts" / digest)
     lines = likelihood_lines(found)
     name = f"{settings.dequantization}_k{settings.k}" if run.scaling.levels else "nats"
-    write_bytes(folder / f"{name}.json", (json.dumps({**what, **found, "values": values.tolist()}, indent=2) + "\n").encode())
+    write_bytes(
+        folder / f"{name}.json", (json.dumps({**what, **found, "values": values.tolist()}, indent=2) + "\n").encode()
+    )
     write_bytes(folder / f"{name}.txt", ("\n".join(lines) + "\n").encode())
-    for picture, content in bounds.pictures(arrays, settings, *likelihood_unit(math.prod(run.shape), run.scaling.bin_width)).items():
+    for picture, content in bounds.pictures(
+        arrays, settings, *likelihood_unit(math.prod(run.shape), run.scaling.bin_width)
+    ).items():
         write_bytes(folder / picture, content)
     return lines, folder / f"{name}.txt"

@@ -9,15 +9,31 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import chi2
 
-from experiment.plots import COLOURS, FAINT, FLOOR, INK, SCATTER_POINTS, Array, common_limit, draw_cloud, panels_in_a_row, png, show_image
+from experiment.plots import (
+    COLOURS,
+    FAINT,
+    FLOOR,
+    INK,
+    SCATTER_POINTS,
+    Array,
+    common_limit,
+    draw_cloud,
+    panels_in_a_row,
+    png,
+    show_image,
+)
 
 
 def bound_over_log_snr(log_snr: Array, per_time: Array) -> bytes:
-    """Where in noise the variational bound is lost: its integrand over log SNR, mean and standard error in equal parts of the range."""
+    """Where in noise the variational bound is lost: its integrand over log SNR, mean and standard error in equal parts
+    of the range.
+    """
     edges = np.linspace(log_snr.min(), log_snr.max(), 33)
     part = np.clip(np.digitize(log_snr.ravel(), edges) - 1, 0, 31)
     count = np.bincount(part, minlength=32)
-    mean, square = (np.bincount(part, values, minlength=32) / count for values in (per_time.ravel(), per_time.ravel() ** 2))
+    mean, square = (
+        np.bincount(part, values, minlength=32) / count for values in (per_time.ravel(), per_time.ravel() ** 2)
+    )
     se = np.sqrt(np.maximum(square - mean**2, 0) / count)
 
     middle = 0.5 * (edges[1:] + edges[:-1])
@@ -33,7 +49,8 @@ def bound_over_log_snr(log_snr: Array, per_time: Array) -> bytes:
 
 
 def elbo_over_steps(steps: int, step: Array, kl: Array, se: Array, terms: Mapping[str, float], unit: str) -> bytes:
-    """Where a chain's ELBO is lost: the KLs of its steps, with their standard error, between the reconstruction and the prior's term.
+    """Where a chain's ELBO is lost: the KLs of its steps, with their standard error, between the reconstruction and the
+    prior's term.
 
     terms: prior, denoising and reconstruction as a whole.
     """
@@ -43,7 +60,14 @@ def elbo_over_steps(steps: int, step: Array, kl: Array, se: Array, terms: Mappin
         axes.fill_between(step, np.maximum(kl - se, 0.1 * kl), kl + se, color=COLOURS[0], alpha=0.3, lw=0)
         label = f"KL of each step ± 1 standard error; {terms['denoising']:.4g} in all"
         axes.plot(step, kl, "o-", ms=3, color=COLOURS[0], lw=1.3, label=label)
-        axes.plot(1, terms["reconstruction"], "D", ms=7, color=COLOURS[1], label=f"reconstruction, {terms['reconstruction']:.4g}")
+        axes.plot(
+            1,
+            terms["reconstruction"],
+            "D",
+            ms=7,
+            color=COLOURS[1],
+            label=f"reconstruction, {terms['reconstruction']:.4g}",
+        )
         axes.plot(steps + 1, terms["prior"], "s", ms=7, color=COLOURS[2], label=f"prior, {terms['prior']:.2g}")
         axes.set(xlabel="step of the chain (much noise at the right)", ylabel=f"{unit} of one step", yscale="log")
         if steps > 100:
@@ -61,7 +85,9 @@ def likelihood_histogram(values: Array, unit: str, mean: float, se: float) -> by
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        axes.hist(values, bins="fd" if len(values) > 30 else 10, color=COLOURS[0], alpha=0.75, edgecolor="white", lw=0.4)
+        axes.hist(
+            values, bins="fd" if len(values) > 30 else 10, color=COLOURS[0], alpha=0.75, edgecolor="white", lw=0.4
+        )
         axes.axvspan(mean - se, mean + se, color=COLOURS[1], alpha=0.35, lw=0, label=f"± 1 standard error, {se:.3g}")
         axes.axvline(mean, color=COLOURS[1], lw=1.8, label=f"mean {mean:.4g} {unit}")
         axes.set(xlabel=f"{unit} of a held-out example", ylabel=f"examples (of {len(values):,})")
@@ -72,10 +98,14 @@ def likelihood_histogram(values: Array, unit: str, mean: float, se: float) -> by
 
 
 def image_paths(rows: Mapping[str, Array], weight: Array) -> bytes:
-    """Paths between two images: rows {name: uint8 (k, h, w, c)}, a column for each of the k weights of the second image."""
+    """Paths between two images: rows {name: uint8 (k, h, w, c)}, a column for each of the k weights of the second
+    image.
+    """
 
     def draw(figure: Figure) -> None:
-        for part, (name, images) in zip(figure.subfigures(len(rows), 1, squeeze=False)[:, 0], rows.items(), strict=True):
+        for part, (name, images) in zip(
+            figure.subfigures(len(rows), 1, squeeze=False)[:, 0], rows.items(), strict=True
+        ):
             _image_line(part, images, [f"{w:.3g}" for w in weight], f"{name}, with the weight of the second image")
 
     return png(draw, max(4.1, 0.92 * len(weight) + 0.2), 1.4 * len(rows))
@@ -121,8 +151,9 @@ def vector_path(path: Array, latents: Array, data: Array, std: float) -> bytes:
 def typicality(reference: Mapping[str, Any], tested: Mapping[str, Any], dim: int, examples: Array, count: int) -> bytes:
     """Histograms of both sets' scores, and below them the `count` most and least typical tested examples.
 
-    reference, tested: name, z (n,) of the log-density and latent_z (n,) of the latent's norm, which in `dim` entries has under the model a
-    law of its own. examples: the tested ones, uint8 images (n, h, w, c), or vectors (n, d), which become one cloud with z as its colour.
+    reference, tested: name, z (n,) of the log-density and latent_z (n,) of the latent's norm, which in `dim` entries
+    has under the model a law of its own. examples: the tested ones, uint8 images (n, h, w, c), or vectors (n, d), which
+    become one cloud with z as its colour.
     """
     order, images = np.argsort(np.abs(tested["z"])), examples.ndim == 4
 
@@ -148,11 +179,19 @@ def typicality(reference: Mapping[str, Any], tested: Mapping[str, Any], dim: int
     return png(draw, 8.6, 5.7 if images else 7.2)
 
 
-def _two_histograms(axes: Axes, reference: Mapping[str, Any], tested: Mapping[str, Any], key: str, expected: Any) -> None:
-    """On one scale; beyond ten standard deviations a logarithmic one. expected: the distribution function of the model, or None."""
+def _two_histograms(
+    axes: Axes, reference: Mapping[str, Any], tested: Mapping[str, Any], key: str, expected: Any
+) -> None:
+    """On one scale; beyond ten standard deviations a logarithmic one. expected: the distribution function of the model,
+    or None.
+    """
     both = np.concatenate([reference[key], tested[key]])
     wide = float(np.abs(both).max()) > 10
-    edges = np.linspace(np.arcsinh(both.min()), np.arcsinh(both.max()), 49) if wide else np.linspace(both.min(), both.max(), 25)
+    edges = (
+        np.linspace(np.arcsinh(both.min()), np.arcsinh(both.max()), 49)
+        if wide
+        else np.linspace(both.min(), both.max(), 25)
+    )
     edges = np.sinh(edges) if wide else edges
     if wide:
         decades = [sign * digit * 10.0**k for sign in (-1, 1) for k in range(9) for digit in (1, 3)]

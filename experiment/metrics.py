@@ -1,8 +1,10 @@
-"""Statistics of samples against data, and their noise floors. Points are rows: x (n, d), y (m, d), as flat vectors in the model's space.
+"""Statistics of samples against data, and their noise floors. Points are rows: x (n, d), y (m, d), as flat vectors in
+the model's space.
 
-Images are compared as the quantised pictures that they are, samples and data alike: against real-valued samples any classifier would
-tell the grid of levels, not the quality. Every statistic comes with its noise floor, the same statistic between disjoint random parts of
-the data at the same size, because most of them are biased upwards at finite n.
+Images are compared as the quantised pictures that they are, samples and data alike: against real-valued samples any
+classifier would tell the grid of levels, not the quality. Every statistic comes with its noise floor, the same
+statistic between disjoint random parts of the data at the same size, because most of them are biased upwards at finite
+n.
 """
 
 import warnings
@@ -32,7 +34,9 @@ MIN_SIZE = 2 * FOLDS  # points on each side: every fold holds out two of each
 
 @dataclass(frozen=True)
 class Metric:
-    """A statistic of two equal-sized sets of points: `origin` in the limit when they share a law, and the larger the worse."""
+    """A statistic of two equal-sized sets of points: `origin` in the limit when they share a law, and the larger the
+    worse.
+    """
 
     label: str
     meaning: str
@@ -43,8 +47,8 @@ class Metric:
 def sliced_wasserstein(x: Array, y: Array, projections: int = 256, seed: int = 0) -> float:
     """Sliced Wasserstein-2 distance, sqrt(mean over directions theta of W2²(theta·x, theta·y)), in the units of x.
 
-    The directions are uniform on the sphere and fixed by the seed. In one dimension W2² = ∫ (F⁻¹(u) - G⁻¹(u))² du, computed
-    exactly from the sorted points, for unequal n too. (Bonneel et al. 2015, doi:10.1007/s10851-014-0506-3.)
+    The directions are uniform on the sphere and fixed by the seed. In one dimension W2² = ∫ (F⁻¹(u) - G⁻¹(u))² du,
+    computed exactly from the sorted points, for unequal n too. (Bonneel et al. 2015, doi:10.1007/s10851-014-0506-3.)
     """
     theta = np.random.RandomState(seed).standard_normal((x.shape[1], projections))
     theta /= np.linalg.norm(theta, axis=0)
@@ -56,7 +60,9 @@ def sliced_wasserstein(x: Array, y: Array, projections: int = 256, seed: int = 0
 
 
 def energy_distance(x: Array, y: Array) -> float:
-    """2 E|x - y| - E|x - x'| - E|y - y'| over distinct pairs: unbiased, so it may fall below 0 (Székely and Rizzo 2013)."""
+    """2 E|x - y| - E|x - x'| - E|y - y'| over distinct pairs: unbiased, so it may fall below 0 (Székely and Rizzo
+    2013).
+    """
     between = _distances(x, y) / (len(x) * len(y))
     within = sum(_distances(z, z) / (len(z) * (len(z) - 1)) for z in (x, y))
     return float(2 * between - within)
@@ -70,22 +76,27 @@ def _distances(x: Array, y: Array, rows: int = 1024) -> float:
 def boosted_trees() -> HistGradientBoostingClassifier:
     """The sharper of the two classifiers that tell samples from data.
 
-    On 64 pixels the most sensitive of those tried, on generators of rising quality: boosted trees, then extremely randomised trees, random
-    forest, support vectors, multilayer perceptron, logistic regression; and, but for the last, among the quickest.
+    On 64 pixels the most sensitive of those tried, on generators of rising quality: boosted trees, then extremely
+    randomised trees, random forest, support vectors, multilayer perceptron, logistic regression; and, but for the last,
+    among the quickest.
     """
-    return HistGradientBoostingClassifier(max_iter=60, learning_rate=0.15, max_leaf_nodes=8, early_stopping=False, random_state=0)
+    return HistGradientBoostingClassifier(
+        max_iter=60, learning_rate=0.15, max_leaf_nodes=8, early_stopping=False, random_state=0
+    )
 
 
 def perceptron() -> Pipeline:
-    """The more graded one, a regularised multilayer perceptron on standardised inputs, where trees find nearly all samples out."""
+    """The more graded one, a regularised multilayer perceptron on standardised inputs, where trees find nearly all
+    samples out.
+    """
     return make_pipeline(StandardScaler(), MLPClassifier((128,), max_iter=40, alpha=1.0, random_state=0))
 
 
 def classifier_auc(x: Array, y: Array, classifier: Callable[[], Any] = boosted_trees, seed: int = 0) -> float:
     """Classifier two-sample test: area under the ROC curve on held-out points, the mean over 5 stratified folds.
 
-    1/2 when x and y share a law, 1 when they can be told apart at sight (Lopez-Paz and Oquab 2017, arXiv:1610.06545). Give equally
-    many of each, and no point twice. Raises ValueError for fewer than 10 on a side.
+    1/2 when x and y share a law, 1 when they can be told apart at sight (Lopez-Paz and Oquab 2017, arXiv:1610.06545).
+    Give equally many of each, and no point twice. Raises ValueError for fewer than 10 on a side.
     """
     if min(len(x), len(y)) < MIN_SIZE:
         raise ValueError(f"classifier_auc: {len(x)} and {len(y)} points; give at least {MIN_SIZE} on each side")
@@ -112,7 +123,9 @@ def _fit(model: Any, x: Array, labels: Array) -> None:
 
 
 def frechet_distance(mean_x: Array, cov_x: Array, mean_y: Array, cov_y: Array) -> float:
-    """|mean_x - mean_y|² + tr(C_x + C_y - 2 (C_x^½ C_y C_x^½)^½): squared W2 of two Gaussians (Dowson and Landau 1982)."""
+    """|mean_x - mean_y|² + tr(C_x + C_y - 2 (C_x^½ C_y C_x^½)^½): squared W2 of two Gaussians (Dowson and Landau
+    1982).
+    """
     values, vectors = np.linalg.eigh(cov_x)
     root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
     cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ cov_y @ root), 0)).sum()
@@ -126,7 +139,8 @@ def frechet(x: Array, y: Array) -> float:
 
 
 class ClassFeatures:
-    """Penultimate activations of a small multilayer perceptron that was trained, with a fixed seed, to tell the data's classes.
+    """Penultimate activations of a small multilayer perceptron that was trained, with a fixed seed, to tell the data's
+    classes.
 
     Called on points (n, d) it gives features (n, 64). A batch changes nothing: each row is computed for itself.
     Of more than 10,000 examples it sees so many, of a fixed draw: all of CIFAR-10 would take minutes and change little.
@@ -152,17 +166,20 @@ class ClassFeatures:
 
 SLICED_W2 = Metric(
     "sliced Wasserstein-2",
-    "Root mean square, over 256 fixed directions, of the distance that mass must move; in the model's space, where pictures fill [-1, 1].",
+    "Root mean square, over 256 fixed directions, of the distance that mass must move; in the model's space, where "
+    "pictures fill [-1, 1].",
     sliced_wasserstein,
 )
 ENERGY = Metric(
     "energy distance",
-    "2E|x-y| - E|x-x'| - E|y-y'| over distinct pairs, in the model's space; unbiased, so about 0, of either sign, for the same law.",
+    "2E|x-y| - E|x-x'| - E|y-y'| over distinct pairs, in the model's space; unbiased, so about 0, of either sign, "
+    "for the same law.",
     energy_distance,
 )
 AUC = Metric(
     "classifier AUC (trees)",
-    "How well boosted trees tell samples from data on examples that they were not fitted on: 0.5 not at all, 1 always (C2ST, 5 folds).",
+    "How well boosted trees tell samples from data on examples that they were not fitted on: 0.5 not at all, 1 "
+    "always (C2ST, 5 folds).",
     classifier_auc,
     origin=0.5,
 )
@@ -178,19 +195,24 @@ def class_metric(name: str, features: ClassFeatures) -> Metric:
     """Fréchet distance in the features: `fd_<name>`."""
     return Metric(
         f"fd_{name}",
-        "Fréchet distance between Gaussians fitted in the 64 penultimate activations of a small classifier trained on the training "
+        "Fréchet distance between Gaussians fitted in the 64 penultimate activations of a small classifier trained "
+        "on the training "
         "split; not comparable with FID.",
         lambda x, y: frechet(features(x), features(y)),
     )
 
 
 def comparison_size(n: int, real: int) -> int:
-    """Points on each side when n samples meet `real` examples: two disjoint parts of the data give the floor at that size."""
+    """Points on each side when n samples meet `real` examples: two disjoint parts of the data give the floor at that
+    size.
+    """
     return min(n, real // 2)
 
 
 def disjoint_parts(real: int, size: int, splits: int, seed: int = 0) -> list[tuple[Array, Array]]:
-    """`splits` random pairs of disjoint index sets into `real` examples, `size` each: no example is on both sides, or twice on one."""
+    """`splits` random pairs of disjoint index sets into `real` examples, `size` each: no example is on both sides, or
+    twice on one.
+    """
     if 2 * size > real:
         raise ValueError(f"disjoint_parts: two parts of {size} do not fit into {real} examples; use comparison_size")
     orders = [np.random.RandomState([seed, split]).permutation(real) for split in range(splits)]
@@ -205,8 +227,10 @@ def nearest_distances(x: Array, train: Array) -> Array:
 def memorisation(to_train: Array, held_out_to_train: Array) -> dict[str, float | None]:
     """Do samples lie closer to the training examples than unseen data do? From `nearest_distances` of both.
 
-    nn_ratio: median distance over that of held-out data; 1 like unseen data, towards 0 copies, above 1 away from the data.
-    nn_close: share of points nearer than 1 in 100 held-out examples is; 0.01 like unseen data. It sees a few copies, the median does not.
+    nn_ratio: median distance over that of held-out data; 1 like unseen data, towards 0 copies, above 1 away from the
+        data.
+    nn_close: share of points nearer than 1 in 100 held-out examples is; 0.01 like unseen data. It sees a few copies,
+        the median does not.
     """
     median = float(np.median(held_out_to_train))
     return {
@@ -218,10 +242,12 @@ def memorisation(to_train: Array, held_out_to_train: Array) -> dict[str, float |
 MEMORISATION = {
     "nn_ratio": (
         "distance to nearest training example, relative to held-out data's",
-        "Median distance of samples to their nearest training example, over that of held-out data: 1 like unseen data, towards 0 copies.",
+        "Median distance of samples to their nearest training example, over that of held-out data: 1 like unseen "
+        "data, towards 0 copies.",
     ),
     "nn_close": (
         "share nearer to the training set than 99 % of held-out data",
-        "Share of samples nearer to a training example than all but 1 in 100 held-out examples: about 0.01 like unseen data.",
+        "Share of samples nearer to a training example than all but 1 in 100 held-out examples: about 0.01 like "
+        "unseen data.",
     ),
 }

@@ -1,7 +1,7 @@
 """What training minimises: a weighting, a law of times, and of both what is learned beside the network.
 
-The learned parts, `LossSecondMoment`, `LearnedLogSNR` and `Uncertainty`, are part of the training state. The last two have objectives of
-their own and one optimizer for both.
+The learned parts, `LossSecondMoment`, `LearnedLogSNR` and `Uncertainty`, are part of the training state. The last two
+have objectives of their own and one optimizer for both.
 """
 
 from collections.abc import Callable
@@ -91,12 +91,18 @@ class Objective:
     def of(config: Any) -> "Objective":
         """That of config.train.weighting, uncertainty and times."""
         weighting = WEIGHTINGS[config.train.weighting](config)
-        return Objective(Uncertainty.init(weighting) if config.train.uncertainty else weighting, TIMES[config.train.times](config))
+        return Objective(
+            Uncertainty.init(weighting) if config.train.uncertainty else weighting, TIMES[config.train.times](config)
+        )
 
     @property
     def parts(self) -> dict[str, Any]:
         """Those of the two that learn."""
-        return {name: part for name, part in (("weighting", self.weighting), ("times", self.times)) if isinstance(part, LEARNED)}
+        return {
+            name: part
+            for name, part in (("weighting", self.weighting), ("times", self.times))
+            if isinstance(part, LEARNED)
+        }
 
     def initial(self) -> Learned:
         """The learned parts' state: {} when nothing is learned."""
@@ -107,7 +113,9 @@ class Objective:
     def _optimizer(self) -> optax.GradientTransformation:
         return optax.adam(_LEARNING_RATE)
 
-    def losses(self, learned: Learned, score_fn: NetworkScore, x: jax.Array, key: jax.Array, cond: Any) -> tuple[jax.Array, jax.Array]:
+    def losses(
+        self, learned: Learned, score_fn: NetworkScore, x: jax.Array, key: jax.Array, cond: Any
+    ) -> tuple[jax.Array, jax.Array]:
         """(each example's loss, the u that its time was drawn by), (n,) each."""
         parts = jax.lax.stop_gradient(learned.get("parts", {}))
         u = stratified_uniform(jax.random.split(key, 3)[0], x.shape[0])

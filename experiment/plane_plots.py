@@ -16,7 +16,9 @@ def _root(vectors: Array) -> Array:
 
 
 def field(at: Array, score: Array, points: Array, log_density: Array) -> Picture:
-    """Scores (n, 2) at points (n, 2) as arrows, as long as the root of their length; samples (m, 2) coloured by their log-density, nats."""
+    """Scores (n, 2) at points (n, 2) as arrows, as long as the root of their length; samples (m, 2) coloured by their
+    log-density, nats.
+    """
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
@@ -36,8 +38,12 @@ def field_3d(at: Array, score: Array, points: Array, log_density: Array) -> Pict
         for i, side in enumerate((-60, 30)):
             axes: Any = figure.add_subplot(1, 2, i + 1, projection="3d", azim=side, elev=18)
             shown = axes.scatter(*points.T, c=log_density, s=4, cmap="viridis", lw=0)
-            axes.quiver(*at.T, *_root(score).T, color=INK, alpha=0.6, lw=0.7, length=0.25 * limit / np.abs(_root(score)).max())
-            axes.set(xlabel="x₁", ylabel="x₂", zlabel="x₃", xlim=(-limit, limit), ylim=(-limit, limit), zlim=(-limit, limit))
+            axes.quiver(
+                *at.T, *_root(score).T, color=INK, alpha=0.6, lw=0.7, length=0.25 * limit / np.abs(_root(score)).max()
+            )
+            axes.set(
+                xlabel="x₁", ylabel="x₂", zlabel="x₃", xlim=(-limit, limit), ylim=(-limit, limit), zlim=(-limit, limit)
+            )
             axes.set_box_aspect(None, zoom=0.82)
         figure.colorbar(shown, ax=figure.axes, label="log p, nats", shrink=0.6)
 
@@ -45,14 +51,18 @@ def field_3d(at: Array, score: Array, points: Array, log_density: Array) -> Pict
 
 
 def compasses(at: Array, vectors: Mapping[str, Array], points: Array, title: str) -> Picture:
-    """Fields {label: (n, 2)} at points (n, 2), one over the other; samples (m, 2) faint. The longest arrow is always as long."""
+    """Fields {label: (n, 2)} at points (n, 2), one over the other; samples (m, 2) faint. The longest arrow is always as
+    long.
+    """
     limit = 1.08 * float(np.abs(at).max())
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         axes.plot(*points.T, ".", ms=3, mew=0, color=FLOOR, alpha=0.7, zorder=0)
         longest = max(float(np.linalg.norm(_root(field), axis=1).max()) for field in vectors.values())
-        for (label, field), colour, width in zip(vectors.items(), (INK, COLOURS[1], COLOURS[5]), (0.0055, 0.0028, 0.0028), strict=False):
+        for (label, field), colour, width in zip(
+            vectors.items(), (INK, COLOURS[1], COLOURS[5]), (0.0055, 0.0028, 0.0028), strict=False
+        ):
             axes.quiver(*at.T, *_root(field).T, color=colour, width=width, scale=14 * longest, label=label)
         axes.set(xlabel="x₁", ylabel="x₂", aspect="equal", title=title, xlim=(-limit, limit), ylim=(-limit, limit))
         if len(vectors) > 1:
@@ -78,14 +88,17 @@ def tracks(path: Array, points: Array, title: str) -> Picture:
 
 
 def maps(panels: Mapping[str, Array], x: Array, label: str, lowest: float | None = None) -> Picture:
-    """Functions on the plane {title: (n, n)}, their first index that of x₁, on the square grid x times x: colours with a bar of their own.
+    """Functions on the plane {title: (n, n)}, their first index that of x₁, on the square grid x times x: colours with
+    a bar of their own.
 
     lowest: what is below it is drawn as it.
     """
 
     def draw(figure: Figure) -> None:
         for axes, (title, values) in zip(panels_in_a_row(figure, len(panels)), panels.items(), strict=True):
-            shown = axes.pcolormesh(x, x, np.maximum(values.T, -np.inf if lowest is None else lowest), cmap="viridis", rasterized=True)
+            shown = axes.pcolormesh(
+                x, x, np.maximum(values.T, -np.inf if lowest is None else lowest), cmap="viridis", rasterized=True
+            )
             axes.set(xlabel="x₁", ylabel="x₂", aspect="equal", title=title)
             axes.grid(False)
             clipped = lowest is not None and values.min() < lowest
@@ -95,11 +108,15 @@ def maps(panels: Mapping[str, Array], x: Array, label: str, lowest: float | None
 
 
 def basins(maps: Mapping[str, Array], limit: float, points: Array) -> Picture:
-    """A panel for each {title: labels (m, m)}, labels[i, j] of the start at x₂ row i and x₁ column j of a square about 0; samples faint."""
+    """A panel for each {title: labels (m, m)}, labels[i, j] of the start at x₂ row i and x₁ column j of a square about
+    0; samples faint.
+    """
 
     def draw(figure: Figure) -> None:
         for axes, (title, labels) in zip(panels_in_a_row(figure, len(maps)), maps.items(), strict=True):
-            colours = np.array([matplotlib.colors.to_rgb(COLOURS[k % len(COLOURS)]) for k in range(int(labels.max()) + 1)])
+            colours = np.array(
+                [matplotlib.colors.to_rgb(COLOURS[k % len(COLOURS)]) for k in range(int(labels.max()) + 1)]
+            )
             extent = (-limit, limit, -limit, limit)
             axes.imshow(0.45 + 0.55 * colours[labels], origin="lower", extent=extent, interpolation="nearest")
             axes.plot(*points.T, ".", ms=2.2, mew=0, color=INK, alpha=0.7)
@@ -110,7 +127,9 @@ def basins(maps: Mapping[str, Array], limit: float, points: Array) -> Picture:
 
 
 def strands(paths: Mapping[str, Line], at: Array, density: Array, xlabel: str, ylabel: str) -> Picture:
-    """A panel for each {title: (x (frames,), path (frames, n))} of walkers on the line, on the density (len(at), frames) of their law."""
+    """A panel for each {title: (x (frames,), path (frames, n))} of walkers on the line, on the density (len(at),
+    frames) of their law.
+    """
 
     def draw(figure: Figure) -> None:
         for axes, (title, (x, path)) in zip(panels_in_a_row(figure, len(paths)), paths.items(), strict=True):

@@ -1,6 +1,8 @@
-"""The figures, each a function from numbers to the bytes of a PNG. One look: white ground, so that they read on a dark page too.
+"""The figures, each a function from numbers to the bytes of a PNG. One look: white ground, so that they read on a dark
+page too.
 
-Okabe and Ito's colours, told apart by colour-blind readers too. Drawn by matplotlib's Agg canvas, without pyplot and its global state.
+Okabe and Ito's colours, told apart by colour-blind readers too. Drawn by matplotlib's Agg canvas, without pyplot and
+its global state.
 """
 
 import importlib.util
@@ -64,8 +66,12 @@ def png(draw: Callable[[Figure], None], width: float, height: float) -> Picture:
 
 
 def show_image(axes: Axes, image: Array) -> None:
-    """An image (h, w, c) of 0..255, one or three channels (two: the first; four: without the last), its pixels unblurred."""
-    axes.imshow(image if image.shape[-1] == 3 else image[..., 0], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    """An image (h, w, c) of 0..255, one or three channels (two: the first; four: without the last), its pixels
+    unblurred.
+    """
+    axes.imshow(
+        image if image.shape[-1] == 3 else image[..., 0], cmap="gray", vmin=0, vmax=255, interpolation="nearest"
+    )
     axes.set(xticks=[], yticks=[])
     axes.grid(False)
     axes.spines[:].set_visible(False)
@@ -94,7 +100,9 @@ def image_grid(images: Array, columns: int | None = None) -> Picture:
 
 
 def scatter(sets: Mapping[str, Array], limit: float | None = None, columns: int = 2) -> Picture:
-    """Point clouds {name: (n, d)}, each in its panel, all on the same axes, to ± limit or what holds them: the first two coordinates."""
+    """Point clouds {name: (n, d)}, each in its panel, all on the same axes, to ± limit or what holds them: the first
+    two coordinates.
+    """
     limit, columns = limit or common_limit(sets.values()), min(len(sets), columns)
     rows = math.ceil(len(sets) / columns)
 
@@ -112,7 +120,9 @@ def scatter(sets: Mapping[str, Array], limit: float | None = None, columns: int 
 def draw_cloud(axes: Axes, points: Array, limit: float, colour: str) -> None:
     shown = np.asarray(points)[:SCATTER_POINTS]
     second = shown[:, 1] if shown.shape[1] > 1 else np.zeros(len(shown))
-    axes.plot(shown[:, 0], second, ".", ms=min(8.0, max(2.2, 110 / math.sqrt(len(shown)))), mew=0, alpha=0.6, color=colour)
+    axes.plot(
+        shown[:, 0], second, ".", ms=min(8.0, max(2.2, 110 / math.sqrt(len(shown)))), mew=0, alpha=0.6, color=colour
+    )
     axes.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
 
 
@@ -162,11 +172,23 @@ def lines(
 
 
 def histograms(sets: Mapping[str, Array], x: Array, density: Array, xlabel: str, bins: int = 60) -> Picture:
-    """A panel for each set of numbers {title: (n,)}: their histogram over the range of x, and the exact density there."""
+    """A panel for each set of numbers {title: (n,)}: their histogram over the range of x, and the exact density
+    there.
+    """
 
     def draw(figure: Figure) -> None:
-        for axes, (title, values), colour in zip(panels_in_a_row(figure, len(sets)), sets.items(), cycle(len(sets)), strict=True):
-            axes.hist(values, bins=bins, range=(float(x[0]), float(x[-1])), density=True, color=colour, alpha=0.55, label="samples")
+        for axes, (title, values), colour in zip(
+            panels_in_a_row(figure, len(sets)), sets.items(), cycle(len(sets)), strict=True
+        ):
+            axes.hist(
+                values,
+                bins=bins,
+                range=(float(x[0]), float(x[-1])),
+                density=True,
+                color=colour,
+                alpha=0.55,
+                label="samples",
+            )
             axes.plot(x, density, color=INK, lw=1.4, label="exact density")
             axes.set(title=title, xlabel=xlabel, ylabel="density")
         figure.legend(*figure.axes[-1].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8.5)
@@ -180,7 +202,9 @@ def bars(heights: Mapping[str, float], xlabel: str, ylabel: str, *, expected: fl
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         axes.bar(list(heights), list(heights.values()), 0.6, color=COLOURS[0], alpha=0.8)
-        axes.axhspan(expected - 2 * error, expected + 2 * error, color=FLOOR, alpha=0.35, lw=0, label="± 2 standard errors")
+        axes.axhspan(
+            expected - 2 * error, expected + 2 * error, color=FLOOR, alpha=0.35, lw=0, label="± 2 standard errors"
+        )
         axes.axhline(expected, color=INK, lw=1.2, ls="--", label="exact")
         axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, 1.35 * max(*heights.values(), expected)))
         axes.grid(axis="x", visible=False)
@@ -194,7 +218,9 @@ def captioned_images(rows: Mapping[str, Array], captions: Mapping[str, list[str]
     columns = max(len(images) for images in rows.values())
 
     def draw(figure: Figure) -> None:
-        for part, (title, images) in zip(figure.subfigures(len(rows), 1, squeeze=False)[:, 0], rows.items(), strict=True):
+        for part, (title, images) in zip(
+            figure.subfigures(len(rows), 1, squeeze=False)[:, 0], rows.items(), strict=True
+        ):
             part.suptitle(title, x=0.01, ha="left", fontsize=9.5)
             for axes, image, caption in zip(panels_in_a_row(part, columns), images, captions[title], strict=True):
                 show_image(axes, image)
@@ -220,7 +246,9 @@ def image_rows(rows: Mapping[str, Array]) -> Picture:
 
 
 def measured(panels: Mapping[str, Mapping[str, tuple[float, float]]]) -> Picture:
-    """A panel for each {title: {name: (value, standard error)}}: ± 2 standard errors from 0 up, the first one's also as a band."""
+    """A panel for each {title: {name: (value, standard error)}}: ± 2 standard errors from 0 up, the first one's also as
+    a band.
+    """
 
     def draw(figure: Figure) -> None:
         every = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
@@ -236,7 +264,9 @@ def measured(panels: Mapping[str, Mapping[str, tuple[float, float]]]) -> Picture
 
 
 def ellipses(clouds: Mapping[str, Array], laws: Mapping[str, tuple[Array, Array]], xlabel: str, ylabel: str) -> Picture:
-    """A panel for each {title: points (n, 2)}; over them, at 2 standard deviations, the Gaussian laws {label: (mean, covariance)}."""
+    """A panel for each {title: points (n, 2)}; over them, at 2 standard deviations, the Gaussian laws {label: (mean,
+    covariance)}.
+    """
     circle = np.stack([np.cos(angle := np.linspace(0, 2 * np.pi, 200)), np.sin(angle)])
     outlines = {label: np.asarray(m)[:, None] + 2 * np.linalg.cholesky(c) @ circle for label, (m, c) in laws.items()}
 
@@ -256,7 +286,9 @@ def ellipses(clouds: Mapping[str, Array], laws: Mapping[str, tuple[Array, Array]
 
 
 def slider(frames: Mapping[str, Picture], description: str, columns: int = 4) -> Picture:
-    """The frames side by side, to read without a kernel. In a notebook with ipywidgets a slider over them is shown above."""
+    """The frames side by side, to read without a kernel. In a notebook with ipywidgets a slider over them is shown
+    above.
+    """
     if importlib.util.find_spec("ipywidgets") and importlib.util.find_spec("IPython"):
         import ipywidgets  # an extra's
         from IPython import get_ipython
@@ -267,5 +299,7 @@ def slider(frames: Mapping[str, Picture], description: str, columns: int = 4) ->
     images = np.stack([matplotlib.image.imread(io.BytesIO(frame))[..., :3] for frame in frames.values()])
     board = tile((255 * images).astype(np.uint8), min(columns, len(images)), gap=0, ground=255)
     buffer = io.BytesIO()
-    Image.fromarray(board).quantize(64).save(buffer, format="png", optimize=True)  # a third of the bytes, in notebooks that are committed
+    Image.fromarray(board).quantize(64).save(
+        buffer, format="png", optimize=True
+    )  # a third of the bytes, in notebooks that are committed
     return Picture(buffer.getvalue())

@@ -1,9 +1,10 @@
-"""A run with an average of the weights that was never tracked, rebuilt from another run's snapshots (EDM2's post-hoc EMA).
+"""A run with an average of the weights that was never tracked, rebuilt from another run's snapshots (EDM2's post-hoc
+EMA).
 
     python -m experiment.reconstruct_ema --workdir=RUN --sigma_rel=0.08 --out=NEW [--step=...]
 
-RUN was trained with config.train.power_ema, say (0.05, 0.1). NEW is a run directory that sample.py and evaluate.py take like any other; it
-holds the average alone and cannot be trained further.
+RUN was trained with config.train.power_ema, say (0.05, 0.1). NEW is a run directory that sample.py and evaluate.py take
+like any other; it holds the average alone and cannot be trained further.
 """
 
 from pathlib import Path
@@ -36,9 +37,13 @@ def reconstructed(workdir: str | Path, sigma_rel: float, step: int | None = None
     try:
         read = {at: directory.snapshots.read(at, like)[0]["power_ema"] for at in steps}
     except Damaged as error:
-        raise UserError(f"a snapshot in {directory.snapshots.directory} is damaged ({error}): restore it, or remove its folder") from None
+        raise UserError(
+            f"a snapshot in {directory.snapshots.directory} is damaged ({error}): restore it, or remove its folder"
+        ) from None
     at = steps[-1] if step is None else step
-    snapshots = [(k, width, averages[width_name(width)]) for k, averages in read.items() for width in config.train.power_ema]
+    snapshots = [
+        (k, width, averages[width_name(width)]) for k, averages in read.items() for width in config.train.power_ema
+    ]
     try:
         return reconstruct(snapshots, at, sigma_rel), at
     except ValueError as error:

@@ -1,4 +1,6 @@
-"""From an evaluation to files: report.json, which holds every number with its origin, the PNGs, and report.html, which holds it all."""
+"""From an evaluation to files: report.json, which holds every number with its origin, the PNGs, and report.html, which
+holds it all.
+"""
 
 import json
 import shlex
@@ -38,7 +40,9 @@ def write_report(run: Any, evaluation: Evaluation, folder: Path) -> Path:
 
 
 def document(run: Any, report: Mapping[str, Any], figures: Sequence[Figure]) -> dict[str, Any]:
-    """The whole of report.json: the evaluation, and the config, seed, versions, device and commit that its every figure has."""
+    """The whole of report.json: the evaluation, and the config, seed, versions, device and commit that its every figure
+    has.
+    """
     saved = Path(run.workdir) / "config.json"
     return plain(
         {
@@ -63,10 +67,23 @@ def draw_figures(run: Any, evaluation: Evaluation) -> list[Figure]:
     bars = report_plots.quality_bars(report["samplers"], quality, report["floors"])
     figures = [Figure("quality.png", "quality", "Quality by sampler, beside the noise floor.", bars)]
     if report["curves"]:
-        caption = "Quality over score calls per sample: mean ± sd over seeds. In the band this measure cannot tell it from data."
-        figures.append(Figure("curves.png", "curves", caption, report_plots.quality_curves(report["curves"], quality, report["floors"])))
+        caption = (
+            "Quality over score calls per sample: mean ± sd over seeds. In the band this measure cannot tell "
+            "it from data."
+        )
+        figures.append(
+            Figure(
+                "curves.png",
+                "curves",
+                caption,
+                report_plots.quality_curves(report["curves"], quality, report["floors"]),
+            )
+        )
     if any(len(rows) > 1 for rows in report["exact"].get("samplers", {}).values()):
-        caption = "Solid: with the exact score. Dashed: the run's samples. No noise floor: the latents are the same, and the KL is exact."
+        caption = (
+            "Solid: with the exact score. Dashed: the run's samples. No noise floor: the latents are the same, "
+            "and the KL is exact."
+        )
         figures.append(Figure("exact.png", "exact", caption, report_plots.exact_curves(report["exact"])))
     figures += _sample_figures(run, arrays)
     for name, path in arrays["strips"].items():
@@ -74,7 +91,9 @@ def draw_figures(run: Any, evaluation: Evaluation) -> list[Figure]:
         strip = report_plots.denoising_strip(path, arrays["times"][name])
         figures.append(Figure(f"strip_{name}.png", "strips", caption, strip))
     likelihood = report["likelihood"]
-    histogram = likelihood_histogram(arrays["likelihood"], likelihood["unit"], likelihood["mean"], likelihood["se_images"])
+    histogram = likelihood_histogram(
+        arrays["likelihood"], likelihood["unit"], likelihood["mean"], likelihood["se_images"]
+    )
     caption = f"Held-out likelihood, {likelihood['unit']} of each example."
     figures.append(Figure("likelihood.png", "likelihood", caption, histogram))
     rows = [row for row in read_metrics(run.workdir) if np.isfinite(row.get("loss") or np.nan)]
@@ -87,7 +106,9 @@ def _sample_figures(run: Any, arrays: Mapping[str, Any]) -> list[Figure]:
     sets = {"data": arrays["data"], **arrays["samples"]}
     if run.scaling.levels is None:
         clouds = plots.scatter(sets)
-        return [Figure("samples.png", "samples", "Data, and the first seed's samples; the first two coordinates.", clouds)]
+        return [
+            Figure("samples.png", "samples", "Data, and the first seed's samples; the first two coordinates.", clouds)
+        ]
     captions = {"data": "Data: the first examples of the reference split."}
     return [
         Figure(

@@ -1,4 +1,6 @@
-"""The report's own figures: denoising strips, quality over samplers and over NFE, the loss. Their look is that of `experiment.plots`."""
+"""The report's own figures: denoising strips, quality over samplers and over NFE, the loss. Their look is that of
+`experiment.plots`.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,7 +10,20 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiment.plots import COLOURS, FLOOR, INK, Array, common_limit, cycle, draw_cloud, line_style, panels_in_a_row, png, show_image, tile
+from experiment.plots import (
+    COLOURS,
+    FLOOR,
+    INK,
+    Array,
+    common_limit,
+    cycle,
+    draw_cloud,
+    line_style,
+    panels_in_a_row,
+    png,
+    show_image,
+    tile,
+)
 
 
 def denoising_strip(frames: Array, times: Sequence[tuple[float, float]]) -> bytes:
@@ -33,15 +48,21 @@ def denoising_strip(frames: Array, times: Sequence[tuple[float, float]]) -> byte
     return png(draw, 1.02 * len(frames) + 0.2, 0.95 * height + 0.55)
 
 
-def quality_bars(samplers: Mapping[str, Mapping[str, Any]], metrics: Mapping[str, Mapping[str, Any]], floors: Mapping[str, Any]) -> bytes:
-    """A panel for each metric, a bar for each sampler: mean, sd over seeds, every seed; the floor is a line in a band of ± 2 sd."""
+def quality_bars(
+    samplers: Mapping[str, Mapping[str, Any]], metrics: Mapping[str, Mapping[str, Any]], floors: Mapping[str, Any]
+) -> bytes:
+    """A panel for each metric, a bar for each sampler: mean, sd over seeds, every seed; the floor is a line in a band
+    of ± 2 sd.
+    """
 
     def draw(figure: Figure) -> None:
         columns = min(len(metrics), 2)
         panels = figure.subplots(math.ceil(len(metrics) / columns), columns, squeeze=False).ravel()
         for axes, (name, metric) in zip(panels, metrics.items(), strict=False):
             _panel(axes, {s: d["metrics"][name] for s, d in samplers.items()}, floors[name], metric["origin"])
-            axes.set_xticks(range(len(samplers)), [f"{s}\n{d['nfe']:,.0f} NFE" for s, d in samplers.items()], fontsize=9)
+            axes.set_xticks(
+                range(len(samplers)), [f"{s}\n{d['nfe']:,.0f} NFE" for s, d in samplers.items()], fontsize=9
+            )
             axes.set_ylabel(metric["label"])
         for axes in panels[len(metrics) :]:
             axes.set_visible(False)
@@ -68,8 +89,12 @@ def _panel(axes: Axes, values: Mapping[str, Mapping[str, Any]], floor: Mapping[s
     axes.axhline(origin, color=FLOOR, lw=0.8)
 
 
-def quality_curves(curves: Mapping[str, Any], metrics: Mapping[str, Mapping[str, Any]], floors: Mapping[str, Any]) -> bytes:
-    """A panel for each metric over NFE, logarithmic where the metric allows: a line for each sampler, the floor as a band of ± 2 sd."""
+def quality_curves(
+    curves: Mapping[str, Any], metrics: Mapping[str, Mapping[str, Any]], floors: Mapping[str, Any]
+) -> bytes:
+    """A panel for each metric over NFE, logarithmic where the metric allows: a line for each sampler, the floor as a
+    band of ± 2 sd.
+    """
 
     def draw(figure: Figure) -> None:
         columns = min(len(metrics), 2)
@@ -96,10 +121,14 @@ def quality_curves(curves: Mapping[str, Any], metrics: Mapping[str, Mapping[str,
 
 
 def exact_curves(exact: Mapping[str, Any]) -> bytes:
-    """Strong error over NFE with the exact score and with the run's, and the score's own as a line; on a Gaussian, the exact KL."""
+    """Strong error over NFE with the exact score and with the run's, and the score's own as a line; on a Gaussian, the
+    exact KL.
+    """
     panels = {"discretisation": "strong error (rms distance)", "kl": "exact KL(sampler || data), nats"}
     shown = {
-        key: label for key, label in panels.items() if any(row[key] is not None for rows in exact["samplers"].values() for row in rows)
+        key: label
+        for key, label in panels.items()
+        if any(row[key] is not None for rows in exact["samplers"].values() for row in rows)
     }
 
     def draw(figure: Figure) -> None:

@@ -67,14 +67,17 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
             file = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise UserError(f"cannot write the run directory {self.path} ({error.strerror}): choose another --workdir") from None
+            raise UserError(
+                f"cannot write the run directory {self.path} ({error.strerror}): choose another --workdir"
+            ) from None
         try:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 owner = os.read(file, 32).decode(errors="replace").strip() or "unknown"
                 raise UserError(
-                    f"another process (pid {owner}) is training in {self.path}: wait for it, stop it, or choose another --workdir"
+                    f"another process (pid {owner}) is training in {self.path}: wait for it, stop it, or choose "
+                    "another --workdir"
                 ) from None
             os.ftruncate(file, 0)
             os.write(file, str(os.getpid()).encode())
@@ -88,7 +91,9 @@ class RunDirectory:
         if not steps:  # nothing was trained, so there is nothing to mix up
             return
         if not self.config_path.exists():
-            raise UserError(f"{self.path} has checkpoints but no config.json: restore it, or train into another --workdir")
+            raise UserError(
+                f"{self.path} has checkpoints but no config.json: restore it, or train into another --workdir"
+            )
         changed = differences(load_config(self.config_path)[0], config, FREE_ON_RESUME)
         if changed:
             raise UserError(
@@ -102,12 +107,16 @@ class RunDirectory:
         earlier: list[Any] = []
         if self.config_path.exists() and self.checkpoints.steps():
             beside = load_config(self.config_path)[1]
-            earlier = [p for p in [*beside.get("earlier_provenance", []), beside.get("provenance")] if p and p != origin]
+            earlier = [
+                p for p in [*beside.get("earlier_provenance", []), beside.get("provenance")] if p and p != origin
+            ]
         save_config(self.config_path, config, data_shape=vars(data), provenance=origin, earlier_provenance=earlier)
 
 
 class Signals:
-    """From `listen` to the end of its block the first SIGTERM or SIGINT only asks to stop; a second one acts as usual."""
+    """From `listen` to the end of its block the first SIGTERM or SIGINT only asks to stop; a second one acts as
+    usual.
+    """
 
     def __init__(self) -> None:
         self.received = 0
@@ -195,12 +204,16 @@ def _train(
     """Log, save and draw what the training loop yields."""
     settings, checkpoints = trainer.config.train, directory.checkpoints
     hidden = None if log else True  # None: shown on a terminal
-    with tqdm(total=settings.steps, initial=start, unit="step", disable=hidden, dynamic_ncols=True, desc="train") as bar:
+    with tqdm(
+        total=settings.steps, initial=start, unit="step", disable=hidden, dynamic_ncols=True, desc="train"
+    ) as bar:
         try:
             for now in progress:
                 if now.row and log:
                     log.write(now.row)
-                    bar.set_postfix_str(f"loss {now.row['loss']:.4f}, {now.row['images_per_second']:.0f} images/s", refresh=False)
+                    bar.set_postfix_str(
+                        f"loss {now.row['loss']:.4f}, {now.row['images_per_second']:.0f} images/s", refresh=False
+                    )
                     if bar.disable:
                         print(
                             f"step {now.step}  loss {now.row['loss']:.4f}  {now.row['images_per_second']:.0f} images/s",
@@ -215,14 +228,17 @@ def _train(
                 if stopped and now.step < settings.steps:
                     bar.close()
                     name = signal.Signals(signals.received).name
-                    _say(f"{name}: stopped after step {now.step}, checkpoint saved; the same command goes on from there")
+                    _say(
+                        f"{name}: stopped after step {now.step}, checkpoint saved; the same command goes on from there"
+                    )
                     return 128 + signals.received
         except NotFinite as error:
             bar.close()
             steps = checkpoints.steps()
             kept = f"the checkpoint of step {steps[-1]} is kept" if steps else "nothing was saved"
             raise UserError(
-                f"training stopped: {error}; {kept}; try a lower config.train.lr (now {settings.lr:g}) with another --workdir"
+                f"training stopped: {error}; {kept}; try a lower config.train.lr (now {settings.lr:g}) with another "
+                "--workdir"
             ) from None
     _say(f"{directory.path} is trained: step {settings.steps}", sys.stdout)
     return 0
@@ -264,7 +280,9 @@ def load_run(workdir: str | Path) -> Run:
     config, data = read_config(directory)
     restored = directory.checkpoints.restore({"ema": weights_like(config, data)}, _say)
     if restored is None:
-        raise UserError(f"run directory {workdir} has no checkpoint yet; wait for its training to save one, or {_make_one(workdir)}")
+        raise UserError(
+            f"run directory {workdir} has no checkpoint yet; wait for its training to save one, or {_make_one(workdir)}"
+        )
     state, meta = restored
     score_fn = build_score(config, data, state["ema"])
     return Run(

@@ -51,7 +51,9 @@ SAMPLERS = {
     "pc": Named(PredictorCorrector(), "Euler-Maruyama with a Langevin corrector"),
     "ode": Named(ProbabilityFlow(), "the probability-flow ODE, adaptive Tsit5; with --steps at fixed steps"),
     "reverse_diffusion": Named(ReverseDiffusion(), "the forward chain's own step reversed"),
-    "pc_reverse_diffusion": Named(PredictorCorrector(predictor=ReverseDiffusion()), "reverse diffusion with a Langevin corrector"),
+    "pc_reverse_diffusion": Named(
+        PredictorCorrector(predictor=ReverseDiffusion()), "reverse diffusion with a Langevin corrector"
+    ),
     "ancestral": Named(Ancestral(), "DDPM's ancestral sampling"),
     "exponential_euler": Named(ExponentialEuler(), "the linear drift exactly, the score frozen over a step"),
     "ddim": Named(DDIM(), "exponential Euler in the denoiser; --eta from 0 (ODE) to 1 (ancestral)"),
@@ -70,12 +72,22 @@ SAMPLERS = {
     "unipc_2": Named(UniPC(order=2), "UniPC-2, bh2, order 3"),
     "unipc_bh1": Named(UniPC(bh1=True), "UniPC-3, bh1, order 4"),
     "heun": Named(Heun(), "EDM's Heun method, deterministic, order 2, two calls a step"),
-    "heun_churn": Named(Heun(churn=40.0, churn_min=0.05, churn_max=50.0, churn_noise=1.003), "EDM's stochastic sampler"),
-    "rk_midpoint": Named(ProbabilityFlow(solver=diffrax.Midpoint(), steps=100), "the ODE in t by the midpoint method, two calls a step"),
-    "rk_bosh3": Named(ProbabilityFlow(solver=diffrax.Bosh3(), steps=100), "the ODE in t by Bogacki-Shampine 3, three calls a step"),
-    "rk_tsit5": Named(ProbabilityFlow(solver=diffrax.Tsit5(), steps=100), "the ODE in t by Tsitouras 5, six calls a step"),
+    "heun_churn": Named(
+        Heun(churn=40.0, churn_min=0.05, churn_max=50.0, churn_noise=1.003), "EDM's stochastic sampler"
+    ),
+    "rk_midpoint": Named(
+        ProbabilityFlow(solver=diffrax.Midpoint(), steps=100), "the ODE in t by the midpoint method, two calls a step"
+    ),
+    "rk_bosh3": Named(
+        ProbabilityFlow(solver=diffrax.Bosh3(), steps=100), "the ODE in t by Bogacki-Shampine 3, three calls a step"
+    ),
+    "rk_tsit5": Named(
+        ProbabilityFlow(solver=diffrax.Tsit5(), steps=100), "the ODE in t by Tsitouras 5, six calls a step"
+    ),
     "adaptive_sde": Named(AdaptiveSDE(), "stochastic Heun on the reverse SDE, each sample's own steps"),
-    "annealed_langevin": Named(AnnealedLangevin(), "NCSN's Langevin steps on a ladder of noise levels; --steps are its levels"),
+    "annealed_langevin": Named(
+        AnnealedLangevin(), "NCSN's Langevin steps on a ladder of noise levels; --steps are its levels"
+    ),
 }
 
 GRIDS: dict[str, Grid] = {
@@ -88,14 +100,19 @@ GRIDS: dict[str, Grid] = {
 
 
 def check_sampler(name: str, what: str = "the sampler") -> Named:
-    """The table's entry. Raises UserError for an unknown name, with the list, and a line for each in the error's listing."""
+    """The table's entry. Raises UserError for an unknown name, with the list, and a line for each in the error's
+    listing.
+    """
     width = max(map(len, SAMPLERS))
     listing = "\n".join(f"{known:{width}}  {named.line}" for known, named in SAMPLERS.items())
     return choose(SAMPLERS, name, what, listing)
 
 
-def make_sampler(name: str, config: Any, *, steps: int | None = None, eta: float | None = None, grid: str | None = None) -> Any:
-    """The sampler `name` with the settings of the config's `sample` section that it has, and over them those that are given.
+def make_sampler(
+    name: str, config: Any, *, steps: int | None = None, eta: float | None = None, grid: str | None = None
+) -> Any:
+    """The sampler `name` with the settings of the config's `sample` section that it has, and over them those that are
+    given.
 
     Raises UserError for an unknown sampler or grid, and for a setting that the sampler does not have or take.
     """
@@ -108,7 +125,9 @@ def make_sampler(name: str, config: Any, *, steps: int | None = None, eta: float
         if value is not None:
             if flag not in fields:
                 others = [n for n, named in SAMPLERS.items() if hasattr(named.sampler, flag)]
-                raise UserError(f"--{flag}: {name} has no such setting; leave it out, or use one of: {', '.join(others)}")
+                raise UserError(
+                    f"--{flag}: {name} has no such setting; leave it out, or use one of: {', '.join(others)}"
+                )
             settings[flag] = value
     least = getattr(prototype, "least_steps", 1)
     if settings.get("steps") is not None and settings["steps"] < least:
@@ -121,7 +140,8 @@ def make_sampler(name: str, config: Any, *, steps: int | None = None, eta: float
 
 
 def at_nfe(name: str, sampler: Any, nfe: int) -> Any | None:
-    """The sampler with as many steps as spend `nfe` score calls, besides the final denoising; None for one that chooses its own.
+    """The sampler with as many steps as spend `nfe` score calls, besides the final denoising; None for one that chooses
+    its own.
 
     Raises UserError where no number of steps does.
     """

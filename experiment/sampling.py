@@ -26,7 +26,8 @@ Array = np.ndarray
 class Draws:
     """Samples x (n, *shape) in the model's space; nfe, score calls per sample, the mean over the samples.
 
-    An adaptive solver may take another number of steps for each batch. batch_seconds: wall time of each batch, compilation in the first.
+    An adaptive solver may take another number of steps for each batch. batch_seconds: wall time of each batch,
+    compilation in the first.
     """
 
     x: Array
@@ -34,8 +35,12 @@ class Draws:
     batch_seconds: list[float]
 
 
-def draw(run: Any, sampler: Any, key: jax.Array, n: int, batch_size: int, description: str, labels: Array | None = None) -> Draws:
-    """Draw n samples of the run's score; sample i depends on (key, i) alone. `labels`: (n,) classes, for a conditional network."""
+def draw(
+    run: Any, sampler: Any, key: jax.Array, n: int, batch_size: int, description: str, labels: Array | None = None
+) -> Draws:
+    """Draw n samples of the run's score; sample i depends on (key, i) alone. `labels`: (n,) classes, for a conditional
+    network.
+    """
     batch_size, total, found, seconds = min(batch_size, n), 0, [], []
     with progress(n, description) as bar:
         for first in range(0, n, batch_size):
@@ -49,7 +54,9 @@ def draw(run: Any, sampler: Any, key: jax.Array, n: int, batch_size: int, descri
     return Draws(np.concatenate(found), total / n, seconds)
 
 
-def draw_batch(run: Any, sampler: Any, key: jax.Array, first: int, size: int, labels: Array | None = None, frames: int = 0) -> Any:
+def draw_batch(
+    run: Any, sampler: Any, key: jax.Array, first: int, size: int, labels: Array | None = None, frames: int = 0
+) -> Any:
     """Samples first .. first + size - 1. A last batch is drawn whole too, past n, so that one shape is compiled.
 
     Split over the run's devices, with more samples that are dropped where these do not divide it.
@@ -86,7 +93,8 @@ def solver_remedy() -> Iterator[None]:
         if "max_steps" not in str(error):
             raise
         raise UserError(
-            f"{error}. The training command with a larger --config.sample.rtol and --config.sample.atol (of samplers; config.eval's are "
+            f"{error}. The training command with a larger --config.sample.rtol and --config.sample.atol (of "
+            "samplers; config.eval's are "
             "the likelihood's) notes them for this run; sample.py also takes --steps for fixed steps"
         ) from error
 
@@ -118,7 +126,8 @@ def npz_bytes(**arrays: Array) -> bytes:
 
 
 def draw_to_files(workdir: str, name: str, n: int, *, seed: int = 0, out: str | None = None, **settings: Any) -> str:
-    """Draw n samples of the run into samples/<name>/ (or `out`): samples.npz and grid.png. Returns a line that says what was done.
+    """Draw n samples of the run into samples/<name>/ (or `out`): samples.npz and grid.png. Returns a line that says
+    what was done.
 
     settings: steps, eta, grid, as for `make_sampler`.
 
@@ -138,7 +147,10 @@ def draw_to_files(workdir: str, name: str, n: int, *, seed: int = 0, out: str | 
     draws = draw(run, sampler, jax.random.key(seed), n, run.config.sample.batch_size, name, labels)
     seconds = perf_counter() - start
     write_samples(run, draws.x, folder)
-    return f"{name}: {n} samples, {draws.nfe:,.0f} NFE, {seconds:.1f} s with compilation, step {run.step}: {folder / 'samples.npz'}"
+    return (
+        f"{name}: {n} samples, {draws.nfe:,.0f} NFE, {seconds:.1f} s with compilation, step {run.step}: "
+        f"{folder / 'samples.npz'}"
+    )
 
 
 def write_samples(run: Run, x: Array, folder: Path) -> None:

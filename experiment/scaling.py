@@ -20,7 +20,8 @@ _GRID_BITS = 12  # u lies on the midpoints of 2^12 cells of its bin; every one s
 
 @dataclass(frozen=True)
 class Scaling:
-    """The map between integer levels 0..levels-1 and [-1, 1), or [0, 1) if not `centered`; the identity on vectors (levels None).
+    """The map between integer levels 0..levels-1 and [-1, 1), or [0, 1) if not `centered`; the identity on vectors
+    (levels None).
 
     Frozen and hashable, so it may be a static argument of a jitted function. ValueError for levels not in 2..256.
     """
@@ -42,7 +43,9 @@ class Scaling:
         return None if self.levels is None else (1.0 - self._low) / self.levels
 
     def to_model(self, k: Array, key: Array | None = None) -> jax.Array:
-        """x = 2(k + u)/levels - 1, or (k + u)/levels, float32, like k in shape; u uniform from `key`, or 1/2 (centres) without one."""
+        """x = 2(k + u)/levels - 1, or (k + u)/levels, float32, like k in shape; u uniform from `key`, or 1/2 (centres)
+        without one.
+        """
         k = jnp.asarray(k, jnp.float32)
         if self.bin_width is None:
             return k

@@ -1,7 +1,7 @@
 """The published networks of score_sde, read from their state dicts: which network, and which weight is which of ours.
 
-Song et al. 2021, arXiv:2011.13456; DDPM, DDPM++ and NCSN++ as in github.com/yang-song/score_sde_pytorch. Their modules are numbered in the
-order of calls, all_modules.0, .1, ...; what they are is told by their weights' names and shapes.
+Song et al. 2021, arXiv:2011.13456; DDPM, DDPM++ and NCSN++ as in github.com/yang-song/score_sde_pytorch. Their modules
+are numbered in the order of calls, all_modules.0, .1, ...; what they are is told by their weights' names and shapes.
 """
 
 from collections.abc import Iterator, Mapping
@@ -47,7 +47,9 @@ def modules_of(weights: Mapping[str, np.ndarray]) -> dict[int, Module]:
             found.setdefault(int(number), {})[rest] = array
     if not found:
         some = ", ".join(list(weights)[:3])
-        raise UserError(f"the checkpoint has no {PREFIX}* but {some}: give one of score_sde's NCSN++, DDPM++ or DDPM networks")
+        raise UserError(
+            f"the checkpoint has no {PREFIX}* but {some}: give one of score_sde's NCSN++, DDPM++ or DDPM networks"
+        )
     return dict(sorted(found.items()))
 
 
@@ -60,7 +62,8 @@ def kind_of(module: Module) -> str:
 
 
 def options_of(weights: Mapping[str, np.ndarray], *, has_sigmas: bool, image_size: int = 0) -> dict[str, Any]:
-    """The options of `NCSNpp` that the checkpoint shows, and `shape`. image_size: 0 is what puts its attention at 16x16.
+    """The options of `NCSNpp` that the checkpoint shows, and `shape`. image_size: 0 is what puts its attention at
+    16x16.
     has_sigmas: whether it has a table of noise levels: NCSN++ and DDPM++ do, DDPM does not.
 
     What weights do not show is set as published: fir with a progressive network, skip_rescale but for DDPM.
@@ -71,8 +74,14 @@ def options_of(weights: Mapping[str, np.ndarray], *, has_sigmas: bool, image_siz
         return _options([(kind_of(module), module) for module in modules.values()], has_sigmas, image_size)
     except (LookupError, ValueError, ZeroDivisionError) as error:
         gaps = [f"{PREFIX}{k}" for k in range(max(modules)) if k not in modules]
-        lacking = f": it lacks {', '.join(gaps[:3])}, {len(gaps)} in all" if gaps else ": some are missing, or it is of another network"
-        raise UserError(f"the checkpoint's modules are not those of NCSN++, DDPM++ or DDPM ({_told(error)}){lacking}") from None
+        lacking = (
+            f": it lacks {', '.join(gaps[:3])}, {len(gaps)} in all"
+            if gaps
+            else ": some are missing, or it is of another network"
+        )
+        raise UserError(
+            f"the checkpoint's modules are not those of NCSN++, DDPM++ or DDPM ({_told(error)}){lacking}"
+        ) from None
 
 
 def _told(error: Exception) -> str:
@@ -112,7 +121,9 @@ def _options(modules: list[tuple[str, Module]], has_sigmas: bool, image_size: in
         "norm_groups": 0 if has_sigmas or not ddpm else 32,
         "progressive": progressive,
         "progressive_input": progressive_input,
-        "progressive_combine": "cat" if any(_channels_in(then) > _channels_out(join) for join, then in combines) else "sum",
+        "progressive_combine": "cat"
+        if any(_channels_in(then) > _channels_out(join) for join, then in combines)
+        else "sum",
     }
 
 
@@ -143,7 +154,9 @@ def _turn(body: list[tuple[str, Module]], width: int) -> int:
 
 
 def _ordinary(part: list[tuple[str, Module]]) -> list[Module]:
-    """The residual blocks that do not resample: of the others' channels none changes, and they have a shortcut all the same."""
+    """The residual blocks that do not resample: of the others' channels none changes, and they have a shortcut all the
+    same.
+    """
     blocks = [module for kind, module in part if kind == "block"]
     return [m for m in blocks if "Conv_2.weight" not in m or _channels_in(m) != _channels_out(m)]
 
@@ -187,7 +200,9 @@ def published_names(network: NCSNpp, weights: Mapping[str, np.ndarray], options:
             if inner is None:
                 continue
             for ours, theirs in _leaves(inner, published).items():
-                found["/".join(filter(None, (*path, part, ours)))] = ".".join(filter(None, (f"{PREFIX}{number}", published, theirs)))
+                found["/".join(filter(None, (*path, part, ours)))] = ".".join(
+                    filter(None, (f"{PREFIX}{number}", published, theirs))
+                )
     return found
 
 

@@ -16,20 +16,27 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from experiment.errors import UserError
 
-# Smaller weights, biases and gains of norms, stay whole: each would cost a gathering, and together they are 2 % of a network of width 32.
+# Smaller weights, biases and gains of norms, stay whole: each would cost a gathering, and together they are 2 % of a
+# network of width 32.
 SHARD_FROM = 2**10
 
 
 def make_mesh(fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
-    """These devices, by default all of all hosts, as (data, fsdp). Raises UserError when `fsdp` does not divide their number."""
+    """These devices, by default all of all hosts, as (data, fsdp). Raises UserError when `fsdp` does not divide their
+    number.
+    """
     devices = jax.devices() if devices is None else devices
     if len(devices) % fsdp:
         raise UserError(f"config.train.fsdp is {fsdp}: it must divide the number of devices, {len(devices)}")
-    return jax.make_mesh((len(devices) // fsdp, fsdp), ("data", "fsdp"), (AxisType.Auto, AxisType.Auto), devices=devices)
+    return jax.make_mesh(
+        (len(devices) // fsdp, fsdp), ("data", "fsdp"), (AxisType.Auto, AxisType.Auto), devices=devices
+    )
 
 
 def mesh_here(fsdp: int = 1) -> Mesh:
-    """This host's devices: where runs are sampled and evaluated, wherever they were trained. Weights stay whole where fsdp does not fit."""
+    """This host's devices: where runs are sampled and evaluated, wherever they were trained. Weights stay whole where
+    fsdp does not fit.
+    """
     devices = jax.local_devices()
     return make_mesh(1 if len(devices) % fsdp else fsdp, devices)
 
@@ -59,7 +66,9 @@ def weight_shardings(mesh: Mesh, tree: Any) -> Any:
 
 
 def put_rows(rows: np.ndarray, source: np.ndarray, mesh: Mesh) -> jax.Array:
-    """source[rows] on the mesh, split over the rows' last axis, the batch. Each host reads only the rows of its own devices."""
+    """source[rows] on the mesh, split over the rows' last axis, the batch. Each host reads only the rows of its own
+    devices.
+    """
     shape = (*rows.shape, *source.shape[1:])
 
     def read(index: tuple[slice, ...] | None) -> np.ndarray:
@@ -75,10 +84,11 @@ def round_up(n: int, mesh: Mesh) -> int:
 
 @dataclass(frozen=True)
 class OverBatch:
-    """A network's `apply` with its batch split over the mesh, where the devices divide it: what calls it is then split too.
+    """A network's `apply` with its batch split over the mesh, where the devices divide it: what calls it is then split
+    too.
 
-    A batch that they do not divide is computed whole on each. Weights that are split are gathered where they are used; the compiler might
-    else split activations as it finds the weights, and move those around.
+    A batch that they do not divide is computed whole on each. Weights that are split are gathered where they are used;
+    the compiler might else split activations as it finds the weights, and move those around.
     """
 
     apply: Callable[..., jax.Array]

@@ -26,7 +26,9 @@ def plus_minus(value: Mapping[str, Any]) -> str:
 
 
 def outside(value: Mapping[str, Any], kind: str) -> bool:
-    """Whether the mean lies more than 2 floor standard deviations above the floor's mean; of memorisation, above or below."""
+    """Whether the mean lies more than 2 floor standard deviations above the floor's mean; of memorisation, above or
+    below.
+    """
     excess = value["excess"]
     return excess is not None and (excess if kind == QUALITY else abs(excess)) > INSIDE
 
@@ -56,11 +58,16 @@ EXACT_COLUMNS = {
 
 
 def exact_rows(exact: Mapping[str, Any]) -> list[list[str]]:
-    """The header, and a row for each sampler and budget, of what is known without a noise floor; columns without a value are left out."""
+    """The header, and a row for each sampler and budget, of what is known without a noise floor; columns without a
+    value are left out.
+    """
     points = [(name, point) for name, rows in exact["samplers"].items() for point in rows]
     columns = {key: label for key, label in EXACT_COLUMNS.items() if any(point[key] is not None for _, point in points)}
     known = [(name, point) for name, point in points if any(point[key] is not None for key in columns)]
-    rows = [[name, f"{p['nfe']:,.0f}", *("–" if p[key] is None else f"{p[key]:.1e}" for key in columns)] for name, p in known]
+    rows = [
+        [name, f"{p['nfe']:,.0f}", *("–" if p[key] is None else f"{p[key]:.1e}" for key in columns)]
+        for name, p in known
+    ]
     return [["sampler", "NFE", *columns.values()], *rows]
 
 
@@ -75,7 +82,8 @@ def curve_lines(report: Mapping[str, Any]) -> list[str]:
     for name, curve in report["curves"].items():
         most = curve["points"][-1]["nfe"]
         parts = [
-            f"{report['metrics'][metric]['label']} {f'from {nfe:,.0f}' if nfe is not None else f'not up to {most:,.0f}'}"
+            f"{report['metrics'][metric]['label']} "
+            f"{f'from {nfe:,.0f}' if nfe is not None else f'not up to {most:,.0f}'}"
             for metric, nfe in curve["inside"].items()
         ]
         lines.append(f"{name}, NFE from which it is within the floor's mean + {INSIDE:g} sd: {', '.join(parts)}")
@@ -94,7 +102,9 @@ def likelihood_line(likelihood: Mapping[str, Any]) -> str:
 
 
 def table_rows(report: Mapping[str, Any], kind: str) -> tuple[list[str], list[tuple[str, list[tuple[str, bool]]]]]:
-    """(header, [(row name, [(cell, outside its floor), ...]), ...]) of the metrics of that kind; the last row is the floor."""
+    """(header, [(row name, [(cell, outside its floor), ...]), ...]) of the metrics of that kind; the last row is the
+    floor.
+    """
     metrics = [name for name, m in report["metrics"].items() if m["kind"] == kind]
     costs = ["NFE", "seconds"] if kind == QUALITY else []
     header = ["sampler", *costs, *(report["metrics"][m]["label"] for m in metrics)]
@@ -102,5 +112,7 @@ def table_rows(report: Mapping[str, Any], kind: str) -> tuple[list[str], list[tu
     for name, d in report["samplers"].items():
         cost = [(f"{d['nfe']:,.0f}", False), (number(d["seconds"]), False)][: len(costs)]
         rows.append((name, cost + [(plus_minus(d["metrics"][m]), outside(d["metrics"][m], kind)) for m in metrics]))
-    rows.append(("noise floor", [("", False)] * len(costs) + [(plus_minus(report["floors"][m]), False) for m in metrics]))
+    rows.append(
+        ("noise floor", [("", False)] * len(costs) + [(plus_minus(report["floors"][m]), False) for m in metrics])
+    )
     return header, rows

@@ -40,12 +40,13 @@ def quiet() -> Iterator[None]:
 
 
 def load_named(name: str, prepared: str, known: tuple[str, ...], recipe: Recipe, cache: Path) -> Dataset:
-    """The set `name` (also name/config:version), prepared under `prepared` or under tensorflow-datasets' own data folder.
+    """The set `name` (also name/config:version), prepared under `prepared` or under tensorflow-datasets' own data
+    folder.
 
     Levels 256, labels where the set has them. A set without "test" or "validation" is split 90/10.
     `known` are the names outside tensorflow-datasets, for the message. `cache`: see `decoded_once`.
-    Raises UserError: unknown name (with the nearest), not prepared (with the command), not images, of several sizes that
-    the recipe leaves, or smaller than the crop.
+    Raises UserError: unknown name (with the nearest), not prepared (with the command), not images, of several sizes
+    that the recipe leaves, or smaller than the crop.
     """
     if not _NAME.fullmatch(name):  # also keeps out tfds' "namespace:name", which would reach for the network
         raise UserError(_unknown(name, known))
@@ -104,7 +105,9 @@ def _load(name: str, builder: Any, recipe: Recipe, cache: Path) -> Dataset:
     folder = Path(builder.data_dir)
     files = sorted((file.name, file.stat()) for file in folder.iterdir())
     identity = [f"{file} {stat.st_size} {stat.st_mtime_ns}" for file, stat in files]
-    recipe = Recipe(recipe.crop, recipe.size)  # a damaged record ends the reading of its file: there is no leaving it out
+    recipe = Recipe(
+        recipe.crop, recipe.size
+    )  # a damaged record ends the reading of its file: there is no leaving it out
     return decoded_once(Source(folder, name, identity), recipe, cache, lambda: _plan(name, builder, recipe))
 
 
@@ -135,7 +138,8 @@ def _plan(name: str, builder: Any, recipe: Recipe) -> Plan:
                 first = pixels if first is None else first
                 if pixels.shape != first.shape:
                     raise UserError(
-                        f"{shown} is {_size(pixels)}, image {parts[0][1][0]} of train is {_size(first)}: images of one size are "
+                        f"{shown} is {_size(pixels)}, image {parts[0][1][0]} of train is {_size(first)}: images of "
+                        "one size are "
                         "needed, so resize them with --config.data.size="
                     )
                 yield Row(pixels, number, is_held_out)
@@ -164,7 +168,8 @@ def _fit(shown: str, pixels: np.ndarray, recipe: Recipe) -> np.ndarray:
         return pixels
     if channels not in (1, 3):
         raise UserError(
-            f"{shown} has {channels} channels: only grey and colour are cropped and resized; leave data.crop and data.size at 0"
+            f"{shown} has {channels} channels: only grey and colour are cropped and resized; leave data.crop and "
+            "data.size at 0"
         )
     image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
     fitted = np.asarray(fit(shown, image, recipe))

@@ -1,6 +1,8 @@
-"""Weights in the files of other projects as numpy arrays: PyTorch's .pth, .safetensors, .npz. No PyTorch; nothing in a file is run.
+"""Weights in the files of other projects as numpy arrays: PyTorch's .pth, .safetensors, .npz. No PyTorch; nothing in a
+file is run.
 
-The formats: torch/serialization.py of PyTorch 1.6 to 2.x, and of before 1.6; https://github.com/huggingface/safetensors; numpy.lib.format.
+The formats: torch/serialization.py of PyTorch 1.6 to 2.x, and of before 1.6;
+https://github.com/huggingface/safetensors; numpy.lib.format.
 """
 
 import io
@@ -38,10 +40,11 @@ MOST_RATIO, MOST_BYTES = 100, 2**30
 
 
 def read_state_dict(path: str | Path) -> Any:
-    """What the file holds: dicts, lists, tuples, numbers, strings, and read-only numpy arrays. float16 and bfloat16 become float32.
+    """What the file holds: dicts, lists, tuples, numbers, strings, and read-only numpy arrays. float16 and bfloat16
+    become float32.
 
-    For .npz and .safetensors that is {name: array}. Arrays may be views of a file's buffer: copy what is to outlive the rest.
-    Raises UserError for a file that cannot be read, is damaged, or asks for anything but tensors and containers.
+    For .npz and .safetensors that is {name: array}. Arrays may be views of a file's buffer: copy what is to outlive the
+    rest. Raises UserError for a file that cannot be read, is damaged, or asks for anything but tensors and containers.
     """
     path = Path(path)
     try:
@@ -87,7 +90,8 @@ def _itemsize(dtype: str) -> int:
     return 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
 
 
-# --- .safetensors ---------------------------------------------------------------------------------------------------------------------
+# --- .safetensors
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def _read_safetensors(file: BinaryIO) -> dict[str, np.ndarray]:
@@ -96,7 +100,9 @@ def _read_safetensors(file: BinaryIO) -> dict[str, np.ndarray]:
     file.seek(0)
     length = int.from_bytes(file.read(8), "little")
     if length > size - 8:
-        raise Refused(f"is damaged (a header of {length} bytes in a file of {size}): get it again from where it was published")
+        raise Refused(
+            f"is damaged (a header of {length} bytes in a file of {size}): get it again from where it was published"
+        )
     header = json.loads(file.read(length))
     header.pop("__metadata__", None)
     buffer = memoryview(file.read())
@@ -113,7 +119,8 @@ def _safetensor(entry: dict[str, Any], buffer: memoryview) -> np.ndarray:
     return _values(buffer[begin:end], dtype).reshape(shape)
 
 
-# --- zip files: .npz, and .pth since PyTorch 1.6 -----------------------------------------------------------------------------------------
+# --- zip files: .npz, and .pth since PyTorch 1.6
+# -----------------------------------------------------------------------------------------
 
 
 def _read_zip(file: BinaryIO) -> Any:
@@ -122,10 +129,16 @@ def _read_zip(file: BinaryIO) -> Any:
         with zipfile.ZipFile(file) as archive:
             unpacked = sum(info.file_size for info in archive.infolist())
             if unpacked > max(MOST_RATIO * size, MOST_BYTES):
-                raise Refused(f"unpacks from {size} bytes to {unpacked}, which weights do not: get it from where it was published")
+                raise Refused(
+                    f"unpacks from {size} bytes to {unpacked}, which weights do not: get it from where it was published"
+                )
             pickles = [name for name in archive.namelist() if name.endswith("/data.pkl") or name == "data.pkl"]
             return _read_torch(archive, pickles[0], size) if pickles else _read_npz(archive)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:  # the last two: an unknown compression, a password
+    except (
+        zipfile.BadZipFile,
+        NotImplementedError,
+        RuntimeError,
+    ) as error:  # the last two: an unknown compression, a password
         raise Refused(f"is damaged ({short(error)}): get it again from where it was published") from None
 
 
@@ -133,12 +146,15 @@ def _read_npz(archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
     found = {}
     for name in archive.namelist():
         with archive.open(name) as member:
-            found[name.removesuffix(".npy")] = np.lib.format.read_array(member, allow_pickle=False)  # type: ignore[no-untyped-call]
+            # type: ignore[no-untyped-call]
+            found[name.removesuffix(".npy")] = np.lib.format.read_array(member, allow_pickle=False)
     return found
 
 
 def _read_torch(archive: zipfile.ZipFile, pickle: str, size: int) -> Any:
-    """<prefix>data.pkl, and <prefix>data/<key> for each storage. PyTorch compresses nothing, so the file bounds what it can hold."""
+    """<prefix>data.pkl, and <prefix>data/<key> for each storage. PyTorch compresses nothing, so the file bounds what it
+    can hold.
+    """
     if sum(info.file_size for info in archive.infolist()) > size:
         raise Refused("holds more than its size, which PyTorch never writes: get it from where it was published")
     prefix = pickle.removesuffix("data.pkl")
@@ -153,11 +169,14 @@ def _read_torch(archive: zipfile.ZipFile, pickle: str, size: int) -> Any:
     return Unpickler(load).run(io.BytesIO(archive.read(pickle)))
 
 
-# --- .pth before PyTorch 1.6 -------------------------------------------------------------------------------------------------------------
+# --- .pth before PyTorch 1.6
+# -------------------------------------------------------------------------------------------------------------
 
 
 def _read_legacy(file: BinaryIO) -> Any:
-    """Five pickles (magic number, protocol, system, the object, the storages' keys), then each storage: int64 numel and its numbers."""
+    """Five pickles (magic number, protocol, system, the object, the storages' keys), then each storage: int64 numel and
+    its numbers.
+    """
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
     none = Unpickler(_no_storages)

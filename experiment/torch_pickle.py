@@ -1,7 +1,8 @@
 """The pickles in PyTorch's files, read without running anything.
 
-A pickle is a program. Python's own machine for it calls whatever the file names; this one has the opcodes of plain containers, two
-constructors of tensors, and nothing else: what a name means is looked up in a table, never imported, and no object has methods to call.
+A pickle is a program. Python's own machine for it calls whatever the file names; this one has the opcodes of plain
+containers, two constructors of tensors, and nothing else: what a name means is looked up in a table, never imported,
+and no object has methods to call.
 """
 
 import math
@@ -55,8 +56,15 @@ class _Storage:
 
 
 def _tensor(storage: _Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any) -> np.ndarray:
-    """A read-only view of the storage. Raises ValueError for one that reaches outside it, or has more entries than it."""
-    if not isinstance(storage, _Storage) or not isinstance(shape, tuple) or not isinstance(strides, tuple) or len(shape) != len(strides):
+    """A read-only view of the storage. Raises ValueError for one that reaches outside it, or has more entries than
+    it.
+    """
+    if (
+        not isinstance(storage, _Storage)
+        or not isinstance(shape, tuple)
+        or not isinstance(strides, tuple)
+        or len(shape) != len(strides)
+    ):
         raise ValueError("a tensor without storage or shape")
     check_whole_numbers(offset, *shape, *strides)
     values = storage.values
@@ -86,7 +94,8 @@ CONSTRUCTORS: dict[str, Callable[..., Any]] = {
 
 
 class Unpickler:
-    """The stack machine of pickles with the opcodes that PyTorch writes for tensors in containers, each a row of `_OPCODES`.
+    """The stack machine of pickles with the opcodes that PyTorch writes for tensors in containers, each a row of
+    `_OPCODES`.
 
     load: (dtype, key, numel) -> the storage's numbers.
     """
@@ -102,7 +111,10 @@ class Unpickler:
         self.memo: dict[int, Any] = {}
         for opcode, argument, _ in pickletools.genops(stream):
             if opcode.name not in _OPCODES:
-                raise Refused(f"holds a pickle that would run code (opcode {opcode.name}{_named(argument)}): do not load it; {_ELSEWHERE}")
+                raise Refused(
+                    f"holds a pickle that would run code (opcode {opcode.name}{_named(argument)}): do not load it; "
+                    f"{_ELSEWHERE}"
+                )
             _OPCODES[opcode.name](self, argument)
         (result,) = self.stack
         return result
@@ -148,7 +160,9 @@ class Unpickler:
         storage = name.removeprefix("torch ") in STORAGES and name.startswith("torch ")
         if name not in CONSTRUCTORS and not storage:
             named = short(name).replace(" ", ".")
-            raise Refused(f"holds a pickle that asks for {named}, which weights never need: do not load it; {_ELSEWHERE}")
+            raise Refused(
+                f"holds a pickle that asks for {named}, which weights never need: do not load it; {_ELSEWHERE}"
+            )
         self.push(_Global(name))
 
     def stack_global(self, _: None) -> None:
@@ -168,9 +182,16 @@ class Unpickler:
         self.take(1)
 
     def persistent(self, _: None) -> None:
-        """("storage", its class, key, device, numel), before PyTorch 1.6 with a sixth entry, None but for storages within others."""
+        """("storage", its class, key, device, numel), before PyTorch 1.6 with a sixth entry, None but for storages
+        within others.
+        """
         kind, cls, key, _device, numel, *view = self.take(1)[0]
-        if kind != "storage" or not isinstance(cls, _Global) or not isinstance(key, str) or any(v is not None for v in view):
+        if (
+            kind != "storage"
+            or not isinstance(cls, _Global)
+            or not isinstance(key, str)
+            or any(v is not None for v in view)
+        ):
             raise ValueError("a storage of an unknown kind")
         check_whole_numbers(numel)
         wanted = (STORAGES[cls.name.removeprefix("torch ")], key, numel)

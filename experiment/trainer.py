@@ -1,8 +1,8 @@
 """Training: a pure step on a plain state, and a loop that yields what happened.
 
-The state is the pytree {params, ema, power_ema, opt_state, learned, step}: power_ema and learned are {} unless the config asks for averages
-of other lengths, or for an objective that learns. Batch k and noise k are functions of (seed, k) alone, so a run
-that stops and goes on is the run that never stopped.
+The state is the pytree {params, ema, power_ema, opt_state, learned, step}: power_ema and learned are {} unless the
+config asks for averages of other lengths, or for an objective that learns. Batch k and noise k are functions of (seed,
+k) alone, so a run that stops and goes on is the run that never stopped.
 """
 
 import time
@@ -36,8 +36,8 @@ from sde_lib.ema import power_ema_decay
 State = dict[str, Any]
 Window = dict[str, jax.Array]
 
-# Calls given to the device before the host waits for one: enough to keep it busy while the host reads the next batch, few enough to
-# answer a signal.
+# Calls given to the device before the host waits for one: enough to keep it busy while the host reads the next batch,
+# few enough to answer a signal.
 IN_FLIGHT = 2
 
 
@@ -79,7 +79,9 @@ def ema_decay(ema: float, step: Any) -> Any:
 
 
 def averaged(ema: Any, params: Any, decay: Any) -> Any:
-    """ema <- decay ema + (1 - decay) params, so written that a weight which never changes has itself for average, to the last bit."""
+    """ema <- decay ema + (1 - decay) params, so written that a weight which never changes has itself for average, to
+    the last bit.
+    """
     return jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), ema, params)
 
 
@@ -153,7 +155,9 @@ class Trainer:
     @property
     def like(self) -> State:
         """The state as shapes, dtypes and shardings: what a checkpoint is restored to."""
-        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), self.abstract_state, self.shardings)
+        return jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), self.abstract_state, self.shardings
+        )
 
     def initial_state(self) -> State:
         """The state at step 0, from config.seed."""
@@ -161,7 +165,9 @@ class Trainer:
         return jax.jit(self._initial, out_shardings=self.shardings)(params)
 
     def batch(self, step: int, steps: int = 0) -> dict[str, jax.Array]:
-        """Batch `step`, as the data hold it (integer levels for images), on the mesh; with `steps` so many from it on, (steps, b, ...)."""
+        """Batch `step`, as the data hold it (integer levels for images), on the mesh; with `steps` so many from it on,
+        (steps, b, ...).
+        """
         data, size = self.dataset.train, self.config.train.batch_size
         found = [batch_indices(self.config.seed, k, size, len(data)) for k in range(step, step + max(steps, 1))]
         rows = np.stack(found) if steps else found[0]
@@ -177,14 +183,20 @@ class Trainer:
             x = random_flip(x, key_flip)
         return self.scaling.to_model(x, key_scale if self.config.data.dequantize else None)
 
-    def loss(self, params: Any, learned: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    def loss(
+        self, params: Any, learned: Any, batch: Any, key: jax.Array
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         """(the mean loss of a prepared batch, (each example's, the u of its time))."""
         score_fn = NetworkScore(self.apply, params, self.sde, self.parameterization)
         losses, u = self.objective.losses(learned, score_fn, batch["x"], key, batch.get("cond"))
         return jnp.mean(losses), (losses, u)
 
-    def loss_and_grad(self, params: Any, learned: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array], Any]:
-        """The batch's mean loss, its examples' (losses, u), and the gradient, by micro-batches, the i-th with the key fold_in(key, i)."""
+    def loss_and_grad(
+        self, params: Any, learned: Any, batch: Any, key: jax.Array
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array], Any]:
+        """The batch's mean loss, its examples' (losses, u), and the gradient, by micro-batches, the i-th with the key
+        fold_in(key, i).
+        """
         n = self.config.train.accumulate
         value_and_grad = jax.value_and_grad(self.loss, has_aux=True)
         if n == 1:  # no loop: convolutions in a compiled loop are slow on CPU
@@ -224,7 +236,14 @@ class Trainer:
             "steps": window["steps"] + 1,
             "bad_step": jnp.where(bad, k + 1, window["bad_step"]),
         }
-        state = {"params": params, "ema": ema, "power_ema": power_ema, "opt_state": opt_state, "learned": learned, "step": k + 1}
+        state = {
+            "params": params,
+            "ema": ema,
+            "power_ema": power_ema,
+            "opt_state": opt_state,
+            "learned": learned,
+            "step": k + 1,
+        }
         return state, window, loss
 
     def steps(self, state: State, window: Window, batches: Any, seed: jax.Array) -> tuple[State, Window, jax.Array]:
@@ -238,7 +257,8 @@ class Trainer:
         return state, window, losses[-1]
 
     def call(self, state: State, window: Window, step: int) -> tuple[State, Window, jax.Array, int]:
-        """(state, sums, last loss, step) after one call of the device: steps_per_call updates, or one where an event comes before.
+        """(state, sums, last loss, step) after one call of the device: steps_per_call updates, or one where an event
+        comes before.
 
         So calls have two lengths, of which each compiles once, and the log, checkpoints and snapshots keep their steps.
         """
@@ -253,7 +273,9 @@ class Trainer:
         every = [train.log_every, train.checkpoint_every, *([train.snapshot_every] if train.power_ema else [])]
         return min(train.steps - step, *(n - step % n for n in every))
 
-    def run(self, state: State, window: dict[str, float] | None = None, stop: Callable[[], bool] = lambda: False) -> Iterator[Progress]:
+    def run(
+        self, state: State, window: dict[str, float] | None = None, stop: Callable[[], bool] = lambda: False
+    ) -> Iterator[Progress]:
         """Train from `state` to config.train.steps. Yields at the log's and checkpoints' steps and when `stop`.
 
         The yielded state must be used before the loop goes on: the next step overwrites it. Raises NotFinite, naming

@@ -26,7 +26,9 @@ MLP_RATIO = 4
 
 
 def patchify(x: jax.Array, size: int) -> jax.Array:
-    """Cut into patches of size x size pixels: (n, h, w, c) -> (n, (h/size)(w/size), size * size * c), both row by row."""
+    """Cut into patches of size x size pixels: (n, h, w, c) -> (n, (h/size)(w/size), size * size * c), both row by
+    row.
+    """
     n, h, w, c = x.shape
     x = x.reshape(n, h // size, size, w // size, size, c).transpose(0, 1, 3, 2, 4, 5)
     return x.reshape(n, (h // size) * (w // size), size * size * c)
@@ -40,7 +42,8 @@ def unpatchify(tokens: jax.Array, size: int, shape: tuple[int, int, int]) -> jax
 
 
 def sincos_positions(rows: int, columns: int, width: int) -> np.ndarray:
-    """2-D sine-cosine table (rows * columns, width): a quarter of the width for each of sin/cos of row, sin/cos of column.
+    """2-D sine-cosine table (rows * columns, width): a quarter of the width for each of sin/cos of row, sin/cos of
+    column.
 
     Frequencies 10000^(-k/K) as in ViT and DiT. Columns that 4 does not fill stay zero.
     """
@@ -52,7 +55,9 @@ def sincos_positions(rows: int, columns: int, width: int) -> np.ndarray:
 
 
 class DiTBlock(nnx.Module):
-    """Attention, then a two-layer perceptron, each as h + gate * f((1 + scale) norm(h) + shift). (n, tokens, width) -> same."""
+    """Attention, then a two-layer perceptron, each as h + gate * f((1 + scale) norm(h) + shift). (n, tokens, width) ->
+    same.
+    """
 
     def __init__(self, width: int, heads: int, dropout: float, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.attention = SelfAttention(width, heads, dtype=dtype, rngs=rngs)
@@ -73,8 +78,8 @@ class DiTBlock(nnx.Module):
 class DiT(nnx.Module):
     """Network for images: x (n, h, w, c), c_noise (n,), cond (n,) int or None -> like x, float32. Zero until trained.
 
-    shape: (h, w, c). width: channels per token. depth: blocks. heads: attention heads. patch_size: pixels per side of a token
-    (cost grows with the number of tokens, h w / patch_size^2). num_classes: 0 for no labels.
+    shape: (h, w, c). width: channels per token. depth: blocks. heads: attention heads. patch_size: pixels per side of a
+    token (cost grows with the number of tokens, h w / patch_size^2). num_classes: 0 for no labels.
     remat, dtype: as `rematerialised`, and the compute dtype. The position table is learned, from a sine-cosine start.
     Raises ValueError if heads does not divide width or patch_size does not divide h and w.
     """
@@ -97,7 +102,10 @@ class DiT(nnx.Module):
         check_positive(width=width, depth=depth, heads=heads, patch_size=patch_size)
         height, columns, channels = self.shape
         if height % patch_size or columns % patch_size:
-            raise ValueError(f"patch_size={patch_size} does not divide the image size {height}x{columns}: choose a common divisor of both")
+            raise ValueError(
+                f"patch_size={patch_size} does not divide the image size {height}x{columns}: choose a common divisor "
+                "of both"
+            )
         self.depth, self.patch_size, self.remat = depth, patch_size, remat
         values = patch_size * patch_size * channels
         self.condition = Condition(width, num_classes, rngs=rngs)
@@ -108,7 +116,9 @@ class DiT(nnx.Module):
         self.blocks = named([DiTBlock(width, heads, dropout, dtype=dtype, rngs=rngs) for _ in range(depth)])
         self.outer = Linear(width, values, scale=0.0, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array, c_noise: jax.Array, cond: jax.Array | None = None, key: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, c_noise: jax.Array, cond: jax.Array | None = None, key: jax.Array | None = None
+    ) -> jax.Array:
         check_call(self.shape, x, c_noise)
         keys = dropout_keys(key, self.depth)
         modulation = jnp.split(self.modulation(self.condition(c_noise, cond)), 6 * self.depth + 2, axis=-1)

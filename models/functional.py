@@ -13,8 +13,8 @@ Params = dict[str, Any]
 class Apply:
     """The network's function, `apply(params, x, c_noise, cond=None, key=None)`. Holds the architecture, no arrays.
 
-    Hashable, and equal for two networks of the same class and options: as a static argument it never makes a new set of weights
-    compile again. key: for dropout; None is evaluation mode, without dropout.
+    Hashable, and equal for two networks of the same class and options: as a static argument it never makes a new set of
+    weights compile again. key: for dropout; None is evaluation mode, without dropout.
     """
 
     graphdef: nnx.GraphDef[nnx.Module]
@@ -40,7 +40,9 @@ class Apply:
 
 
 class OneKey:
-    """The same key for every weight, where only shapes are wanted: counting keys while tracing takes ten times as long as all else."""
+    """The same key for every weight, where only shapes are wanted: counting keys while tracing takes ten times as long
+    as all else.
+    """
 
     def __init__(self) -> None:
         self._key = jax.random.key(0)

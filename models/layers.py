@@ -1,6 +1,7 @@
 """What the networks share: the noise embedding, conditioning, initialisers, modulation, attention, rematerialisation.
 
-Parameters are float32; `dtype` is the compute dtype. The embedding, the statistics of norms and the softmax are float32 always.
+Parameters are float32; `dtype` is the compute dtype. The embedding, the statistics of norms and the softmax are float32
+always.
 """
 
 import math
@@ -15,14 +16,16 @@ from jax.typing import DTypeLike
 
 EMBED = jax.nn.initializers.normal(1.0)
 
-# Which activations are computed again in the backward pass: none, those of each block, or those but for its products and convolutions.
+# Which activations are computed again in the backward pass: none, those of each block, or those but for its products
+# and convolutions.
 Remat = Literal["none", "blocks", "products"]
 
 NOISE_FEATURES = 64
 
 
 def noise_embedding(c_noise: jax.Array, features: int = NOISE_FEATURES) -> jax.Array:
-    """Sinusoids of the noise label, sqrt(2) [cos(w c), sin(w c)], w geometric from 1/4 to 32 rad. (n,) -> (n, features), float32.
+    """Sinusoids of the noise label, sqrt(2) [cos(w c), sin(w c)], w geometric from 1/4 to 32 rad. (n,) -> (n,
+    features), float32.
 
     For c_noise = log(sigma/alpha)/4 in about [-2.5, 2.5]: the slowest sine is monotone over the whole range,
     the fastest turns by 1 rad when log(sigma/alpha) moves by 1/8.
@@ -40,7 +43,9 @@ def initialiser(scale: float) -> jax.nn.initializers.Initializer:
 class Linear(nnx.Linear):
     """Dense layer over the last axis; `scale` is its initialiser's, 0 starts it at zero."""
 
-    def __init__(self, inputs: int, outputs: int, *, scale: float = 1.0, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
+    def __init__(
+        self, inputs: int, outputs: int, *, scale: float = 1.0, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
+    ):
         super().__init__(inputs, outputs, kernel_init=initialiser(scale), dtype=jnp.dtype(dtype), rngs=rngs)
 
     def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
@@ -50,17 +55,33 @@ class Linear(nnx.Linear):
 
 
 def conv(
-    inputs: int, outputs: int, *, stride: int = 1, padding: Any = "SAME", scale: float = 1.0, dtype: DTypeLike, rngs: nnx.Rngs
+    inputs: int,
+    outputs: int,
+    *,
+    stride: int = 1,
+    padding: Any = "SAME",
+    scale: float = 1.0,
+    dtype: DTypeLike,
+    rngs: nnx.Rngs,
 ) -> nnx.Conv:
     """A 3x3 convolution with `initialiser(scale)`."""
-    return nnx.Conv(inputs, outputs, (3, 3), stride, padding=padding, kernel_init=initialiser(scale), dtype=jnp.dtype(dtype), rngs=rngs)
+    return nnx.Conv(
+        inputs,
+        outputs,
+        (3, 3),
+        stride,
+        padding=padding,
+        kernel_init=initialiser(scale),
+        dtype=jnp.dtype(dtype),
+        rngs=rngs,
+    )
 
 
 class Condition(nnx.Module):
     """The vector that conditions every block: silu(W silu(V embed(c_noise) + label)), (n,) -> (n, width), float32.
 
-    cond: (n,) int labels in 0..num_classes-1, or num_classes for "no label", which None also means. A label outside that
-    range gives NaN (inside jit nothing can raise), so a wrong label is never taken for another class.
+    cond: (n,) int labels in 0..num_classes-1, or num_classes for "no label", which None also means. A label outside
+    that range gives NaN (inside jit nothing can raise), so a wrong label is never taken for another class.
     Raises ValueError if labels are given to a network without classes.
     """
 
@@ -84,7 +105,8 @@ def label_table(num_classes: int, width: int, rngs: nnx.Rngs) -> nnx.Param:
 
 
 def label_rows(table: jax.Array, cond: jax.Array | None, n: int) -> jax.Array:
-    """(n, width): the table's rows for cond, (n,) int; the last row, "no label", for None; NaN for a label that does not exist.
+    """(n, width): the table's rows for cond, (n,) int; the last row, "no label", for None; NaN for a label that does
+    not exist.
 
     Raises ValueError for a cond that is not one integer for each example.
     """
@@ -115,7 +137,9 @@ def layer_norm(x: jax.Array, scale: jax.Array, shift: jax.Array, epsilon: float 
 
 
 def group_norm(channels: int, *, groups: int = 0, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.GroupNorm:
-    """Group norm with `groups`, or min(c/4, 32), or the next smaller number that divides c. Statistics in float32, two passes."""
+    """Group norm with `groups`, or min(c/4, 32), or the next smaller number that divides c. Statistics in float32, two
+    passes.
+    """
     most = groups or max(1, min(channels // 4, 32))
     groups = next(g for g in range(most, 0, -1) if channels % g == 0)
     return nnx.GroupNorm(channels, groups, dtype=jnp.dtype(dtype), use_fast_variance=False, rngs=rngs)
@@ -130,7 +154,9 @@ class SelfAttention(nnx.Module):
 
     def __init__(self, width: int, heads: int, *, scale: float = 1.0, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         if heads < 1 or width % heads:
-            raise ValueError(f"heads={heads} does not divide the attention's {width} channels: choose a divisor of {width}")
+            raise ValueError(
+                f"heads={heads} does not divide the attention's {width} channels: choose a divisor of {width}"
+            )
         self.heads = heads
         self.qkv = Linear(width, 3 * width, dtype=dtype, rngs=rngs)
         self.out = Linear(width, width, scale=scale, dtype=dtype, rngs=rngs)
@@ -144,7 +170,9 @@ class SelfAttention(nnx.Module):
 
 
 def named(modules: Sequence[nnx.Module]) -> nnx.Dict:
-    """A list of modules under the names "00", "01", ...: string keys keep the parameters a plain dict that any checkpoint takes."""
+    """A list of modules under the names "00", "01", ...: string keys keep the parameters a plain dict that any
+    checkpoint takes.
+    """
     return nnx.Dict({f"{i:02d}": module for i, module in enumerate(modules)})
 
 
@@ -161,9 +189,11 @@ _POLICIES: dict[str, Any] = {"blocks": None, "products": _is_product}
 
 
 def rematerialised(block: Callable[..., jax.Array], remat: Remat) -> Callable[..., jax.Array]:
-    """The block, its activations computed again in the backward pass (Chen et al. 2016, arXiv:1604.06174): less memory, more time.
+    """The block, its activations computed again in the backward pass (Chen et al. 2016, arXiv:1604.06174): less memory,
+    more time.
 
-    none: all are kept. blocks: only its input is. products: what products and convolutions give is kept too, the cheap rest is not.
+    none: all are kept. blocks: only its input is. products: what products and convolutions give is kept too, the cheap
+        rest is not.
     """
     return block if remat == "none" else jax.checkpoint(lambda *args: block(*args), policy=_POLICIES[remat])
 
@@ -173,7 +203,9 @@ def check_call(shape: tuple[int, ...], x: jax.Array, c_noise: jax.Array) -> None
     if x.ndim != len(shape) + 1 or x.shape[1:] != shape:
         raise ValueError(f"the network was built for x of shape (batch, {', '.join(map(str, shape))}); x is {x.shape}")
     if c_noise.shape != x.shape[:1]:
-        raise ValueError(f"c_noise must hold one number per example, shape {x.shape[:1]}; it is {c_noise.shape}: broadcast it first")
+        raise ValueError(
+            f"c_noise must hold one number per example, shape {x.shape[:1]}; it is {c_noise.shape}: broadcast it first"
+        )
 
 
 def check_positive(**options: Any) -> None:
@@ -186,7 +218,9 @@ def check_positive(**options: Any) -> None:
 def image_shape(shape: Sequence[int], network: str) -> tuple[int, int, int]:
     """The shape as (height, width, channels). Raises ValueError if it is not an image's."""
     if len(shape) != 3:
-        raise ValueError(f"{network} takes images of shape (height, width, channels), not {tuple(shape)}: use the MLP for vectors")
+        raise ValueError(
+            f"{network} takes images of shape (height, width, channels), not {tuple(shape)}: use the MLP for vectors"
+        )
     check_positive(height=shape[0], width=shape[1], channels=shape[2])
     return int(shape[0]), int(shape[1]), int(shape[2])
 
@@ -207,5 +241,7 @@ def image_resolutions(shape: tuple[int, int, int], levels: int, attention: Seque
     resolutions = [height >> i for i in range(levels)]
     unknown = sorted(set(attention) - set(resolutions))
     if unknown:
-        raise ValueError(f"attention at resolution {unknown[0]} does not occur: choose among {', '.join(map(str, resolutions))}")
+        raise ValueError(
+            f"attention at resolution {unknown[0]} does not occur: choose among {', '.join(map(str, resolutions))}"
+        )
     return resolutions

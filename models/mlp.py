@@ -52,7 +52,9 @@ class MLP(nnx.Module):
         self.blocks = named([MLPBlock(width, dropout, dtype=dtype, rngs=rngs) for _ in range(depth)])
         self.outer = Linear(width, self.shape[0], scale=0.0, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array, c_noise: jax.Array, cond: jax.Array | None = None, key: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, c_noise: jax.Array, cond: jax.Array | None = None, key: jax.Array | None = None
+    ) -> jax.Array:
         check_call(self.shape, x, c_noise)
         keys = dropout_keys(key, self.depth)
         modulation = jnp.split(self.modulation(self.condition(c_noise, cond)), 2 * self.depth, axis=-1)

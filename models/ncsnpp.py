@@ -1,11 +1,14 @@
-"""NCSN++, DDPM++ and DDPM, the networks of Song et al. 2021, arXiv:2011.13456, appendix H, with weights that can be those published.
+"""NCSN++, DDPM++ and DDPM, the networks of Song et al. 2021, arXiv:2011.13456, appendix H, with weights that can be
+those published.
 
-    DDPM++  NCSNpp(shape)                                                          DDPM, Ho et al. 2020, arXiv:2006.11239, as published
-    NCSN++  NCSNpp(shape, embedding="fourier", fir=True,                           there: NCSNpp(shape, blocks=2, resblock="ddpm",
-                   progressive_input="residual", centered=False)                                 skip_rescale=False, norm_groups=32)
+    DDPM++  NCSNpp(shape)                                                          DDPM, Ho et al. 2020,
+    arXiv:2006.11239, as published NCSN++  NCSNpp(shape, embedding="fourier", fir=True,                           there:
+                   NCSNpp(shape, blocks=2, resblock="ddpm", progressive_input="residual", centered=False)
+                                    skip_rescale=False, norm_groups=32)
 
-"deep" is blocks=8. The published networks divide by sigma themselves (`scale_by_sigma`); here the parameterisation does,
-`sde_lib.score.ScorePrediction`, and the label that a Fourier embedding takes is log sigma, not sigma: no logarithm of 0.
+"deep" is blocks=8. The published networks divide by sigma themselves (`scale_by_sigma`); here the parameterisation
+does, `sde_lib.score.ScorePrediction`, and the label that a Fourier embedding takes is log sigma, not sigma: no
+logarithm of 0.
 """
 
 import math
@@ -52,15 +55,20 @@ class NCSNpp(nnx.Module):
 
     Args:
         shape: (h, w, c).
-        width: channels of the first level; level i has width * channel_mults[i], at resolution h / 2^i. blocks: residual blocks per level.
-        attention: resolutions (heights) with attention: after each block on the way down, once per level on the way up, as published, or
-            after each block there too with `attention_per_block`, as in Ho et al.'s own code. The middle always has it.
-        embedding: of the label: "positional", or "fourier" (label: log sigma) with frequencies of standard deviation fourier_scale.
-        resblock: "biggan", which resamples inside a block, or "ddpm", with resampling of its own (a convolution if resample_with_conv).
+        width: channels of the first level; level i has width * channel_mults[i], at resolution h / 2^i. blocks:
+            residual blocks per level.
+        attention: resolutions (heights) with attention: after each block on the way down, once per level on the way up,
+            as published, or after each block there too with `attention_per_block`, as in Ho et al.'s own code. The
+            middle always has it.
+        embedding: of the label: "positional", or "fourier" (label: log sigma) with frequencies of standard deviation
+            fourier_scale.
+        resblock: "biggan", which resamples inside a block, or "ddpm", with resampling of its own (a convolution if
+            resample_with_conv).
         fir: resample by StyleGAN2's filter. skip_rescale: every sum of two branches over sqrt(2).
-        progressive: what becomes the output: "none", the last level; "output_skip", the sum of an image from every level; "residual", a
-            pyramid of features that replaces the levels' own.
-        progressive_input: "none"; "input_skip", the input, halved, joins every level by a 1x1 convolution; "residual", as above.
+        progressive: what becomes the output: "none", the last level; "output_skip", the sum of an image from every
+            level; "residual", a pyramid of features that replaces the levels' own.
+        progressive_input: "none"; "input_skip", the input, halved, joins every level by a 1x1 convolution; "residual",
+            as above.
         progressive_combine: how input_skip joins: "sum" or "cat".
         centered: whether x is in [-1, 1]; False: in [0, 1], and the network takes 2x - 1.
         init_scale: of each branch's last layer. norm_groups: of every group norm; 0: min(channels/4, 32).
@@ -107,7 +115,9 @@ class NCSNpp(nnx.Module):
         given: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
         last_scale, biggan = init_scale or SMALLEST_SCALE, resblock == "biggan"
         parts = Parts(4 * width, dropout, fir, biggan, resample_with_conv, skip_rescale, last_scale, norm_groups, given)
-        levels = [(width * m, resolution in attention) for m, resolution in zip(channel_mults, resolutions, strict=True)]
+        levels = [
+            (width * m, resolution in attention) for m, resolution in zip(channel_mults, resolutions, strict=True)
+        ]
         image = self.shape[2]
 
         self.embedding: Any = FourierEmbedding(width, fourier_scale, rngs=rngs) if embedding == "fourier" else None
@@ -121,8 +131,12 @@ class NCSNpp(nnx.Module):
         self.up = self._way_up(parts, levels, blocks, attention_per_block, skips, image)
         self.outer: Any = None if progressive == "output_skip" else parts.head(levels[0][0], image, last_scale)
 
-    def _way_down(self, parts: Parts, levels: list[tuple[int, bool]], blocks: int, width: int, image: int) -> tuple[nnx.Dict, list[int]]:
-        """The levels on the way down, each (channels, whether with attention); and the channels of all that is kept for the way up."""
+    def _way_down(
+        self, parts: Parts, levels: list[tuple[int, bool]], blocks: int, width: int, image: int
+    ) -> tuple[nnx.Dict, list[int]]:
+        """The levels on the way down, each (channels, whether with attention); and the channels of all that is kept for
+        the way up.
+        """
         skips, current, carried = [width], width, image
         found: list[Level] = []
         for c, attends in levels:
@@ -149,7 +163,13 @@ class NCSNpp(nnx.Module):
         return named(found), skips
 
     def _way_up(
-        self, parts: Parts, levels: list[tuple[int, bool]], blocks: int, attention_per_block: bool, skips: list[int], image: int
+        self,
+        parts: Parts,
+        levels: list[tuple[int, bool]],
+        blocks: int,
+        attention_per_block: bool,
+        skips: list[int],
+        image: int,
     ) -> nnx.Dict:
         """The levels on the way up, from the coarsest."""
         skips, current, carried = list(skips), skips[-1], 0
@@ -175,7 +195,9 @@ class NCSNpp(nnx.Module):
         return named(found)
 
     def published_order(self) -> Iterator[tuple[Path, nnx.Module]]:
-        """(path in the parameters, module) in the order of the published list `all_modules`; a `Head` stands for two of its entries."""
+        """(path in the parameters, module) in the order of the published list `all_modules`; a `Head` stands for two of
+        its entries.
+        """
         for name in ("embedding", "dense0", "dense1", "inner"):
             if getattr(self, name) is not None:
                 yield (name,), getattr(self, name)
@@ -186,7 +208,9 @@ class NCSNpp(nnx.Module):
         if self.outer is not None:
             yield ("outer",), self.outer
 
-    def __call__(self, x: jax.Array, label: jax.Array, cond: jax.Array | None = None, key: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, label: jax.Array, cond: jax.Array | None = None, key: jax.Array | None = None
+    ) -> jax.Array:
         check_call(self.shape, x, label)
         x = (x if self.centered else 2 * x - 1).astype(self.dtype)
         temb = self._condition(label, cond)
@@ -224,7 +248,9 @@ class NCSNpp(nnx.Module):
 
     def _condition(self, label: jax.Array, cond: jax.Array | None) -> jax.Array:
         """The vector that every block takes, (n, 4 width), float32."""
-        embedded = positional_embedding(label, self.dense0.in_features) if self.embedding is None else self.embedding(label)
+        embedded = (
+            positional_embedding(label, self.dense0.in_features) if self.embedding is None else self.embedding(label)
+        )
         temb = self.dense1(nnx.silu(self.dense0(embedded)))
         if self.labels is None:
             check_unlabelled(cond)

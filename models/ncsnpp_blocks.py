@@ -1,4 +1,6 @@
-"""The parts of `NCSNpp` (Song et al. 2021, arXiv:2011.13456, appendix H): label embeddings, resampling, residual blocks, attention."""
+"""The parts of `NCSNpp` (Song et al. 2021, arXiv:2011.13456, appendix H): label embeddings, resampling, residual
+blocks, attention.
+"""
 
 import math
 from dataclasses import dataclass
@@ -21,9 +23,12 @@ NIN_SCALE = 0.1
 
 
 def positional_embedding(label: jax.Array, width: int) -> jax.Array:
-    """[sin(w c), cos(w c)], w_k = 10000^(-k/(width/2 - 1)). (n,) -> (n, width), float32. Ho et al. 2020, as published."""
+    """[sin(w c), cos(w c)], w_k = 10000^(-k/(width/2 - 1)). (n,) -> (n, width), float32. Ho et al. 2020, as
+    published.
+    """
     half = width // 2
-    # The exponent is rounded to float32 and the exponential is exact, as in the published code: at label 999 a last bit is 6e-5 rad.
+    # The exponent is rounded to float32 and the exponential is exact, as in the published code: at label 999 a last bit
+    # is 6e-5 rad.
     exponents = np.arange(half, dtype=np.float32) * np.float32(-math.log(10000.0) / max(half - 1, 1))
     frequencies = np.exp(exponents.astype(np.float64)).astype(np.float32)
     phase = label.astype(jnp.float32)[:, None] * frequencies[None, :]
@@ -32,7 +37,9 @@ def positional_embedding(label: jax.Array, width: int) -> jax.Array:
 
 
 class FourierEmbedding(nnx.Module):
-    """[sin(2 pi W c), cos(2 pi W c)], W ~ N(0, scale²) and never trained. (n,) -> (n, 2 width), float32: phases reach 1e3 rad."""
+    """[sin(2 pi W c), cos(2 pi W c)], W ~ N(0, scale²) and never trained. (n,) -> (n, 2 width), float32: phases reach
+    1e3 rad.
+    """
 
     def __init__(self, width: int, scale: float, *, rngs: nnx.Rngs):
         self.frequencies = nnx.Param(scale * jax.random.normal(rngs.params(), (width,), jnp.float32))
@@ -44,7 +51,9 @@ class FourierEmbedding(nnx.Module):
 
 
 class Downsample(nnx.Module):
-    """Halves h and w by a 3x3 convolution of stride 2, after the filter if `fir`. (n, h, w, inputs) -> (n, h/2, w/2, outputs)."""
+    """Halves h and w by a 3x3 convolution of stride 2, after the filter if `fir`. (n, h, w, inputs) -> (n, h/2, w/2,
+    outputs).
+    """
 
     def __init__(self, inputs: int, outputs: int, *, fir: bool, dtype: DTypeLike, rngs: nnx.Rngs):
         self.fir = fir
@@ -56,7 +65,9 @@ class Downsample(nnx.Module):
 
 
 class Upsample(nnx.Module):
-    """Doubles h and w: with `fir` a transposed 3x3 convolution and the filter, else pixels repeated and a convolution."""
+    """Doubles h and w: with `fir` a transposed 3x3 convolution and the filter, else pixels repeated and a
+    convolution.
+    """
 
     def __init__(self, inputs: int, outputs: int, *, fir: bool, dtype: DTypeLike, rngs: nnx.Rngs):
         self.fir = fir
@@ -68,7 +79,9 @@ class Upsample(nnx.Module):
         if not self.fir:
             return self.conv(upsample(x))
         assert self.conv.bias is not None
-        bias = self.conv.bias[...].astype(x.dtype)[None, None, None, :]  # it comes after the filter, whose gain is not 1 here
+        bias = self.conv.bias[...].astype(x.dtype)[
+            None, None, None, :
+        ]  # it comes after the filter, whose gain is not 1 here
         return fir_blur(self.conv(x) - bias, 1, gain=2.0) + bias
 
 
@@ -81,10 +94,12 @@ RESAMPLERS = {
 
 
 class ResBlock(nnx.Module):
-    """(n, h, w, inputs), (n, embedding) -> (n, h, w, outputs), or with `resample` "down" or "up" at half or twice the size.
+    """(n, h, w, inputs), (n, embedding) -> (n, h, w, outputs), or with `resample` "down" or "up" at half or twice the
+    size.
 
-    x' + conv1(dropout(silu(norm1(conv0(r(silu(norm0(x)))) + dense(silu(temb)))))), over sqrt(2) if `rescale`; r resamples, and
-    x' is r(x), through a dense layer over the channels where these change or r is there. The BigGAN block; without r, DDPM's.
+    x' + conv1(dropout(silu(norm1(conv0(r(silu(norm0(x)))) + dense(silu(temb)))))), over sqrt(2) if `rescale`; r
+    resamples, and x' is r(x), through a dense layer over the channels where these change or r is there. The BigGAN
+    block; without r, DDPM's.
     """
 
     def __init__(
@@ -128,7 +143,9 @@ class ResBlock(nnx.Module):
 class Attention(nnx.Module):
     """x + out(softmax(q k^T / sqrt(c)) v) over the pixels of norm(x), one head; over sqrt(2) if `rescale`."""
 
-    def __init__(self, channels: int, *, rescale: bool, init_scale: float, norm_groups: int, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(
+        self, channels: int, *, rescale: bool, init_scale: float, norm_groups: int, dtype: DTypeLike, rngs: nnx.Rngs
+    ):
         dense = partial(Linear, channels, channels, dtype=dtype, rngs=rngs)
         self.norm = group_norm(channels, groups=norm_groups, dtype=dtype, rngs=rngs)
         self.query, self.key, self.value = dense(scale=NIN_SCALE), dense(scale=NIN_SCALE), dense(scale=NIN_SCALE)
@@ -155,14 +172,22 @@ class Head(nnx.Module):
 
 
 class Level(nnx.Module):
-    """One resolution, on the way down or up: blocks, attention after those of them that have it, and what leads to the next one.
+    """One resolution, on the way down or up: blocks, attention after those of them that have it, and what leads to the
+    next one.
 
-    resample: halves or doubles h; None: without weights, or nothing at the `last` level. pyramid: down, what joins the input; up, what
-    carries the output to this resolution. head: up only, the output's part of this resolution.
+    resample: halves or doubles h; None: without weights, or nothing at the `last` level. pyramid: down, what joins the
+    input; up, what carries the output to this resolution. head: up only, the output's part of this resolution.
     """
 
     def __init__(
-        self, blocks: list[ResBlock], attention: dict[int, Attention], resample: Any, pyramid: Any, head: Head | None = None, *, last: bool
+        self,
+        blocks: list[ResBlock],
+        attention: dict[int, Attention],
+        resample: Any,
+        pyramid: Any,
+        head: Head | None = None,
+        *,
+        last: bool,
     ):
         self.blocks = named(blocks)
         self.attention = nnx.Dict({f"{i:02d}": module for i, module in attention.items()})
@@ -192,7 +217,12 @@ class Parts:
 
     def block(self, inputs: int, outputs: int, resample: Literal["down", "up"] | None = None) -> ResBlock:
         shortcut = 1.0 if self.biggan else NIN_SCALE
-        options: dict[str, Any] = {"embedding": self.embedding, "dropout": self.dropout, "fir": self.fir, "shortcut_scale": shortcut}
+        options: dict[str, Any] = {
+            "embedding": self.embedding,
+            "dropout": self.dropout,
+            "fir": self.fir,
+            "shortcut_scale": shortcut,
+        }
         return ResBlock(inputs, outputs, resample=resample, **options, **self._branch)
 
     def attention(self, channels: int) -> Attention:

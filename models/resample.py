@@ -1,7 +1,9 @@
-"""Resampling of images by two: by StyleGAN2's filter (Karras et al. 2020, arXiv:1912.04958, as in Song et al. 2021), or plainly.
+"""Resampling of images by two: by StyleGAN2's filter (Karras et al. 2020, arXiv:1912.04958, as in Song et al. 2021), or
+plainly.
 
-The filter is [1, 3, 3, 1]/8 along each axis, zeros outside the image. It is written as shifts and adds, one axis after the other, which
-every backend fuses; a grouped convolution says the same and is slow on CPU. All functions take (n, h, w, c) and keep the dtype.
+The filter is [1, 3, 3, 1]/8 along each axis, zeros outside the image. It is written as shifts and adds, one axis after
+the other, which every backend fuses; a grouped convolution says the same and is slow on CPU. All functions take (n, h,
+w, c) and keep the dtype.
 """
 
 import jax
@@ -18,11 +20,15 @@ def _filtered(x: jax.Array, axis: int, padding: int, stride: int = 1) -> jax.Arr
     """Correlation with the taps along an axis, `padding` zeros on both sides."""
     x = _padded(x, axis, padding, padding)
     last = x.shape[axis] - len(TAPS) + 1
-    return sum((tap * jax.lax.slice_in_dim(x, k, k + last, stride, axis) for k, tap in enumerate(TAPS)), jnp.zeros((), x.dtype))
+    return sum(
+        (tap * jax.lax.slice_in_dim(x, k, k + last, stride, axis) for k, tap in enumerate(TAPS)), jnp.zeros((), x.dtype)
+    )
 
 
 def fir_downsample(x: jax.Array) -> jax.Array:
-    """Filter, then every second pixel: out_i = (x_{2i-1} + 3 x_{2i} + 3 x_{2i+1} + x_{2i+2})/8 along each axis. h and w halved."""
+    """Filter, then every second pixel: out_i = (x_{2i-1} + 3 x_{2i} + 3 x_{2i+1} + x_{2i+2})/8 along each axis. h and w
+    halved.
+    """
     return _filtered(_filtered(x, 1, 1, 2), 2, 1, 2)
 
 
@@ -42,7 +48,9 @@ def fir_upsample(x: jax.Array) -> jax.Array:
 
 
 def fir_blur(x: jax.Array, padding: int, gain: float = 1.0) -> jax.Array:
-    """The filter along both axes, times gain along each; h and w grow by 2 padding - 3. For a strided convolution or its transpose."""
+    """The filter along both axes, times gain along each; h and w grow by 2 padding - 3. For a strided convolution or
+    its transpose.
+    """
     return gain * gain * _filtered(_filtered(x, 1, padding), 2, padding)
 
 

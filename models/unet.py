@@ -1,4 +1,6 @@
-"""A U-Net for images, after DDPM++ (Song et al. 2021, arXiv:2011.13456, appendix H) with modulation as in ADM (arXiv:2105.05233)."""
+"""A U-Net for images, after DDPM++ (Song et al. 2021, arXiv:2011.13456, appendix H) with modulation as in ADM
+(arXiv:2105.05233).
+"""
 
 from collections.abc import Sequence
 
@@ -32,7 +34,9 @@ class ResBlock(nnx.Module):
     scale and shift come from the conditioning vector. The last convolution starts at zero.
     """
 
-    def __init__(self, inputs: int, outputs: int, embedding: int, heads: int, dropout: float, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(
+        self, inputs: int, outputs: int, embedding: int, heads: int, dropout: float, *, dtype: DTypeLike, rngs: nnx.Rngs
+    ):
         self.norm1 = group_norm(inputs, dtype=dtype, rngs=rngs)
         self.conv1 = conv(inputs, outputs, dtype=dtype, rngs=rngs)
         self.modulation = Linear(embedding, 2 * outputs, scale=0.0, dtype=dtype, rngs=rngs)
@@ -67,9 +71,10 @@ class UNet(nnx.Module):
     """Network for images: x (n, h, w, c), c_noise (n,), cond (n,) int or None -> like x, float32. Zero until trained.
 
     shape: (h, w, c). width: channels of the first level; level i has width * channel_mults[i] at resolution h / 2^i.
-    blocks: residual blocks per level, down and up. attention: resolutions (heights) with attention after each block; the middle
-    always has it. heads: attention heads. num_classes: 0 for no labels. remat, dtype: as `rematerialised`, and the compute dtype.
-    Raises ValueError if h or w is not divisible by 2^(levels-1), an attention resolution does not occur, or heads does not divide.
+    blocks: residual blocks per level, down and up. attention: resolutions (heights) with attention after each block;
+    the middle always has it. heads: attention heads. num_classes: 0 for no labels. remat, dtype: as `rematerialised`,
+    and the compute dtype. Raises ValueError if h or w is not divisible by 2^(levels-1), an attention resolution does
+    not occur, or heads does not divide.
     """
 
     def __init__(
@@ -88,7 +93,9 @@ class UNet(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.shape, self.dtype, self.remat = image_shape(shape, "UNet"), jnp.dtype(dtype), remat
-        check_positive(width=width, blocks=blocks, heads=heads, **{f"channel_mults[{i}]": m for i, m in enumerate(channel_mults)})
+        check_positive(
+            width=width, blocks=blocks, heads=heads, **{f"channel_mults[{i}]": m for i, m in enumerate(channel_mults)}
+        )
         resolutions = image_resolutions(self.shape, len(channel_mults), attention)
         self.levels, self.blocks = len(channel_mults), blocks
         embedding, channels = 4 * width, [width * m for m in channel_mults]
@@ -112,7 +119,9 @@ class UNet(nnx.Module):
         self.norm = group_norm(width * channel_mults[0], dtype=dtype, rngs=rngs)
         self.outer = conv(width * channel_mults[0], self.shape[2], scale=0.0, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array, c_noise: jax.Array, cond: jax.Array | None = None, key: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, c_noise: jax.Array, cond: jax.Array | None = None, key: jax.Array | None = None
+    ) -> jax.Array:
         check_call(self.shape, x, c_noise)
         keys = dropout_keys(key, len(self.down) + len(self.middle) + len(self.up))
         embedding = self.condition(c_noise, cond)

@@ -1,4 +1,6 @@
-"""The README's pictures from the notebooks' committed outputs: `python notebooks/gallery.py` writes them to notebooks/gallery/."""
+"""The README's pictures from the notebooks' committed outputs: `python notebooks/gallery.py` writes them to
+notebooks/gallery/.
+"""
 
 import base64
 import json
@@ -18,7 +20,12 @@ SHOWN = {  # notebook: which of its pictures
 def pictures(notebook: Path) -> list[bytes]:
     """The PNGs that a notebook shows, in their order."""
     cells = json.loads(notebook.read_text())["cells"]
-    found = [output["data"]["image/png"] for cell in cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]
+    found = [
+        output["data"]["image/png"]
+        for cell in cells
+        for output in cell.get("outputs", [])
+        if "image/png" in output.get("data", {})
+    ]
     return [base64.b64decode(picture) for picture in found]
 
 

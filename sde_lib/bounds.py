@@ -1,13 +1,14 @@
-"""The variational bound of the continuous-time model, the law of its reverse SDE (Kingma et al. 2021, arXiv:2107.00630, eq. 11 and 12).
+"""The variational bound of the continuous-time model, the law of its reverse SDE (Kingma et al. 2021, arXiv:2107.00630,
+eq. 11 and 12).
 
 With z_t = alpha x + sigma eps, and eps^ = -sigma s(z_t, t) the noise that the score tells,
 
     -log p(x) <= KL(q(z_T | x) || N(0, sigma_T² I)) + reconstruction + ½ (lambda_0 - lambda_T) E |eps - eps^|²
 
-in nats, lambda = log SNR uniform between that at t_min and at t_max. The reconstruction is E[-log P(x | z_0)] for data with levels, where P
-weighs each entry's levels by N(z_0; alpha level, sigma²); without levels it is the entropy of q(z_0 | x), and what is bounded is
-E[-log p(z_0)], the density's at t_min. With the exact score the bound is tight but for the prior. This is what can be said of the samples
-of the SDE, which `log_prob` does not.
+in nats, lambda = log SNR uniform between that at t_min and at t_max. The reconstruction is E[-log P(x | z_0)] for data
+with levels, where P weighs each entry's levels by N(z_0; alpha level, sigma²); without levels it is the entropy of
+q(z_0 | x), and what is bounded is E[-log p(z_0)], the density's at t_min. With the exact score the bound is tight but
+for the prior. This is what can be said of the samples of the SDE, which `log_prob` does not.
 """
 
 from functools import partial
@@ -25,8 +26,8 @@ class Bound(NamedTuple):
 
     nats: (n,), a lower bound of the log-likelihood: -(prior + reconstruction + diffusion).
     prior, reconstruction, diffusion: (n,), the three terms.
-    per_time: (n, times), the diffusion integrand over log SNR, ½ |eps - eps^|², at `log_snr`; stratified, so that its mean over a row
-        times the range of log SNR is the row's diffusion.
+    per_time: (n, times), the diffusion integrand over log SNR, ½ |eps - eps^|², at `log_snr`; stratified, so that its
+        mean over a row times the range of log SNR is the row's diffusion.
     log_snr: (n, times).
     nfe: score evaluations for each example.
     """
@@ -41,7 +42,14 @@ class Bound(NamedTuple):
 
 
 def vlb(
-    score_fn: ScoreFn, x: jax.Array, key: jax.Array, *, times: int = 32, centres: Any = None, first: int = 0, cond: Any = None
+    score_fn: ScoreFn,
+    x: jax.Array,
+    key: jax.Array,
+    *,
+    times: int = 32,
+    centres: Any = None,
+    first: int = 0,
+    cond: Any = None,
 ) -> Bound:
     """The bound for x (n, *shape), with `times` noise levels for each example.
 
@@ -69,16 +77,20 @@ def vlb(
 
 
 @partial(jax.jit, static_argnames="first")
-def clean_offset(score_fn: Any, x: jax.Array, key: jax.Array, *, first: int = 0, cond: Any = None) -> tuple[jax.Array, jax.Array]:
-    """(z, offset), (n, *shape) and (n,): a density p at t_min bounds that of the clean data, log p_0(x) >= E[log p(z) + offset].
+def clean_offset(
+    score_fn: Any, x: jax.Array, key: jax.Array, *, first: int = 0, cond: Any = None
+) -> tuple[jax.Array, jax.Array]:
+    """(z, offset), (n, *shape) and (n,): a density p at t_min bounds that of the clean data, log p_0(x) >= E[log p(z) +
+    offset].
 
-    The model of x draws z from the density p at t_min, and x from N(E[x | z], (sigma/alpha)² I) with the score's E[x | z]. By Jensen, for
-    z = alpha x + sigma eps and eps^ = -sigma s(z, t_min) (Song et al. 2021, arXiv:2101.09258, appendix B.2),
+    The model of x draws z from the density p at t_min, and x from N(E[x | z], (sigma/alpha)² I) with the score's E[x |
+    z]. By Jensen, for z = alpha x + sigma eps and eps^ = -sigma s(z, t_min) (Song et al. 2021, arXiv:2101.09258,
+    appendix B.2),
 
         offset = log p(x | z) - log q(z | x) = d log alpha + ½ |eps|² - ½ |eps - eps^|²
 
-    in nats. Without the entropy of q, the middle term's mean with the 2 pi's, it would be no bound. For data without levels, of which
-    `log_prob(score_fn, x)` takes the clean x for a draw at t_min.
+    in nats. Without the entropy of q, the middle term's mean with the 2 pi's, it would be no bound. For data without
+    levels, of which `log_prob(score_fn, x)` takes the clean x for a draw at t_min.
 
     Args: as for `vlb`; one z for each row.
     """

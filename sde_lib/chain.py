@@ -3,8 +3,8 @@
     q(x_t | x_{t-1}) = N(sqrt(1 - beta_t) x_{t-1}, beta_t I)        t = 1..T
     q(x_t | x_0)     = N(alpha_t x_0, sigma_t² I)                   alpha_t² = prod_{s <= t} (1 - beta_s) = 1 - sigma_t²
 
-(Ho et al. 2020, arXiv:2006.11239, eq. 2 and 4.) alpha and sigma mean what they mean for an SDE, and not Ho et al.'s 1 - beta: alpha² is
-their alpha-bar. x is (n, *shape); t is a step, 1 to T, an integer or (n,) of them.
+(Ho et al. 2020, arXiv:2006.11239, eq. 2 and 4.) alpha and sigma mean what they mean for an SDE, and not Ho et al.'s 1 -
+beta: alpha² is their alpha-bar. x is (n, *shape); t is a step, 1 to T, an integer or (n,) of them.
 """
 
 import math
@@ -27,7 +27,8 @@ from sde_lib.sde import SDE, namespace
 class Chain:
     """q, the forward chain, as tables of which entry t - 1 belongs to step t.
 
-    A pytree whose leaves are the tables, computed once, on the host in float64: a compiled function rounds them, and computes none.
+    A pytree whose leaves are the tables, computed once, on the host in float64: a compiled function rounds them, and
+    computes none.
 
     Args:
         betas: (T,), the variance that each step adds, in (0, 1). Raises ValueError for others.
@@ -35,8 +36,8 @@ class Chain:
     The tables that follow from it, (T,) each:
         alpha, sigma: x_t = alpha x_0 + sigma eps.
         from_x, from_x0: the posterior's mean is from_x x_t + from_x0 x_0.
-        log_small: log of the posterior's variance; at t = 1, where that is zero, of the one at t = 2, as published code has it (of beta_1
-            in a chain of one step).
+        log_small: log of the posterior's variance; at t = 1, where that is zero, of the one at t = 2, as published code
+            has it (of beta_1 in a chain of one step).
         log_large: log beta.
     """
 
@@ -54,7 +55,9 @@ class Chain:
             raise ValueError(f"Chain: betas must be (T,) with at least one step, not of shape {betas.shape}")
         wrong = betas[~((betas > 0) & (betas < 1))]
         if len(wrong):
-            raise ValueError(f"Chain: every beta must lie between 0 and 1, not {wrong[0]:g}: cap it, at 0.999 for example")
+            raise ValueError(
+                f"Chain: every beta must lie between 0 and 1, not {wrong[0]:g}: cap it, at 0.999 for example"
+            )
         log_alpha_bar = np.cumsum(np.log1p(-betas))
         sigma2 = -np.expm1(log_alpha_bar)
         sigma2_before, alpha_before = np.append(0.0, sigma2[:-1]), np.append(1.0, np.exp(0.5 * log_alpha_bar[:-1]))
@@ -96,23 +99,28 @@ class Chain:
         return per_sample(row.alpha, x0) * x0, per_sample(row.sigma, x0) ** 2
 
     def posterior(self, x: jax.Array, x0: jax.Array, t: Any) -> tuple[jax.Array, jax.Array]:
-        """Mean, like x, and variance of q(x_{t-1} | x_t = x, x_0), which is x_0 itself for t = 1 (Ho et al. 2020, eq. 6 and 7)."""
+        """Mean, like x, and variance of q(x_{t-1} | x_t = x, x_0), which is x_0 itself for t = 1 (Ho et al. 2020, eq. 6
+        and 7).
+        """
         row = self.at(t)
         variance = jnp.where(per_sample(row.from_x, x) > 0, jnp.exp(per_sample(row.log_small, x)), 0)
         return per_sample(row.from_x, x) * x + per_sample(row.from_x0, x) * x0, variance
 
 
 def linear_betas(steps: int, max_beta: float = 0.999) -> np.ndarray:
-    """(steps,) betas, linear from 1e-4 to 0.02 at 1,000 steps; times 1000/steps at other lengths, so that x_T stays as noisy.
+    """(steps,) betas, linear from 1e-4 to 0.02 at 1,000 steps; times 1000/steps at other lengths, so that x_T stays as
+    noisy.
 
-    Ho et al. 2020, section 4; the rescaling is that of Nichol & Dhariwal's code. Below 21 steps it would leave (0, 1): `max_beta` caps it.
+    Ho et al. 2020, section 4; the rescaling is that of Nichol & Dhariwal's code. Below 21 steps it would leave (0, 1):
+    `max_beta` caps it.
     """
     _check_steps("linear_betas", steps)
     return np.minimum(np.linspace(1e-4, 0.02, steps) * 1000 / steps, max_beta)
 
 
 def cosine_betas(steps: int, max_beta: float = 0.999) -> np.ndarray:
-    """(steps,) betas of alpha_t = cos(a_t)/cos(a_0), a_t = (t/steps + s)/(1 + s) pi/2, s = 0.008: `CosineVP` at evenly spaced times.
+    """(steps,) betas of alpha_t = cos(a_t)/cos(a_0), a_t = (t/steps + s)/(1 + s) pi/2, s = 0.008: `CosineVP` at evenly
+    spaced times.
 
     Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 17. `max_beta` is their cap, which the last step always meets.
     """
@@ -140,13 +148,16 @@ def chain_of(sde: SDE, times: Any) -> Chain:
         raise ValueError(f"chain_of: times must stay within the SDE's [t_min, t_max] = [{sde.t_min:g}, {sde.t_max:g}]")
     variance = sde.alpha(times) ** 2 + sde.sigma(times) ** 2
     if not np.allclose(variance, 1, rtol=0, atol=1e-9):
-        raise ValueError(f"chain_of takes an SDE with alpha² + sigma² = 1, such as VP or CosineVP, not {type(sde).__name__}")
+        raise ValueError(
+            f"chain_of takes an SDE with alpha² + sigma² = 1, such as VP or CosineVP, not {type(sde).__name__}"
+        )
     # beta_t/sigma_t² = 1 - SNR_t/SNR_{t-1}: no difference of nearly equal alphas.
     share = -np.expm1(np.diff(sde.log_snr(times)))
     return Chain(sde.sigma(times) ** 2 * np.append(1.0, share))
 
 
-# What a network may predict, with the denoiser E[x_0 | x_t] as the pivot; each takes (chain, quantity, x, t) and returns one like x.
+# What a network may predict, with the denoiser E[x_0 | x_t] as the pivot; each takes (chain, quantity, x, t) and
+# returns one like x.
 Conversion = Callable[[Chain, jax.Array, jax.Array, Any], jax.Array]
 
 

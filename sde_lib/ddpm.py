@@ -1,10 +1,11 @@
 """The discrete diffusion model as a model in its own right: a chain of T steps, and no SDE.
 
-    q(x_t | x_{t-1})                                                                the forward chain, t = 1..T (sde_lib.chain)
-    p(x_{t-1} | x_t) = N(mean of q(x_{t-1} | x_t, x_0 = D(x_t, t)), Sigma_t)        the model, from p(x_T) = N(0, I)
+    q(x_t | x_{t-1})                                                                the forward chain, t = 1..T
+    (sde_lib.chain) p(x_{t-1} | x_t) = N(mean of q(x_{t-1} | x_t, x_0 = D(x_t, t)), Sigma_t)        the model, from
+    p(x_T) = N(0, I)
 
-(Ho et al. 2020, arXiv:2006.11239; Nichol & Dhariwal 2021, arXiv:2102.09672.) D is what the network says of x_0. x is (n, *shape); t is
-a step, 1 to T, an integer or (n,) of them.
+(Ho et al. 2020, arXiv:2006.11239; Nichol & Dhariwal 2021, arXiv:2102.09672.) D is what the network says of x_0. x is
+(n, *shape); t is a step, 1 to T, an integer or (n,) of them.
 """
 
 import math
@@ -37,24 +38,30 @@ LogVariance = Callable[[Chain, Any, jax.Array, Any], jax.Array]
 def fixed_small(chain: Chain, fraction: Any, x: jax.Array, t: Any) -> jax.Array:
     """The posterior's variance: right for data that are a single point (Ho et al. 2020, section 3.2).
 
-    At t = 1 see `Chain.log_small`. With steps even in log SNR, that variance goes to zero as they grow in number, and with it the
-    density of data without bins: there, `fixed_large`.
+    At t = 1 see `Chain.log_small`. With steps even in log SNR, that variance goes to zero as they grow in number, and
+    with it the density of data without bins: there, `fixed_large`.
     """
     return per_sample(chain.at(t).log_small, x)
 
 
 def fixed_large(chain: Chain, fraction: Any, x: jax.Array, t: Any) -> jax.Array:
-    """beta_t: right for data from N(0, I) (Ho et al. 2020, section 3.2). Their code has the posterior's at t = 1, as `fixed_small` does."""
+    """beta_t: right for data from N(0, I) (Ho et al. 2020, section 3.2). Their code has the posterior's at t = 1, as
+    `fixed_small` does.
+    """
     return per_sample(chain.at(t).log_large, x)
 
 
 def learned_range(chain: Chain, fraction: Any, x: jax.Array, t: Any) -> jax.Array:
-    """log Sigma = fraction log beta + (1 - fraction) log posterior variance (Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 15).
+    """log Sigma = fraction log beta + (1 - fraction) log posterior variance (Nichol & Dhariwal 2021, arXiv:2102.09672,
+    eq. 15).
 
     Raises ValueError for a network that predicts no fraction.
     """
     if fraction is None:
-        raise ValueError("learned_range: predict must return a pair (prediction, fraction); for one that returns an array: fixed_small")
+        raise ValueError(
+            "learned_range: predict must return a pair (prediction, fraction); for one that returns an array: "
+            "fixed_small"
+        )
     small = fixed_small(chain, fraction, x, t)
     return small + fraction * (fixed_large(chain, fraction, x, t) - small)
 
@@ -65,9 +72,9 @@ class Model:
     """p, the reverse chain of a network: what it says of x_0, and how sure it is of x_{t-1}.
 
     Args:
-        predict: `predict(x, t)`, t (n,): the prediction, like x, or, for `learned_range`, a pair with the fraction, like x in [0, 1].
-            A pytree, such as `jax.tree_util.Partial(apply, params)`, whose leaves never recompile; of a plain function, what it closes
-            over is a constant of the compiled code.
+        predict: `predict(x, t)`, t (n,): the prediction, like x, or, for `learned_range`, a pair with the fraction,
+            like x in [0, 1]. A pytree, such as `jax.tree_util.Partial(apply, params)`, whose leaves never recompile; of
+            a plain function, what it closes over is a constant of the compiled code.
         to_denoiser: what it predicts: `denoiser_from_noise`, `denoiser_from_v` or `denoiser_from_denoiser`.
         log_variance: `fixed_small`, `fixed_large` or `learned_range`.
     """
@@ -102,7 +109,8 @@ class NoiseOfScore:
 
 
 def l_simple(model: Model, chain: Chain, x0: jax.Array, key: jax.Array) -> jax.Array:
-    """mean (eps - E[eps | x_t])² over the entries of each example, (n,), at one random step each (Ho et al. 2020, eq. 14).
+    """mean (eps - E[eps | x_t])² over the entries of each example, (n,), at one random step each (Ho et al. 2020, eq.
+    14).
 
     The noise's error, whatever the network predicts.
     """
@@ -112,22 +120,30 @@ def l_simple(model: Model, chain: Chain, x0: jax.Array, key: jax.Array) -> jax.A
 
 
 def l_vlb(
-    model: Model, chain: Chain, x0: jax.Array, key: jax.Array, *, bin_width: float | None = None, stop_mean: bool = False
+    model: Model,
+    chain: Chain,
+    x0: jax.Array,
+    key: jax.Array,
+    *,
+    bin_width: float | None = None,
+    stop_mean: bool = False,
 ) -> jax.Array:
     """An unbiased estimate of `elbo`'s nats less their prior term, (n,): T times the term of one random step each.
 
     Args:
         bin_width: as for `elbo`.
-        stop_mean: no gradient through D, only through Sigma. In L_hybrid = L_simple + 0.001 L_vlb (bits per dimension in their code)
-            the mean learns by L_simple alone (Nichol & Dhariwal 2021, arXiv:2102.09672, section 3.1). With the same key both losses draw
-            the same steps and noise.
+        stop_mean: no gradient through D, only through Sigma. In L_hybrid = L_simple + 0.001 L_vlb (bits per dimension
+            in their code) the mean learns by L_simple alone (Nichol & Dhariwal 2021, arXiv:2102.09672, section 3.1).
+            With the same key both losses draw the same steps and noise.
     """
     _check_bin_width("l_vlb", bin_width)
     t, x, _ = _noised(chain, x0, key)
     denoised, log_variance = model(chain, x, t)
     if stop_mean:
         denoised = jax.lax.stop_gradient(denoised)
-    nats = jnp.where(t == 1, _reconstruction(x0, denoised, log_variance, bin_width), _kl(chain, x0, denoised, log_variance, t))
+    nats = jnp.where(
+        t == 1, _reconstruction(x0, denoised, log_variance, bin_width), _kl(chain, x0, denoised, log_variance, t)
+    )
     return chain.steps * nats
 
 
@@ -138,7 +154,8 @@ class ELBO(NamedTuple):
     prior: (n,), KL(q(x_T | x_0) || N(0, I)); no draw is in it.
     denoising: (n,), the sum of weights step_nats.
     reconstruction: (n,), -log p(x_0 | x_1).
-    step_nats, steps: (n, k), KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) and its t: all of 2..T in a row, or drawn ones.
+    step_nats, steps: (n, k), KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) and its t: all of 2..T in a row, or drawn
+        ones.
     weights: (n, k), 1, or of drawn steps one over the expected number of their draws.
     """
 
@@ -151,43 +168,65 @@ class ELBO(NamedTuple):
     weights: jax.Array
 
     def draws_variance(self) -> jax.Array:
-        """An unbiased estimate, (n,), of the variance of `denoising` that the draws of steps and of their x_t make; for drawn steps."""
+        """An unbiased estimate, (n,), of the variance of `denoising` that the draws of steps and of their x_t make; for
+        drawn steps.
+        """
         first, second = jnp.moveaxis((self.weights * self.step_nats).reshape(len(self.nats), -1, 2), 2, 0)
         return jnp.sum((first - second) ** 2, axis=1)
 
 
 def elbo(
-    model: Model, chain: Chain, x0: jax.Array, key: jax.Array, *, bin_width: float | None = None, first: int = 0, draws: int | None = None
+    model: Model,
+    chain: Chain,
+    x0: jax.Array,
+    key: jax.Array,
+    *,
+    bin_width: float | None = None,
+    first: int = 0,
+    draws: int | None = None,
 ) -> ELBO:
-    """The variational bound of -log p(x_0), each of its T terms with one draw of x_t (Ho et al. 2020, arXiv:2006.11239, eq. 5).
+    """The variational bound of -log p(x_0), each of its T terms with one draw of x_t (Ho et al. 2020, arXiv:2006.11239,
+    eq. 5).
 
     Step by step, so that memory does not grow with T, but for step_nats, steps and weights.
 
     Args:
         x0: (n, *shape).
         key: randomness; that of row i comes from (key, first + i).
-        bin_width: of data with levels, at the centres of bins that tile [-1, 1) (2/256 for bytes), or from -1 to 1 with both ends
-            (2/255): -log p(x_0 | x_1) is that of a probability, the Gaussian's mass on the bin, where the first and the last reach to
-            infinity (Ho et al. 2020, eq. 13). None for data without: that of a density.
-        draws: an even number of steps for each example in place of all T - 1, which leaves the bound's expectation as it is. A step is
-            drawn in proportion to the log SNR that it crosses, two in each of draws/2 equal parts of the range.
+        bin_width: of data with levels, at the centres of bins that tile [-1, 1) (2/256 for bytes), or from -1 to 1 with
+            both ends (2/255): -log p(x_0 | x_1) is that of a probability, the Gaussian's mass on the bin, where the
+            first and the last reach to infinity (Ho et al. 2020, eq. 13). None for data without: that of a density.
+        draws: an even number of steps for each example in place of all T - 1, which leaves the bound's expectation as
+            it is. A step is drawn in proportion to the log SNR that it crosses, two in each of draws/2 equal parts of
+            the range.
 
     Raises:
         ValueError: for such a bin_width or such draws, and for draws from a chain of one step.
     """
     _check_bin_width("elbo", bin_width)
     if draws is not None and (draws < 2 or draws % 2 or chain.steps < 2):
-        raise ValueError(f"elbo: draws must be even and at least 2, of a chain of at least 2 steps, not {draws} of {chain.steps}")
+        raise ValueError(
+            f"elbo: draws must be even and at least 2, of a chain of at least 2 steps, not {draws} of {chain.steps}"
+        )
     return _elbo(model, chain, x0, _row_keys(key, first, x0.shape[0]), bin_width, draws)
 
 
 def ancestral(
-    model: Model, chain: Chain, key: jax.Array, n: int, shape: tuple[int, ...], *, first: int = 0, dtype: Any = jnp.float32
+    model: Model,
+    chain: Chain,
+    key: jax.Array,
+    n: int,
+    shape: tuple[int, ...],
+    *,
+    first: int = 0,
+    dtype: Any = jnp.float32,
 ) -> Samples:
-    """n draws of the model, from x_T ~ N(0, I) down to D(x_1, 1), to which no noise is added (Ho et al. 2020, algorithm 2).
+    """n draws of the model, from x_T ~ N(0, I) down to D(x_1, 1), to which no noise is added (Ho et al. 2020, algorithm
+    2).
 
-    Sample i depends on (key, first + i) alone, whatever the batch. With the same key, and from the prior N(0, I), the sampler `Ancestral`
-    on the SDE and the times of `chain_of`, with its final denoising, draws the same samples where the variance is `fixed_small`.
+    Sample i depends on (key, first + i) alone, whatever the batch. With the same key, and from the prior N(0, I), the
+    sampler `Ancestral` on the SDE and the times of `chain_of`, with its final denoising, draws the same samples where
+    the variance is `fixed_small`.
 
     Raises:
         ValueError: for n less than 1.
@@ -201,7 +240,9 @@ def ancestral(
 def _elbo(model: Model, chain: Chain, x0: jax.Array, keys: jax.Array, bin_width: Any, draws: int | None) -> ELBO:
     def reverse(t: Any, number: Any) -> tuple[jax.Array, jax.Array]:
         mean, variance = chain.jump(x0, t)
-        return model(chain, mean + jnp.sqrt(variance) * normal_like(jax.vmap(jax.random.fold_in, (0, None))(keys, number), x0), t)
+        return model(
+            chain, mean + jnp.sqrt(variance) * normal_like(jax.vmap(jax.random.fold_in, (0, None))(keys, number), x0), t
+        )
 
     def step(_: None, drawn: tuple[jax.Array, jax.Array]) -> tuple[None, jax.Array]:
         t, number = drawn
@@ -225,12 +266,16 @@ def _elbo(model: Model, chain: Chain, x0: jax.Array, keys: jax.Array, bin_width:
 
 
 def _drawn_steps(chain: Chain, keys: jax.Array, draws: int, dtype: Any) -> tuple[jax.Array, jax.Array]:
-    """(steps from 2 to T, their weights), both (draws, n); draws 2 i and 2 i + 1 come from one part of the range of log SNR."""
+    """(steps from 2 to T, their weights), both (draws, n); draws 2 i and 2 i + 1 come from one part of the range of log
+    SNR.
+    """
     log_snr = 2 * (jnp.log(jnp.asarray(chain.alpha, dtype)) - jnp.log(jnp.asarray(chain.sigma, dtype)))
     crossed = log_snr[0] - log_snr
     u = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 0), (draws,), dtype))(keys)
     place = (2 * crossed[-1] / draws) * (jnp.arange(draws)[None] // 2 + u)
-    index = jnp.clip(jnp.searchsorted(crossed, place, side="right"), 1, chain.steps - 1)  # entry t - 1 belongs to step t
+    index = jnp.clip(
+        jnp.searchsorted(crossed, place, side="right"), 1, chain.steps - 1
+    )  # entry t - 1 belongs to step t
     return (index + 1).T, (crossed[-1] / (draws * (crossed[index] - crossed[index - 1]))).T
 
 
@@ -260,7 +305,8 @@ def _noised(chain: Chain, x0: jax.Array, key: jax.Array) -> tuple[jax.Array, jax
 
 
 def _kl(chain: Chain, x0: jax.Array, denoised: jax.Array, log_variance: jax.Array, t: Any) -> jax.Array:
-    """KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) for t > 1, (n,): ½ sum r - 1 - log r + (difference of means)²/Sigma.
+    """KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) for t > 1, (n,): ½ sum r - 1 - log r + (difference of
+    means)²/Sigma.
 
     r is the ratio of q's variance to p's.
     """
@@ -282,7 +328,8 @@ def _log_mass(x0: jax.Array, mean: jax.Array, std: jax.Array, bin_width: Any) ->
     left, right = (x0 - 0.5 * bin_width - mean) / std, (x0 + 0.5 * bin_width - mean) / std
     # Centres lie half a bin from an end, or on it; their neighbours a bin or more.
     is_first, is_last = x0 < -1 + 0.75 * bin_width, x0 > 1 - 0.75 * bin_width
-    # The mass on (left, right) is that on (-right, -left): taken in the lower tail, where log_ndtr keeps its relative precision.
+    # The mass on (left, right) is that on (-right, -left): taken in the lower tail, where log_ndtr keeps its relative
+    # precision.
     mirrored = is_last | (~is_first & (left + right > 0))
     low, high = jnp.where(mirrored, -right, left), jnp.where(mirrored, -left, right)
     log_below = log_ndtr(high)
@@ -296,4 +343,7 @@ def _row_keys(key: jax.Array, first: int, n: int) -> jax.Array:
 
 def _check_bin_width(name: str, bin_width: Any) -> None:
     if bin_width is not None and not isinstance(bin_width, jax.core.Tracer) and not bin_width > 0:
-        raise ValueError(f"{name}: bin_width must be positive (2/256 for bytes on [-1, 1)), or None for data without bins, not {bin_width}")
+        raise ValueError(
+            f"{name}: bin_width must be positive (2/256 for bytes on [-1, 1)), or None for data without bins, not "
+            f"{bin_width}"
+        )

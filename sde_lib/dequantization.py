@@ -1,6 +1,7 @@
 """From levels to densities: a discrete x, at the centre of its bin, becomes z at t_min with a known log q(z | x).
 
-A density p of z then bounds the probability of the level, and the tighter the more draws (Burda et al. 2016, arXiv:1509.00519, eq. 8):
+A density p of z then bounds the probability of the level, and the tighter the more draws (Burda et al. 2016,
+arXiv:1509.00519, eq. 8):
 
     log P(x) >= E log (1/K) sum_k p(z_k)/q(z_k | x)
 
@@ -46,8 +47,8 @@ class TruncatedNormalDequantization:
 
     Zheng et al. 2023, arXiv:2305.03935, section 4.2.
 
-    The bins tile the space of z. A network trained on bin centres has seen just these z, but for the tails: it needs no training for it,
-    and where it was trained with little noise the bound is tighter than the uniform one.
+    The bins tile the space of z. A network trained on bin centres has seen just these z, but for the tails: it needs no
+    training for it, and where it was trained with little noise the bound is tighter than the uniform one.
     """
 
     bin_width: float
@@ -71,4 +72,6 @@ def importance_weighted(log_ratios: Any) -> jax.Array:
 
 def _check(bin_width: float) -> None:
     if not bin_width > 0:
-        raise ValueError(f"bin_width must be positive, not {bin_width}: it is the width of one level, 2/levels for data in [-1, 1)")
+        raise ValueError(
+            f"bin_width must be positive, not {bin_width}: it is the width of one level, 2/levels for data in [-1, 1)"
+        )

@@ -1,7 +1,7 @@
 """Exact distributions: what every sampler and likelihood is checked against.
 
-A distribution gives `sample(key, n)`, `log_prob(x)` in nats and `score(x)`; those that stay exact under diffusion also give
-`at(sde, t)`, the distribution of x_t.
+A distribution gives `sample(key, n)`, `log_prob(x)` in nats and `score(x)`; those that stay exact under diffusion also
+give `at(sde, t)`, the distribution of x_t.
 """
 
 from collections.abc import Callable
@@ -44,7 +44,8 @@ class IsotropicGaussian:
 @register_dataclass
 @dataclass(frozen=True)
 class DiagonalGaussian:
-    """N(mean, diag(std²)) over arrays like mean: with the data's moments, `at(sde, sde.t_max)` is a closer prior than the SDE's own.
+    """N(mean, diag(std²)) over arrays like mean: with the data's moments, `at(sde, sde.t_max)` is a closer prior than
+    the SDE's own.
 
     mean, std: arrays of one shape.
     """
@@ -129,13 +130,18 @@ class GaussianMixture:
     @staticmethod
     def _checked_eigh(weights: np.ndarray, covariances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if (weights < 0).any() or abs(weights.sum() - 1) > 1e-4:
-            raise ValueError(f"GaussianMixture: weights must be positive and sum to 1, not {weights}: divide them by their sum")
+            raise ValueError(
+                f"GaussianMixture: weights must be positive and sum to 1, not {weights}: divide them by their sum"
+            )
         scale = np.abs(covariances).max()
         if np.abs(covariances - covariances.swapaxes(-1, -2)).max() > 1e-4 * scale:
             raise ValueError("GaussianMixture: each covariance must be symmetric: use 0.5 * (S + S.T)")
         variances, basis = np.linalg.eigh(covariances)
         if variances.min() < -1e-5 * scale:
-            raise ValueError(f"GaussianMixture: each covariance must be positive semi-definite; an eigenvalue is {variances.min():.3g}")
+            raise ValueError(
+                "GaussianMixture: each covariance must be positive semi-definite; an eigenvalue is "
+                f"{variances.min():.3g}"
+            )
         return np.maximum(variances, 0), basis
 
     def tree_flatten(self) -> tuple[tuple[Any, ...], None]:

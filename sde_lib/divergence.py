@@ -1,8 +1,10 @@
-"""The divergence of a field, div f = tr(df/dx), in one pass with its value: exactly, or from probes by forward derivatives.
+"""The divergence of a field, div f = tr(df/dx), in one pass with its value: exactly, or from probes by forward
+derivatives.
 
-For a symmetric Jacobian A a probe's estimate v' A v has variance 2 (|A|_F² - sum_j a_jj²) with Rademacher entries, 2 |A|_F² with normal
-ones. A score's Jacobian is dominated by its diagonal, so Rademacher probes are the default. Hutch++ (Meyer et al. 2021) is not here: at
-equal cost, six forward derivatives, its standard deviation was 1.6 to 2.8 times as large on a network of the digits at six noise levels.
+For a symmetric Jacobian A a probe's estimate v' A v has variance 2 (|A|_F² - sum_j a_jj²) with Rademacher entries, 2
+|A|_F² with normal ones. A score's Jacobian is dominated by its diagonal, so Rademacher probes are the default. Hutch++
+(Meyer et al. 2021) is not here: at equal cost, six forward derivatives, its standard deviation was 1.6 to 2.8 times as
+large on a network of the digits at six noise levels.
 """
 
 from collections.abc import Callable
@@ -20,7 +22,9 @@ class Divergence(Protocol):
 
     def probes(self, keys: Any, x: jax.Array) -> jax.Array: ...
 
-    def __call__(self, fn: Field, x: jax.Array, probes: jax.Array, isotropic: Any = 0.0) -> tuple[jax.Array, jax.Array]: ...
+    def __call__(
+        self, fn: Field, x: jax.Array, probes: jax.Array, isotropic: Any = 0.0
+    ) -> tuple[jax.Array, jax.Array]: ...
 
 
 @dataclass(frozen=True)

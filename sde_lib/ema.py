@@ -1,12 +1,12 @@
 """Averages of the weights over training whose length is chosen afterwards: power functions and their reconstruction.
 
-Karras et al. 2024, arXiv:2312.02696, section 3 and appendix C. After t updates an average of relative width sigma_rel weighs the params of
-time tau by its profile (eq. 121 and 123)
+Karras et al. 2024, arXiv:2312.02696, section 3 and appendix C. After t updates an average of relative width sigma_rel
+weighs the params of time tau by its profile (eq. 121 and 123)
 
     p(tau) = (gamma + 1) tau^gamma/t^(gamma + 1) on [0, t]        sigma_rel² = (gamma + 1)/((gamma + 2)² (gamma + 3))
 
-so that its length grows with t and it forgets the initial params. Snapshots of two such averages, saved now and then, span nearly every
-other one: a weighted sum of them is the average at a sigma_rel that was never tracked.
+so that its length grows with t and it forgets the initial params. Snapshots of two such averages, saved now and then,
+span nearly every other one: a weighted sum of them is the average at a sigma_rel that was never tracked.
 """
 
 from collections.abc import Sequence
@@ -21,12 +21,15 @@ _WIDEST = 12**-0.5
 
 
 def gamma_of(sigma_rel: float) -> float:
-    """The profile's exponent: the largest root of gamma³ + 7 gamma² + (16 - sigma_rel^-2) gamma + 12 - sigma_rel^-2 (eq. 126).
+    """The profile's exponent: the largest root of gamma³ + 7 gamma² + (16 - sigma_rel^-2) gamma + 12 - sigma_rel^-2
+    (eq. 126).
 
     Raises ValueError outside 0 < sigma_rel < 12^(-1/2), where gamma would not be positive.
     """
     if not 0 < sigma_rel < _WIDEST:
-        raise ValueError(f"sigma_rel must be above 0 and below {_WIDEST:.4f}, where an average is the plain mean, not {sigma_rel}")
+        raise ValueError(
+            f"sigma_rel must be above 0 and below {_WIDEST:.4f}, where an average is the plain mean, not {sigma_rel}"
+        )
     s = float(sigma_rel) ** -2
     return float(np.roots([1, 7, 16 - s, 12 - s]).real.max())
 
@@ -34,17 +37,18 @@ def gamma_of(sigma_rel: float) -> float:
 def power_ema_decay(sigma_rel: float, step: Any) -> jax.Array:
     """beta = (1 - 1/t)^(gamma + 1) of the update ema <- beta ema + (1 - beta) params number t = 1, 2, ... (eq. 127).
 
-    The first update takes the params whole. After t of them the params of update s weigh (s^(gamma+1) - (s-1)^(gamma+1))/t^(gamma+1), the
-    integral of the profile over [s - 1, s].
+    The first update takes the params whole. After t of them the params of update s weigh (s^(gamma+1) -
+    (s-1)^(gamma+1))/t^(gamma+1), the integral of the profile over [s - 1, s].
     """
     return jnp.exp((gamma_of(sigma_rel) + 1) * jnp.log1p(-1 / jnp.asarray(step, jnp.float32)))
 
 
 def reconstruction_weights(profiles: Sequence[tuple[int, float]], step: int, sigma_rel: float) -> np.ndarray:
-    """The weight of each profile (step, sigma_rel) in the sum that is nearest, in least squares, to the one asked for; they sum to 1.
+    """The weight of each profile (step, sigma_rel) in the sum that is nearest, in least squares, to the one asked for;
+    they sum to 1.
 
-    A w = b with the inner products A of the profiles and b of each with the target (appendix C, algorithm 3), in float64. Much nearer
-    where `step` is one of the profiles' own: only they end with it.
+    A w = b with the inner products A of the profiles and b of each with the target (appendix C, algorithm 3), in
+    float64. Much nearer where `step` is one of the profiles' own: only they end with it.
 
     Raises ValueError without profiles, or where `step` is not between the first and the last of them.
     """
@@ -55,7 +59,9 @@ def reconstruction_weights(profiles: Sequence[tuple[int, float]], step: int, sig
     if first < 1:
         raise ValueError(f"reconstruct: steps count from 1, and a snapshot's is {first:g}: leave it out")
     if not first <= step <= last:
-        raise ValueError(f"reconstruct: step must be between the first and the last snapshot's, {first:g} and {last:g}, not {step}")
+        raise ValueError(
+            f"reconstruct: step must be between the first and the last snapshot's, {first:g} and {last:g}, not {step}"
+        )
     gammas = np.array([gamma_of(width) for _, width in profiles])
     products = _inner_product(steps[:, None], gammas[:, None], steps[None], gammas[None])
     wanted = _inner_product(steps, gammas, float(step), gamma_of(sigma_rel))
@@ -67,7 +73,8 @@ def reconstruction_weights(profiles: Sequence[tuple[int, float]], step: int, sig
 def reconstruct(snapshots: Sequence[tuple[int, float, Any]], step: int, sigma_rel: float) -> Any:
     """The params' average at `step` of width sigma_rel, from snapshots (step, sigma_rel, params) of tracked averages.
 
-    Summed in float64 on the host, since the weights have both signs; the result has the snapshots' structure and dtypes, in host memory.
+    Summed in float64 on the host, since the weights have both signs; the result has the snapshots' structure and
+    dtypes, in host memory.
 
     Raises ValueError: see `reconstruction_weights`.
     """

@@ -1,4 +1,6 @@
-"""Stationary Gaussian fields on a periodic grid: exact in as many dimensions as there are pixels, by the fast Fourier transform."""
+"""Stationary Gaussian fields on a periodic grid: exact in as many dimensions as there are pixels, by the fast Fourier
+transform.
+"""
 
 from dataclasses import dataclass
 from functools import partial
@@ -14,14 +16,15 @@ from sde_lib.pytree import register_dataclass
 @partial(register_dataclass, static=("shape",))
 @dataclass(frozen=True)
 class StationaryGaussianField:
-    """A real field x of mean 0 whose Fourier modes are independent, of variance P(k): covariance F* diag(P) F, F the unitary transform.
+    """A real field x of mean 0 whose Fourier modes are independent, of variance P(k): covariance F* diag(P) F, F the
+    unitary transform.
 
     Diffusion keeps it one, with alpha² P + sigma².
 
     Args:
         shape: (h, w), the grid.
-        spectrum: P, (h, w//2 + 1), positive, in the layout of `numpy.fft.rfft2`; E x² is the mean of P over all modes. P(k) = P(-k), which
-            binds the columns 0 and w/2 to be symmetric.
+        spectrum: P, (h, w//2 + 1), positive, in the layout of `numpy.fft.rfft2`; E x² is the mean of P over all modes.
+            P(k) = P(-k), which binds the columns 0 and w/2 to be symmetric.
     """
 
     shape: tuple[int, int]
@@ -52,14 +55,18 @@ class StationaryGaussianField:
 
 
 def power_law_field(shape: tuple[int, int], exponent: float = 1.0) -> StationaryGaussianField:
-    """The field of amplitude spectrum 1/f^exponent, E x² = 1; f in cycles per grid, of which 0 counts as 1. Natural images are near 1."""
+    """The field of amplitude spectrum 1/f^exponent, E x² = 1; f in cycles per grid, of which 0 counts as 1. Natural
+    images are near 1.
+    """
     spectrum = np.maximum(_frequency(shape), 1.0) ** (-2 * exponent)
     mean = np.sum(_multiplicity(shape) * spectrum) / np.prod(shape)
     return StationaryGaussianField(shape, jnp.asarray(spectrum / mean, jnp.float32))
 
 
 class RadialSpectrum(NamedTuple):
-    """For each ring f - ½ <= |k| < f + ½: its frequency, the mean power of its modes, and how many independent real numbers are in it."""
+    """For each ring f - ½ <= |k| < f + ½: its frequency, the mean power of its modes, and how many independent real
+    numbers are in it.
+    """
 
     frequency: np.ndarray
     power: np.ndarray
@@ -99,7 +106,9 @@ def _frequency(shape: tuple[int, int]) -> np.ndarray:
 
 
 def _multiplicity(shape: tuple[int, int]) -> np.ndarray:
-    """How often each of rfft2's modes counts among all h w: twice, with its mirror image, but for the columns that are their own."""
+    """How often each of rfft2's modes counts among all h w: twice, with its mirror image, but for the columns that are
+    their own.
+    """
     h, w = shape
     twice = np.full((h, w // 2 + 1), 2.0)
     twice[:, 0] = 1

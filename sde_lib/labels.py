@@ -1,7 +1,7 @@
 """What a network is told of the noise at time t: its noise label, (n,) or a scalar, as t is.
 
-A network of this project takes EDM's. One trained elsewhere takes the label that it was trained with; any of them works under any SDE that
-the label's formula is made for.
+A network of this project takes EDM's. One trained elsewhere takes the label that it was trained with; any of them works
+under any SDE that the label's formula is made for.
 """
 
 from dataclasses import dataclass
@@ -31,7 +31,9 @@ class LogSNRLabel:
 @register_dataclass
 @dataclass(frozen=True)
 class LogSigmaLabel:
-    """log sigma: NCSN++ on `VE`, whose Fourier features are those of log sigma (Song et al. 2021, arXiv:2011.13456, appendix H.1)."""
+    """log sigma: NCSN++ on `VE`, whose Fourier features are those of log sigma (Song et al. 2021, arXiv:2011.13456,
+    appendix H.1).
+    """
 
     def __call__(self, sde: SDE, t: Any) -> Any:
         return jnp.log(sde.sigma(t))
@@ -40,7 +42,9 @@ class LogSigmaLabel:
 @register_dataclass
 @dataclass(frozen=True)
 class TimeLabel:
-    """scale t: DDPM++ on `VP` and `SubVP`. 999, the last label of a discrete chain of 1,000 steps, also where steps are continuous."""
+    """scale t: DDPM++ on `VP` and `SubVP`. 999, the last label of a discrete chain of 1,000 steps, also where steps are
+    continuous.
+    """
 
     scale: Any = 999.0
 
@@ -51,7 +55,9 @@ class TimeLabel:
 @register_dataclass
 @dataclass(frozen=True)
 class ReversedTimeLabel:
-    """scale (t_max - t): the discrete VE networks of Song et al. 2021, which count their noise levels from the largest down."""
+    """scale (t_max - t): the discrete VE networks of Song et al. 2021, which count their noise levels from the largest
+    down.
+    """
 
     scale: Any = 999.0
 
@@ -62,9 +68,11 @@ class ReversedTimeLabel:
 @register_dataclass
 @dataclass(frozen=True)
 class ChainLabel:
-    """The step, from 0, at which a discrete chain has the SDE's log SNR at t; between two steps linear in log SNR, beyond the ends the end.
+    """The step, from 0, at which a discrete chain has the SDE's log SNR at t; between two steps linear in log SNR,
+    beyond the ends the end.
 
-    For a network trained on the chain alone (Ho et al. 2020, arXiv:2006.11239; Lu et al. 2022, arXiv:2206.00927, appendix D, for the idea).
+    For a network trained on the chain alone (Ho et al. 2020, arXiv:2006.11239; Lu et al. 2022, arXiv:2206.00927,
+    appendix D, for the idea).
 
     Args:
         log_snr: (T,), decreasing: log(alpha²/sigma²) after steps 1..T, from `Chain`'s tables.

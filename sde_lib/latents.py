@@ -1,7 +1,7 @@
 """Latents of the probability-flow ODE: a path between two of them, and how typical an example is.
 
-Under the model a latent at t_max is a draw of the prior N(0, sigma(t_max)² I): its direction is uniform, and |z|²/sigma(t_max)² is
-chi-squared with d degrees of freedom, d the number of entries.
+Under the model a latent at t_max is a draw of the prior N(0, sigma(t_max)² I): its direction is uniform, and
+|z|²/sigma(t_max)² is chi-squared with d degrees of freedom, d the number of entries.
 """
 
 from typing import Any, NamedTuple
@@ -30,10 +30,11 @@ def spherical_interpolation(a: Any, b: Any, weight: Any) -> jax.Array:
 
         z = r (sin((1 - w) theta) u + sin(w theta) v)/sin(theta),        r² = (1 - w) |a|² + w |b|²
 
-    (Shoemake 1985, "Animating rotation with quaternion curves"; Song et al. 2021, arXiv:2010.02502, appendix D.5, which is the same where
-    |a| = |b|). The angle from a is w theta, whatever the norms. For independent a and b from N(0, s² I) in two or more dimensions, z has
-    at every w the mean and covariance of N(0, s² I); on the straight line the variance falls to half of it. Where a and b are parallel or
-    opposite to rounding, and there is no one great circle, the weights of u and v are 1 - w and w.
+    (Shoemake 1985, "Animating rotation with quaternion curves"; Song et al. 2021, arXiv:2010.02502, appendix D.5, which
+    is the same where |a| = |b|). The angle from a is w theta, whatever the norms. For independent a and b from N(0, s²
+    I) in two or more dimensions, z has at every w the mean and covariance of N(0, s² I); on the straight line the
+    variance falls to half of it. Where a and b are parallel or opposite to rounding, and there is no one great circle,
+    the weights of u and v are 1 - w and w.
 
     Args:
         a, b: (n, *shape), or (1, *shape) for the same latent in every row.
@@ -44,7 +45,9 @@ def spherical_interpolation(a: Any, b: Any, weight: Any) -> jax.Array:
     a, b = jnp.asarray(a), jnp.asarray(b)
     weight = jnp.asarray(weight, a.dtype)
     if a.ndim < 2 or a.shape[1:] != b.shape[1:] or weight.ndim > 1:
-        raise ValueError(f"a and b must be (n, *shape) and weight (n,) or a scalar, not {a.shape}, {b.shape} and {weight.shape}")
+        raise ValueError(
+            f"a and b must be (n, *shape) and weight (n,) or a scalar, not {a.shape}, {b.shape} and {weight.shape}"
+        )
     rows = np.broadcast_shapes(a.shape[:1], b.shape[:1], weight.shape)
     if not isinstance(weight, jax.core.Tracer) and not bool(jnp.all((weight >= 0) & (weight <= 1))):
         raise ValueError(f"weight must be in [0, 1], not {weight}")
@@ -76,15 +79,17 @@ def _direction(latent: jax.Array) -> tuple[jax.Array, jax.Array]:
 def typicality(nats: Any, reference_nats: Any) -> Typicality:
     """How far each example's log-density lies from that of typical data, on either side of it.
 
-    Draws of a density p have -log p(x) near the entropy H of p, and not the highest density: images that are plain and so more likely
-    than any data are out of distribution too. The statistic is log p(x) + H, with H from the reference (Nalisnick et al. 2019,
-    arXiv:1906.02994, with one example), in units of the reference's standard deviation and with its sign. With m reference values
+    Draws of a density p have -log p(x) near the entropy H of p, and not the highest density: images that are plain and
+    so more likely than any data are out of distribution too. The statistic is log p(x) + H, with H from the reference
+    (Nalisnick et al. 2019, arXiv:1906.02994, with one example), in units of the reference's standard deviation and with
+    its sign. With m reference values
 
         p_value = min(1, 2 (1 + min(#{reference <= nats}, #{reference >= nats}))/(m + 1))
 
-    If the example and the reference are exchangeable, P(p_value <= q) <= q, with equality at q = 2k/(m + 1) where no two values are
-    equal: noise that an estimator adds to all of them alike does no harm (Bates et al. 2023, arXiv:2104.08279, on each side).
-    Examples that the network was trained on are not exchangeable with others once it has learnt them by heart.
+    If the example and the reference are exchangeable, P(p_value <= q) <= q, with equality at q = 2k/(m + 1) where no
+    two values are
+    equal: noise that an estimator adds to all of them alike does no harm (Bates et al. 2023, arXiv:2104.08279, on each
+    side). Examples that the network was trained on are not exchangeable with others once it has learnt them by heart.
 
     Args:
         nats: (n,) log-densities in nats, as `log_prob` gives them.
@@ -94,7 +99,9 @@ def typicality(nats: Any, reference_nats: Any) -> Typicality:
     """
     nats, reference = (np.asarray(values, np.float64) for values in (nats, reference_nats))
     if nats.ndim != 1 or reference.ndim != 1 or len(reference) < 2:
-        raise ValueError(f"typicality takes nats (n,) and reference_nats (m,) with m >= 2, not {nats.shape} and {reference.shape}")
+        raise ValueError(
+            f"typicality takes nats (n,) and reference_nats (m,) with m >= 2, not {nats.shape} and {reference.shape}"
+        )
     if not (np.isfinite(nats).all() and np.isfinite(reference).all()):
         raise ValueError("typicality: a log-density is not finite; look for non-finite scores")
     ordered, std = np.sort(reference), reference.std(ddof=1)
@@ -107,11 +114,13 @@ def typicality(nats: Any, reference_nats: Any) -> Typicality:
 
 
 def latent_typicality(latent: Any, std: Any) -> Typicality:
-    """How far each latent's |z|²/std² lies from the chi-squared law with d degrees of freedom that it has under the model.
+    """How far each latent's |z|²/std² lies from the chi-squared law with d degrees of freedom that it has under the
+    model.
 
         z = (|z|²/std² - d)/sqrt(2 d),        p_value = 2 min(F, 1 - F),  F the law's distribution function
 
-    It needs no reference and no divergence, but sees only the norm. latent: (n, *shape); std: sigma(t_max), that of the prior.
+    It needs no reference and no divergence, but sees only the norm. latent: (n, *shape); std: sigma(t_max), that of the
+    prior.
     """
     latent = jnp.asarray(latent)
     return Typicality(*_norm_test(latent, jnp.asarray(std, latent.dtype)))

@@ -1,11 +1,13 @@
 """Log-density of data under the probability-flow ODE.
 
-Along dx/dt = f x - ½ g² s the density obeys d log p/dt = -div(f x - ½ g² s), so with x at t_min carried to its latent at t_max
+Along dx/dt = f x - ½ g² s the density obeys d log p/dt = -div(f x - ½ g² s), so with x at t_min carried to its latent
+at t_max
 
     log p_{t_min}(x) = log p_{t_max}(latent) + d log(alpha(t_max)/alpha(t_min)) - ½ ∫ g² div s dt
 
-(Song et al. 2021, arXiv:2011.13456, eq. 39; Grathwohl et al. 2019, arXiv:1810.01367). The linear drift's divergence is exact; only the
-score's is computed, or estimated. This is the density of the ODE's model, never of the samples that a stochastic sampler draws.
+(Song et al. 2021, arXiv:2011.13456, eq. 39; Grathwohl et al. 2019, arXiv:1810.01367). The linear drift's divergence is
+exact; only the score's is computed, or estimated. This is the density of the ODE's model, never of the samples that a
+stochastic sampler draws.
 """
 
 import math
@@ -61,10 +63,11 @@ def log_prob(
         x: (n, *shape), taken as points at t_min.
         key: randomness of the probes, those of row i from (key, first + i); not needed for `Exact()`.
         divergence: `Exact()` (default) or `Hutchinson(probes=4)`.
-        data_std: standard deviation of the data. The score's Jacobian is then near -I/(alpha² data_std² + sigma²), a part whose divergence
-            is known, and only the residual is probed: normal probes gain by it, Rademacher ones are exact on it anyway.
-        log_snr: integrate over log SNR, or else over t. In t a third of the calls is saved on VP and SubVP, but in many dimensions the
-            error is a hundred times as large where alpha ends at 0, on cosine VP and rectified flow.
+        data_std: standard deviation of the data. The score's Jacobian is then near -I/(alpha² data_std² + sigma²), a
+            part whose divergence is known, and only the residual is probed: normal probes gain by it, Rademacher ones
+            are exact on it anyway.
+        log_snr: integrate over log SNR, or else over t. In t a third of the calls is saved on VP and SubVP, but in many
+            dimensions the error is a hundred times as large where alpha ends at 0, on cosine VP and rectified flow.
         prior: distribution at t_max; default the SDE's N(0, sigma(t_max)² I). The difference from the exact p_T,
             `data.at(sde, sde.t_max)`, goes into the result in full.
         rtol, atol, solver, max_steps, per_sample: as for `ProbabilityFlow`.
@@ -100,15 +103,17 @@ def log_prob(
 def _error_in_nats(error: tuple[jax.Array, jax.Array]) -> jax.Array:
     """The largest, over the samples, of the Euclidean norm of x's scaled error, and of the log-density's over sqrt(d).
 
-    A displacement dx moves the log-density by s·dx, a sum over the entries. Their root mean square, which is enough for samples, would let
-    the log-density of a point in 50 dimensions drift by a hundred times the tolerance.
+    A displacement dx moves the log-density by s·dx, a sum over the entries. Their root mean square, which is enough for
+    samples, would let the log-density of a point in 50 dimensions drift by a hundred times the tolerance.
     """
     x, change = error
     norm2 = jnp.sum(x.reshape(x.shape[0], -1) ** 2, axis=1)
     return jnp.maximum(jnp.sqrt(jnp.max(norm2)), jnp.max(jnp.abs(change)) / x[0].size ** 0.5)
 
 
-Args = tuple[ScoreFn, Any, jax.Array, jax.Array]  # the score, its conditioning, the probes, the data's standard deviation
+Args = tuple[
+    ScoreFn, Any, jax.Array, jax.Array
+]  # the score, its conditioning, the probes, the data's standard deviation
 
 
 @dataclass(frozen=True)
@@ -141,8 +146,10 @@ class _Augmented:
 
 
 def bits_per_dim(nats: Any, dim: int, bin_width: float) -> Any:
-    """Bits per dimension of discrete data, from the log-density in nats of its dequantised self: -nats/(dim ln 2) - log2(bin_width).
+    """Bits per dimension of discrete data, from the log-density in nats of its dequantised self: -nats/(dim ln 2) -
+    log2(bin_width).
 
-    bin_width is the width of one level in the model's space: 2/256 for bytes scaled to [-1, 1), which gives the well-known +7.
+    bin_width is the width of one level in the model's space: 2/256 for bytes scaled to [-1, 1), which gives the
+    well-known +7.
     """
     return -nats / (dim * math.log(2)) - math.log2(bin_width)

@@ -4,8 +4,8 @@ With x_t = alpha x_0 + sigma eps, the loss of one example is, averaged over its 
 
     w(t)/q(t) mean (sigma s(x_t, t) + eps)²        t ~ q on [t_min, t_max]
 
-where w is the weighting and q the law of times, as a density relative to the uniform one. Any weighting goes with any law: the law
-changes the variance of the loss, the weighting what it estimates.
+where w is the weighting and q the law of times, as a density relative to the uniform one. Any weighting goes with any
+law: the law changes the variance of the loss, the weighting what it estimates.
 
 A weighting is a weight on the noise's error. Papers that put theirs on another error are converted: for one x_t, with
 rho = sigma/alpha = SNR^(-1/2), which is EDM's sigma,
@@ -40,7 +40,8 @@ def sigma2_weighting(sde: SDE, t: jax.Array) -> jax.Array:
 def likelihood_weighting(sde: SDE, t: jax.Array) -> jax.Array:
     """lambda(t) = g² on the score's error, g²/sigma² on the noise's (Song et al. 2021, arXiv:2101.09258, theorem 1).
 
-    d/2 (t_max - t_min) times the mean loss, less its value at the true score, bounds KL(data || model) in nats, up to the prior's term.
+    d/2 (t_max - t_min) times the mean loss, less its value at the true score, bounds KL(data || model) in nats, up to
+    the prior's term.
     """
     return sde.g2(t) / sde.sigma(t) ** 2
 
@@ -48,23 +49,28 @@ def likelihood_weighting(sde: SDE, t: jax.Array) -> jax.Array:
 def flow_matching_weighting(sde: SDE, t: jax.Array) -> jax.Array:
     """The noise's error as that of the velocity eps - x_0: ((alpha + sigma)/alpha)².
 
-    With `uniform_t` on `RectifiedFlow` the loss is conditional flow matching's (Lipman et al. 2023, arXiv:2210.02747, eq. 9).
+    With `uniform_t` on `RectifiedFlow` the loss is conditional flow matching's (Lipman et al. 2023, arXiv:2210.02747,
+    eq. 9).
     """
     alpha, sigma = sde.alpha(t), sde.sigma(t)
     return ((alpha + sigma) / alpha) ** 2
 
 
 def v_weighting(sde: SDE, t: jax.Array) -> jax.Array:
-    """The noise's error as that of `VPrediction`'s v: 1 + rho², that is (SNR + 1)/SNR. Salimans & Ho 2022, arXiv:2202.00512, section 4.
+    """The noise's error as that of `VPrediction`'s v: 1 + rho², that is (SNR + 1)/SNR. Salimans & Ho 2022,
+    arXiv:2202.00512, section 4.
 
-    With n² = alpha² + sigma² and x fixed, n v = alpha eps - sigma (x - sigma eps)/alpha, whose error is n²/alpha times that of eps.
+    With n² = alpha² + sigma² and x fixed, n v = alpha eps - sigma (x - sigma eps)/alpha, whose error is n²/alpha times
+    that of eps.
     """
     return 1 + _rho2(sde, t)
 
 
 @dataclass(frozen=True)
 class MinSNR:
-    """min(SNR, gamma)/SNR = min(1, gamma rho²), which is min(SNR, gamma) on x_0's error. Hang et al. 2023, arXiv:2303.09556."""
+    """min(SNR, gamma)/SNR = min(1, gamma rho²), which is min(SNR, gamma) on x_0's error. Hang et al. 2023,
+    arXiv:2303.09556.
+    """
 
     gamma: float = 5.0
 
@@ -77,10 +83,11 @@ class MinSNR:
 
 @dataclass(frozen=True)
 class SoftMinSNR:
-    """rho²/(rho² + sigma_data²), which is 1/(rho² + sigma_data²) on x_0's error: `MinSNR` of gamma = sigma_data^-2 without the corner.
+    """rho²/(rho² + sigma_data²), which is 1/(rho² + sigma_data²) on x_0's error: `MinSNR` of gamma = sigma_data^-2
+    without the corner.
 
-    Crowson et al. 2024, arXiv:2401.11605. k-diffusion writes it as (rho sigma_data)²/(rho² + sigma_data²)² on the error of EDM's network,
-    which is that of x_0 over c_out, c_out² = (rho sigma_data)²/(rho² + sigma_data²).
+    Crowson et al. 2024, arXiv:2401.11605. k-diffusion writes it as (rho sigma_data)²/(rho² + sigma_data²)² on the error
+    of EDM's network, which is that of x_0 over c_out, c_out² = (rho sigma_data)²/(rho² + sigma_data²).
     """
 
     sigma_data: float = 0.5
@@ -95,10 +102,11 @@ class SoftMinSNR:
 
 @dataclass(frozen=True)
 class EDMWeighting:
-    """1 + (rho/sigma_data)²: EDM's lambda = 1/c_out² = (rho² + sigma_data²)/(rho sigma_data)² on x_0's error, hence times rho².
+    """1 + (rho/sigma_data)²: EDM's lambda = 1/c_out² = (rho² + sigma_data²)/(rho sigma_data)² on x_0's error, hence
+    times rho².
 
-    Karras et al. 2022, arXiv:2206.00364, table 1: the plain error of the network inside `EDMPreconditioning`. With EDM's law of times,
-    by whose density the paper does not divide, it is `Uncorrected(EDMWeighting(), LogNormal())`.
+    Karras et al. 2022, arXiv:2206.00364, table 1: the plain error of the network inside `EDMPreconditioning`. With
+    EDM's law of times, by whose density the paper does not divide, it is `Uncorrected(EDMWeighting(), LogNormal())`.
     """
 
     sigma_data: float = 0.5
@@ -112,11 +120,12 @@ class EDMWeighting:
 
 @dataclass(frozen=True)
 class Uncorrected:
-    """w(t) q(t): what is trained where times are drawn from q and the loss is not divided by it (Kingma & Gao 2023, arXiv:2303.00848).
+    """w(t) q(t): what is trained where times are drawn from q and the loss is not divided by it (Kingma & Gao 2023,
+    arXiv:2303.00848).
 
-    With q as the law of times too the loss is w times the error, as published; any other law of times estimates the same. EDM's is
-    `Uncorrected(EDMWeighting(), LogNormal())`; Stable Diffusion 3's, on `RectifiedFlow`, `Uncorrected(flow_matching_weighting,
-    LogitNormal())` (Esser et al. 2024, arXiv:2403.03206, eq. 18).
+    With q as the law of times too the loss is w times the error, as published; any other law of times estimates the
+    same. EDM's is `Uncorrected(EDMWeighting(), LogNormal())`; Stable Diffusion 3's, on `RectifiedFlow`,
+    `Uncorrected(flow_matching_weighting, LogitNormal())` (Esser et al. 2024, arXiv:2403.03206, eq. 18).
     """
 
     weighting: Weighting
@@ -129,10 +138,12 @@ class Uncorrected:
 @partial(register_dataclass, static=("weighting",))
 @dataclass(frozen=True)
 class Uncertainty:
-    """w(t) exp(-u(t)) with u learned: at its optimum every t has the mean loss 1. Karras et al. 2024, arXiv:2312.02696, eq. 14 and 22.
+    """w(t) exp(-u(t)) with u learned: at its optimum every t has the mean loss 1. Karras et al. 2024, arXiv:2312.02696,
+    eq. 14 and 22.
 
-    u is linear in fixed random Fourier features of c_noise = log(rho)/4, as the paper's one-layer network. A weighting and its own weights,
-    a pytree. The network learns from the weighted loss, u from `objective`: together the paper's loss/exp(u) + u.
+    u is linear in fixed random Fourier features of c_noise = log(rho)/4, as the paper's one-layer network. A weighting
+    and its own weights, a pytree. The network learns from the weighted loss, u from `objective`: together the paper's
+    loss/exp(u) + u.
     """
 
     coefficients: jax.Array
@@ -146,7 +157,9 @@ class Uncertainty:
     def log_loss(self, sde: SDE, t: jax.Array) -> jax.Array:
         """u(t), of any shape: the logarithm of the mean loss that is expected at t, before the division by exp(u)."""
         rng, features, shape = np.random.default_rng(0), self.coefficients.size, (1,) * t.ndim + (-1,)
-        frequency, phase = (jnp.asarray(v.reshape(shape), t.dtype) for v in (rng.standard_normal(features), rng.random(features)))
+        frequency, phase = (
+            jnp.asarray(v.reshape(shape), t.dtype) for v in (rng.standard_normal(features), rng.random(features))
+        )
         turns = -sde.log_snr(t)[..., None] / 8 * frequency + phase
         return jnp.cos(2 * jnp.pi * turns) @ self.coefficients.astype(t.dtype) * (2 / features) ** 0.5
 
@@ -154,7 +167,9 @@ class Uncertainty:
         return self.weighting(sde, t) * jnp.exp(-self.log_loss(sde, t))
 
     def objective(self, sde: SDE, t: jax.Array, loss: jax.Array) -> jax.Array:
-        """mean(l exp(-u) + u) for the losses, (n,), that this weighting gave at t, with l exp(-u) = loss now: its gradient trains u."""
+        """mean(l exp(-u) + u) for the losses, (n,), that this weighting gave at t, with l exp(-u) = loss now: its
+        gradient trains u.
+        """
         u = self.log_loss(sde, t)
         return jnp.mean(jax.lax.stop_gradient(loss * jnp.exp(u)) * jnp.exp(-u) + u)
 

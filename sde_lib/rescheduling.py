@@ -16,8 +16,8 @@ from sde_lib.sde import SDE
 class Rescheduled:
     """The score of the same data under another SDE, exactly (Kingma et al. 2021, arXiv:2107.00630, section 5.1).
 
-    At time t of `sde` let u be the inner score's time of equal SNR and r = sigma_inner(u)/sigma(t). Then x_t and x_u/r have one law, and
-    s(x, t) = r s_inner(r x, u).
+    At time t of `sde` let u be the inner score's time of equal SNR and r = sigma_inner(u)/sigma(t). Then x_t and x_u/r
+    have one law, and s(x, t) = r s_inner(r x, u).
     """
 
     inner: ScoreFn
@@ -31,7 +31,8 @@ class Rescheduled:
 
 
 def reschedule(score_fn: ScoreFn, sde: SDE) -> Rescheduled:
-    """The score under another SDE, whose t_min and t_max are moved to where its log SNR leaves the range that the score knows.
+    """The score under another SDE, whose t_min and t_max are moved to where its log SNR leaves the range that the score
+    knows.
 
     Raises ValueError where the two ranges have nothing in common.
     """
@@ -40,4 +41,6 @@ def reschedule(score_fn: ScoreFn, sde: SDE) -> Rescheduled:
     low = max(inner.log_snr(inner.t_max), outer.log_snr(outer.t_max))
     if not low < high:
         raise ValueError("reschedule: the two SDEs have no log SNR in common; choose other constants")
-    return Rescheduled(score_fn, replace(outer, t_min=float(outer.time_of_log_snr(high)), t_max=float(outer.time_of_log_snr(low))))
+    return Rescheduled(
+        score_fn, replace(outer, t_min=float(outer.time_of_log_snr(high)), t_max=float(outer.time_of_log_snr(low)))
+    )

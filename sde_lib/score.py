@@ -1,7 +1,8 @@
 """Scores: score_fn(x, t) = grad_x log p_t(x), from an exact distribution or from a network.
 
-A score is a pytree that carries its SDE: weights and constants are leaves, so another checkpoint never recompiles what uses it.
-x is (n, *shape); t is a scalar or (n,); cond is whatever the network takes, with n rows, or None. The result is like x.
+A score is a pytree that carries its SDE: weights and constants are leaves, so another checkpoint never recompiles what
+uses it. x is (n, *shape); t is a scalar or (n,); cond is whatever the network takes, with n rows, or None. The result
+is like x.
 
 A parameterisation says how a raw network F becomes a score, in one place:
 
@@ -55,7 +56,9 @@ class ExactScore:
 
 
 class Parameterization(Protocol):
-    """Coefficients of s = skip x + out F(c_in x); each is a function of alpha and sigma. And what F is told of the noise."""
+    """Coefficients of s = skip x + out F(c_in x); each is a function of alpha and sigma. And what F is told of the
+    noise.
+    """
 
     @property
     def noise_label(self) -> NoiseLabel: ...
@@ -77,7 +80,9 @@ class Labelled:
 @register_dataclass
 @dataclass(frozen=True)
 class EpsilonPrediction(Labelled):
-    """F predicts the noise: s = -F/sigma. Ho et al. 2020, arXiv:2006.11239, eq. 11. Input scaled to unit variance, exactly x for VP."""
+    """F predicts the noise: s = -F/sigma. Ho et al. 2020, arXiv:2006.11239, eq. 11. Input scaled to unit variance,
+    exactly x for VP.
+    """
 
     def skip(self, alpha: Any, sigma: Any) -> Any:
         return 0.0
@@ -107,10 +112,12 @@ class DenoiserPrediction(Labelled):
 @register_dataclass
 @dataclass(frozen=True)
 class EDMPreconditioning(Labelled):
-    """EDM's denoiser D = c_skip x + c_out F(c_in x), for any alpha. Karras et al. 2022, arXiv:2206.00364, eq. 7 and table 1.
+    """EDM's denoiser D = c_skip x + c_out F(c_in x), for any alpha. Karras et al. 2022, arXiv:2206.00364, eq. 7 and
+    table 1.
 
-    With v = alpha² sigma_data² + sigma²: c_skip = alpha sigma_data²/v, c_out = sigma sigma_data/sqrt(v), c_in = 1/sqrt(v), hence
-    s = -x/v + alpha sigma_data/(sigma sqrt(v)) F. A network that is zero gives the exact score of N(0, sigma_data² I).
+    With v = alpha² sigma_data² + sigma²: c_skip = alpha sigma_data²/v, c_out = sigma sigma_data/sqrt(v), c_in =
+    1/sqrt(v), hence s = -x/v + alpha sigma_data/(sigma sqrt(v)) F. A network that is zero gives the exact score of N(0,
+    sigma_data² I).
     """
 
     sigma_data: float = 0.5
@@ -131,7 +138,8 @@ class EDMPreconditioning(Labelled):
 @register_dataclass
 @dataclass(frozen=True)
 class VPrediction(Labelled):
-    """F predicts v = (alpha eps - sigma x_0)/sqrt(alpha² + sigma²): s = -x/n² - alpha F/(sigma n), n² = alpha² + sigma².
+    """F predicts v = (alpha eps - sigma x_0)/sqrt(alpha² + sigma²): s = -x/n² - alpha F/(sigma n), n² = alpha² +
+    sigma².
 
     Salimans & Ho 2022, arXiv:2202.00512, appendix D, there for alpha² + sigma² = 1. Input scaled to unit variance.
     """
@@ -151,7 +159,8 @@ class VPrediction(Labelled):
 class VelocityPrediction(Labelled):
     """F predicts eps - x_0, the velocity of `RectifiedFlow`: s = -(x + alpha F)/(sigma (alpha + sigma)).
 
-    Lipman et al. 2023, arXiv:2210.02747, eq. 23 with sigma_min = 0 and time reversed. On that path, alpha + sigma = 1, the input is x.
+    Lipman et al. 2023, arXiv:2210.02747, eq. 23 with sigma_min = 0 and time reversed. On that path, alpha + sigma = 1,
+    the input is x.
     """
 
     def skip(self, alpha: Any, sigma: Any) -> Any:
@@ -167,7 +176,9 @@ class VelocityPrediction(Labelled):
 @register_dataclass
 @dataclass(frozen=True)
 class RawEpsilonPrediction(Labelled):
-    """s = -F(x)/sigma, x as it is: the DDPM++ and DDPM networks of Song et al. 2021, arXiv:2011.13456, also where alpha² + sigma² != 1."""
+    """s = -F(x)/sigma, x as it is: the DDPM++ and DDPM networks of Song et al. 2021, arXiv:2011.13456, also where
+    alpha² + sigma² != 1.
+    """
 
     def skip(self, alpha: Any, sigma: Any) -> Any:
         return 0.0
@@ -182,7 +193,9 @@ class RawEpsilonPrediction(Labelled):
 @partial(register_dataclass, static=("scale_by_sigma",))
 @dataclass(frozen=True)
 class RawScorePrediction(Labelled):
-    """s = F(x)/sigma, or F(x) without `scale_by_sigma`, x as it is: the NCSN++ networks of Song et al. 2021, on `VE`."""
+    """s = F(x)/sigma, or F(x) without `scale_by_sigma`, x as it is: the NCSN++ networks of Song et al. 2021, on
+    `VE`.
+    """
 
     scale_by_sigma: bool = True
 
@@ -203,7 +216,8 @@ class NetworkScore:
 
     Args:
         apply: `apply(params, x, c_noise, cond, key)`, hashable, and equal for equal architectures. c_noise (n,) is
-            the parameterisation's noise label, log(sigma/alpha)/4 unless it says otherwise; key is a dropout key, or None to evaluate.
+            the parameterisation's noise label, log(sigma/alpha)/4 unless it says otherwise; key is a dropout key, or
+            None to evaluate.
         params: the network's weights, a pytree of arrays.
         sde: the forward process it was trained under.
         parameterization: how its output becomes a score.
@@ -224,5 +238,7 @@ class NetworkScore:
 
 # One jitted call, so that samplers, likelihoods and checkpoints share one trace of the network per shape.
 @partial(jax.jit, static_argnums=0)
-def _apply(apply: Callable[..., jax.Array], params: Any, x: jax.Array, c_noise: jax.Array, cond: Any, key: Any) -> jax.Array:
+def _apply(
+    apply: Callable[..., jax.Array], params: Any, x: jax.Array, c_noise: jax.Array, cond: Any, key: Any
+) -> jax.Array:
     return apply(params, x, c_noise, cond, key)

@@ -1,13 +1,13 @@
 """Forward processes.
 
-Every linear Gaussian path is one SDE: dx = f(t) x dt + g(t) dw on [t_min, t_max], with x_t | x_0 ~ N(alpha(t) x_0, sigma(t)² I).
-A process is its two primitives `alpha` and `sigma`; all else is derived from them (Kingma et al. 2021, arXiv:2107.00630, eq. 6 and
-appendix A; Karras et al. 2022, arXiv:2206.00364, appendix B):
+Every linear Gaussian path is one SDE: dx = f(t) x dt + g(t) dw on [t_min, t_max], with x_t | x_0 ~ N(alpha(t) x_0,
+sigma(t)² I). A process is its two primitives `alpha` and `sigma`; all else is derived from them (Kingma et al. 2021,
+arXiv:2107.00630, eq. 6 and appendix A; Karras et al. 2022, arXiv:2206.00364, appendix B):
 
     f = alpha'/alpha        g² = 2 sigma sigma' - 2 f sigma²        log SNR = log(alpha²/sigma²)
 
-Times are scalars or arrays, numpy or jax. On numpy numbers everything is computed in float64 on the host, which is what solver tables
-use; on jax arrays, in their own dtype and under any transformation.
+Times are scalars or arrays, numpy or jax. On numpy numbers everything is computed in float64 on the host, which is what
+solver tables use; on jax arrays, in their own dtype and under any transformation.
 """
 
 import dataclasses
@@ -38,9 +38,10 @@ def namespace(*values: Any) -> ModuleType:
 class SDE:
     """A forward process dx = f(t) x dt + g(t) dw, given by its subclass's `alpha` and `sigma`.
 
-    An SDE is a pytree whose leaves are its constants: other constants never recompile what uses it. `t_min` is the one cut-off of
-    time: training, sampling and likelihood end there. A subclass's formulas must be analytic in t (no abs, no clip), since the host's
-    derivative is a complex step.
+    An SDE is a pytree whose leaves are its constants: other constants never recompile what uses it. `t_min` is the one
+    cut-off of
+    time: training, sampling and likelihood end there. A subclass's formulas must be analytic in t (no abs, no clip),
+    since the host's derivative is a complex step.
     """
 
     _: KW_ONLY
@@ -65,7 +66,8 @@ class SDE:
     def _check_order(self, low: str, high: str) -> None:
         if not getattr(self, low) < getattr(self, high):
             raise ValueError(
-                f"{type(self).__name__}: {low} must be less than {high}, but {low}={getattr(self, low)} and {high}={getattr(self, high)}"
+                f"{type(self).__name__}: {low} must be less than {high}, but {low}={getattr(self, low)} and "
+                f"{high}={getattr(self, high)}"
             )
 
     def namespace(self, t: Any) -> ModuleType:
@@ -104,7 +106,9 @@ class SDE:
         return 2 * (xp.log(self.alpha(t)) - xp.log(self.sigma(t)))
 
     def time_of_log_snr(self, log_snr: Any) -> Any:
-        """The time at which `log_snr` has this value, by bisection; values outside the SDE's range give its nearest end."""
+        """The time at which `log_snr` has this value, by bisection; values outside the SDE's range give its nearest
+        end.
+        """
         xp = self.namespace(log_snr)
         target = xp.asarray(log_snr, dtype=None if xp is jnp else float)
         low = xp.full(target.shape, self.t_min, target.dtype)
@@ -136,7 +140,9 @@ class SDE:
 
 
 class _LinearBeta(SDE):
-    """What VP and SubVP share: beta(t) = beta_min + t (beta_max - beta_min) and alpha = exp(-B/2), B its integral from 0 to t."""
+    """What VP and SubVP share: beta(t) = beta_min + t (beta_max - beta_min) and alpha = exp(-B/2), B its integral from
+    0 to t.
+    """
 
     beta_min: float = 0.1
     beta_max: float = 20.0
@@ -164,16 +170,20 @@ class VP(_LinearBeta):
 
 
 class SubVP(_LinearBeta):
-    """Sub-variance preserving: alpha = exp(-B/2), sigma = 1 - exp(-B). Song et al. 2021, arXiv:2011.13456, eq. 13 and 29."""
+    """Sub-variance preserving: alpha = exp(-B/2), sigma = 1 - exp(-B). Song et al. 2021, arXiv:2011.13456, eq. 13 and
+    29.
+    """
 
     def sigma(self, t: Any) -> Any:
         return -self.namespace(t).expm1(-self.integral_of_beta(t))
 
 
 class VE(SDE):
-    """Variance exploding: alpha = 1, sigma = sigma_min (sigma_max/sigma_min)^t. Song et al. 2021, arXiv:2011.13456, eq. 9 and appendix C.
+    """Variance exploding: alpha = 1, sigma = sigma_min (sigma_max/sigma_min)^t. Song et al. 2021, arXiv:2011.13456, eq.
+    9 and appendix C.
 
-    sigma_max should be about the largest distance between two data points (Song & Ermon 2020, arXiv:2006.09011, technique 1).
+    sigma_max should be about the largest distance between two data points (Song & Ermon 2020, arXiv:2006.09011,
+    technique 1).
     """
 
     sigma_min: float = 0.01
@@ -195,8 +205,8 @@ class VE(SDE):
 class CosineVP(SDE):
     """Variance preserving with alpha = cos(a(t))/cos(a(0)), a(t) = (t + s)/(1 + s) pi/2, sigma² = 1 - alpha².
 
-    Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 17. Noise comes more evenly than with a linear beta. At t = 1 no signal is left and f
-    is infinite, so t_max lies before it (Lu et al. 2022, arXiv:2206.00927, appendix D.4).
+    Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 17. Noise comes more evenly than with a linear beta. At t = 1 no
+    signal is left and f is infinite, so t_max lies before it (Lu et al. 2022, arXiv:2206.00927, appendix D.4).
     """
 
     s: float = 0.008
@@ -223,8 +233,8 @@ class CosineVP(SDE):
 class RectifiedFlow(SDE):
     """The straight path alpha = 1 - t, sigma = t: flow matching as one more SDE, f = -1/(1 - t), g² = 2t/(1 - t).
 
-    Liu et al. 2023, arXiv:2209.03003; Lipman et al. 2023, arXiv:2210.02747. The probability flow's velocity is E[eps - x_0 | x]. At t = 1
-    f is infinite, so t_max lies before it.
+    Liu et al. 2023, arXiv:2209.03003; Lipman et al. 2023, arXiv:2210.02747. The probability flow's velocity is E[eps -
+    x_0 | x]. At t = 1 f is infinite, so t_max lies before it.
     """
 
     _: KW_ONLY

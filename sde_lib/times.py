@@ -1,7 +1,7 @@
 """Laws of times for training: t = F(u) from u uniform on [0, 1), and the density that t then has.
 
-A law is a function (sde, u) -> (t, q(t)), with q relative to the uniform density on [t_min, t_max], by which a loss of any weighting is
-divided. `LossSecondMoment` and `LearnedLogSNR` learn from the losses seen and are pytrees.
+A law is a function (sde, u) -> (t, q(t)), with q relative to the uniform density on [t_min, t_max], by which a loss of
+any weighting is divided. `LossSecondMoment` and `LearnedLogSNR` learn from the losses seen and are pytrees.
 """
 
 import math
@@ -36,9 +36,11 @@ def uniform_t(sde: SDE, u: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def uniform_log_snr(sde: SDE, u: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """log SNR uniform over its range: the importance sampling of likelihood weighting, since g²/sigma² = -d(log SNR)/dt.
+    """log SNR uniform over its range: the importance sampling of likelihood weighting, since g²/sigma² = -d(log
+    SNR)/dt.
 
-    With `likelihood_weighting` the loss is then the plain noise error times a constant (Kingma et al. 2021, arXiv:2107.00630).
+    With `likelihood_weighting` the loss is then the plain noise error times a constant (Kingma et al. 2021,
+    arXiv:2107.00630).
     """
     high, low = sde.log_snr(sde.t_min), sde.log_snr(sde.t_max)
     t = sde.time_of_log_snr(high + u * (low - high))
@@ -49,21 +51,29 @@ def uniform_log_snr(sde: SDE, u: jax.Array) -> tuple[jax.Array, jax.Array]:
 def uniform_log_sigma(sde: SDE, u: jax.Array) -> tuple[jax.Array, jax.Array]:
     """log sigma uniform, sigma as VP of the same SNR has it: density 1/(1 + rho²), VP's alpha², in log SNR.
 
-    With `likelihood_weighting` the loss is then the plain error of v times a constant (Zheng et al. 2023, arXiv:2305.03935). VP's log sigma
-    is -softplus(log SNR)/2.
+    With `likelihood_weighting` the loss is then the plain error of v times a constant (Zheng et al. 2023,
+    arXiv:2305.03935). VP's log sigma is -softplus(log SNR)/2.
     """
     high, low = jax.nn.softplus(sde.log_snr(sde.t_min)), jax.nn.softplus(sde.log_snr(sde.t_max))
     y = high + u * (low - high)
     t = sde.time_of_log_snr(y + jnp.log(-jnp.expm1(-y)))
-    density = sde.g2(t) / sde.sigma(t) ** 2 / (1 + (sde.sigma(t) / sde.alpha(t)) ** 2) * (sde.t_max - sde.t_min) / (high - low)
+    density = (
+        sde.g2(t)
+        / sde.sigma(t) ** 2
+        / (1 + (sde.sigma(t) / sde.alpha(t)) ** 2)
+        * (sde.t_max - sde.t_min)
+        / (high - low)
+    )
     return t, density
 
 
 @dataclass(frozen=True)
 class LogNormal:
-    """log rho ~ N(mean, std²), cut to the SDE's range. Karras et al. 2022, arXiv:2206.00364, table 1, there on sigma = rho.
+    """log rho ~ N(mean, std²), cut to the SDE's range. Karras et al. 2022, arXiv:2206.00364, table 1, there on sigma =
+    rho.
 
-    Beyond a few std the density is next to nothing and what is divided by it is large: made for `Uncorrected` weightings.
+    Beyond a few std the density is next to nothing and what is divided by it is large: made for `Uncorrected`
+    weightings.
     """
 
     mean: float = -1.2
@@ -88,7 +98,9 @@ class LogNormal:
         return (-0.5 * sde.log_snr(t) - self.mean) / self.std
 
     def _cut(self, sde: SDE) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """The normal CDF at both ends of the range; of -z (sign -1) where that is the smaller, since near 1 it has no digits left."""
+        """The normal CDF at both ends of the range; of -z (sign -1) where that is the smaller, since near 1 it has no
+        digits left.
+        """
         low, high = self._z(sde, sde.t_min), self._z(sde, sde.t_max)
         sign = jnp.where(low + high > 0, -1.0, 1.0)
         return sign, ndtr(sign * low), ndtr(sign * high)
@@ -98,8 +110,8 @@ class LogNormal:
 class LogitNormal:
     """logit of tau = (t - t_min)/(t_max - t_min) ~ N(mean, std²). Esser et al. 2024, arXiv:2403.03206, eq. 19.
 
-    At both ends the density falls faster than any power of tau, so that a loss divided by it has infinite variance, unless the weighting
-    falls too: made for `Uncorrected` weightings.
+    At both ends the density falls faster than any power of tau, so that a loss divided by it has infinite variance,
+    unless the weighting falls too: made for `Uncorrected` weightings.
     """
 
     mean: float = 0.0
@@ -133,8 +145,8 @@ class LossSecondMoment:
         losses = denoising_score_matching(..., times=law, u=u)
         law = law.update(u, losses)
 
-    moments: (bins,), mean squared losses. seen: (bins,), how many losses each bin has, up to history. Until every bin has all of them it is
-    the base law, as in the paper. See `init`.
+    moments: (bins,), mean squared losses. seen: (bins,), how many losses each bin has, up to history. Until every bin
+    has all of them it is the base law, as in the paper. See `init`.
     """
 
     moments: jax.Array
@@ -144,9 +156,13 @@ class LossSecondMoment:
 
     @staticmethod
     def init(base: TimeLaw = uniform_log_snr, bins: int = 64, history: int = 10) -> "LossSecondMoment":
-        """Nothing seen: `bins` equal bins of u, each to remember about its last `history` losses. Raises ValueError for bins < 2."""
+        """Nothing seen: `bins` equal bins of u, each to remember about its last `history` losses. Raises ValueError for
+        bins < 2.
+        """
         if bins < 2 or history < 1:
-            raise ValueError(f"LossSecondMoment: bins must be at least 2 and history at least 1, not {bins} and {history}")
+            raise ValueError(
+                f"LossSecondMoment: bins must be at least 2 and history at least 1, not {bins} and {history}"
+            )
         return LossSecondMoment(jnp.zeros(bins), jnp.zeros(bins, jnp.int32), base, history)
 
     def ratios(self) -> jax.Array:
@@ -191,10 +207,12 @@ class LearnedLogSNR:
 
     Kingma et al. 2021, arXiv:2107.00630, section 5.2 and appendix H and I.2. With positive slopes, heights and a
 
-        F(u) ∝ a u + sum_k height_k sigmoid(slope_k (u - centre_k)),   F(0) = 0, F(1) = 1,   log SNR = high - F(u) (high - low)
+        F(u) ∝ a u + sum_k height_k sigmoid(slope_k (u - centre_k)),   F(0) = 0, F(1) = 1,   log SNR = high - F(u) (high
+        - low)
 
-    between the SDE's ends, so that it never increases in u. The mean of the loss does not depend on F, since it is divided by the density;
-    its variance does, and is what `objective` descends. A law of times and its own weights, a pytree.
+    between the SDE's ends, so that it never increases in u. The mean of the loss does not depend on F, since it is
+    divided by the density; its variance does, and is what `objective` descends. A law of times and its own weights, a
+    pytree.
     """
 
     linear: jax.Array
@@ -232,14 +250,17 @@ class LearnedLogSNR:
     def objective(self, u: jax.Array, loss: jax.Array) -> jax.Array:
         """A scalar whose gradient is that of log E[loss²] for the losses, (n,), that this law's times gave at u.
 
-        E[loss²] = ∫ (w error)²/p over log SNR, with p the law's density: its gradient is -E[loss² grad log p], at fixed log SNR and so at a
-        u that moves with F. No derivative of the network is needed, unlike in the paper's chain rule through the sampled log SNR.
+        E[loss²] = ∫ (w error)²/p over log SNR, with p the law's density: its gradient is -E[loss² grad log p], at fixed
+        log SNR and so at a u that moves with F. No derivative of the network is needed, unlike in the paper's chain
+        rule through the sampled log SNR.
         """
         fixed = jax.lax.stop_gradient(self)
         reached, speed = fixed._speed(u)
         moving = u - (self.progress(u) - reached) / speed  # equals u; its derivative keeps F where it is
         loss2 = jax.lax.stop_gradient(loss**2)
-        return jnp.sum(loss2 * jnp.log(self._speed(moving)[1])) / jnp.maximum(jnp.sum(loss2), jnp.finfo(loss2.dtype).tiny)
+        return jnp.sum(loss2 * jnp.log(self._speed(moving)[1])) / jnp.maximum(
+            jnp.sum(loss2), jnp.finfo(loss2.dtype).tiny
+        )
 
 
 def stratified_uniform(key: jax.Array, n: int) -> jax.Array:

@@ -64,14 +64,18 @@ def environment(**more: str) -> dict[str, str]:
 
 def fresh(*argv: str, **env: str) -> Done:
     """A Python command in a fresh interpreter, as a user starts it."""
-    done = subprocess.run([sys.executable, *argv], cwd=ROOT, env=environment(**env), capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, *argv], cwd=ROOT, env=environment(**env), capture_output=True, text=True, timeout=120
+    )
     return Done(done.returncode, done.stdout, done.stderr)
 
 
 @cache
 def _server() -> subprocess.Popen[str]:
     command = [sys.executable, str(ROOT / "tests" / "fork_commands.py")]
-    server = subprocess.Popen(command, cwd=ROOT, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen(
+        command, cwd=ROOT, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     atexit.register(server.wait)
     assert server.stdin is not None
     atexit.register(server.stdin.close)

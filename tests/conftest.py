@@ -1,4 +1,6 @@
-"""Settings of all tests: float32 as users have it, full-precision products, and one compilation cache, since JAX compiles slowly."""
+"""Settings of all tests: float32 as users have it, full-precision products, and one compilation cache, since JAX
+compiles slowly.
+"""
 
 import os
 import tempfile
@@ -9,7 +11,9 @@ import pytest
 
 from experiment.cli import convolutions_on_all_cores
 
-_CACHE = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR", Path(tempfile.gettempdir()) / f"noise_compass_tests_{os.getuid()}"))
+_CACHE = Path(
+    os.environ.get("JAX_COMPILATION_CACHE_DIR", Path(tempfile.gettempdir()) / f"noise_compass_tests_{os.getuid()}")
+)
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_CACHE)  # for the commands that tests start
 convolutions_on_all_cores()  # as the commands do
 jax.config.update("jax_compilation_cache_dir", str(_CACHE))

@@ -1,4 +1,6 @@
-"""Every sampler that is a table, with the order that theory gives it: what the tests of the family are parametrised over."""
+"""Every sampler that is a table, with the order that theory gives it: what the tests of the family are parametrised
+over.
+"""
 
 from dataclasses import dataclass
 
@@ -28,7 +30,9 @@ from sde_lib.samplers import (
 
 @dataclass(frozen=True)
 class Method:
-    """A sampler, its order (weak if it draws noise), whether it draws noise, and from how many steps a Gaussian shows the order."""
+    """A sampler, its order (weak if it draws noise), whether it draws noise, and from how many steps a Gaussian shows
+    the order.
+    """
 
     sampler: LinearSampler
     order: int

@@ -28,7 +28,9 @@ def test_a_tighter_tolerance_takes_more_steps_and_comes_closer_to_the_law():
     score_fn, exact = ExactScore(normal(), VP()), np.sqrt(VP().alpha(1e-3) ** 2 * 0.25 + VP().sigma(1e-3) ** 2)
     error, nfe = [], []
     for scale in (40.0, 1.0):
-        result = sample(AdaptiveSDE(relative=0.02 * scale, absolute=0.005 * scale), score_fn, jax.random.key(0), N, (2,))
+        result = sample(
+            AdaptiveSDE(relative=0.02 * scale, absolute=0.005 * scale), score_fn, jax.random.key(0), N, (2,)
+        )
         error.append(abs(float(jnp.std(result.x)) - exact))
         nfe.append(result.nfe)
     assert error[1] < error[0] / 3 and 2 * nfe[0] < nfe[1]
@@ -39,14 +41,18 @@ def test_adaptive_frames_hold_the_marginals_at_their_times():
     result = sample(AdaptiveSDE(), ExactScore(normal(), sde), jax.random.key(2), N, (2,), frames=4)
     np.testing.assert_allclose(result.times, np.linspace(1.0, 1e-3, 4), rtol=1e-5)
     t = np.asarray(result.times, float)
-    np.testing.assert_allclose(np.std(result.path, axis=(1, 2)), np.sqrt(0.25 * sde.alpha(t) ** 2 + sde.sigma(t) ** 2), rtol=0.02)
+    np.testing.assert_allclose(
+        np.std(result.path, axis=(1, 2)), np.sqrt(0.25 * sde.alpha(t) ** 2 + sde.sigma(t) ** 2), rtol=0.02
+    )
     np.testing.assert_array_equal(result.path[-1], result.x)
 
 
 def test_an_adaptive_sample_does_not_depend_on_its_batch():
     score_fn, key = ExactScore(two_peaks(), VP()), jax.random.key(7)
     together = sample(AdaptiveSDE(), score_fn, key, 12, (2,)).x
-    np.testing.assert_allclose(sample(AdaptiveSDE(), score_fn, key, 4, (2,), first=8).x, together[8:], rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(
+        sample(AdaptiveSDE(), score_fn, key, 4, (2,), first=8).x, together[8:], rtol=1e-3, atol=1e-3
+    )
 
 
 def test_adaptive_nfe_is_the_number_of_calls():
@@ -64,7 +70,8 @@ def test_too_few_adaptive_steps_raise_with_the_remedy():
 @pytest.mark.parametrize("r", [0.2, 1.0])
 @each_sde
 def test_annealed_langevin_settles_in_the_biased_law_of_its_step(sde, r):
-    # At one level Langevin steps of eps = r sigma²/2 on a Gaussian of variance v settle in variance v/(1 - eps/(2 v)), exactly.
+    # At one level Langevin steps of eps = r sigma²/2 on a Gaussian of variance v settle in variance v/(1 - eps/(2 v)),
+    # exactly.
     sde = replace(sde, t_min=0.5)
     sampler = AnnealedLangevin(steps=1, langevin_steps=3000, step_size=r)
     mean, covariance = gaussian_law(sampler, sde, [0.4], [[0.25]])

@@ -1,4 +1,6 @@
-"""Levels and bounds: dequantisation is an importance sampler, and the variational bound is tight with the exact score."""
+"""Levels and bounds: dequantisation is an importance sampler, and the variational bound is tight with the exact
+score.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +70,9 @@ def test_importance_weighting_is_the_log_of_the_mean():
 
 
 class UniformScore:
-    """The exact score of data uniform on [-1, 1] in each entry: p_t(x) = [Phi((x + alpha)/sigma) - Phi((x - alpha)/sigma)]/2 alpha."""
+    """The exact score of data uniform on [-1, 1] in each entry: p_t(x) = [Phi((x + alpha)/sigma) - Phi((x -
+    alpha)/sigma)]/2 alpha.
+    """
 
     sde = VP(t_min=1e-5)
 
@@ -122,9 +126,12 @@ def test_with_the_exact_score_the_bound_of_levels_is_their_entropy(sde):
     assert abs(-np.log(WEIGHTS[k]).mean() - ENTROPY) < 0.05
 
 
-@pytest.mark.parametrize("sde", [VP(t_min=0.2), RectifiedFlow(t_min=0.3), VE(t_min=0.6)], ids=["VP", "RectifiedFlow", "VE"])
+@pytest.mark.parametrize(
+    "sde", [VP(t_min=0.2), RectifiedFlow(t_min=0.3), VE(t_min=0.6)], ids=["VP", "RectifiedFlow", "VE"]
+)
 def test_the_clean_data_s_bound_is_importance_sampling_of_the_model_with_its_decoder(sde):
-    # p(x) = ∫ p(z) N(x; E[x | z], (sigma/alpha)²) dz by quadrature; the mean of exp(log p(z) + offset) over draws is that, its log no more.
+    # p(x) = ∫ p(z) N(x; E[x | z], (sigma/alpha)²) dz by quadrature; the mean of exp(log p(z) + offset) over draws is
+    # that, its log no more.
     data = GaussianMixture([0.3, 0.7], [[-1.0], [0.6]], [[[0.09]], [[0.2]]])
     score_fn, density = ExactScore(data, sde), data.at(sde, sde.t_min)
     alpha, sigma = (float(f(sde.t_min)) for f in (sde.alpha, sde.sigma))

@@ -1,6 +1,7 @@
 """The chain's tables against closed forms: composed steps, joint laws conditioned, the SDE's marginals.
 
-`composed` and `conditioned` know only the betas: what they give of the chain comes from composing its steps, in float64.
+`composed` and `conditioned` know only the betas: what they give of the chain comes from composing its steps, in
+float64.
 """
 
 import jax
@@ -38,7 +39,9 @@ def composed(betas):
 
 
 def conditioned(betas):
-    """Weights of x_t and x_0 in the mean of q(x_{t-1} | x_t, x_0), and its variance, (T,) each, from the joint law of x_{t-1} and x_t."""
+    """Weights of x_t and x_0 in the mean of q(x_{t-1} | x_t, x_0), and its variance, (T,) each, from the joint law of
+    x_{t-1} and x_t.
+    """
     factor, variance = composed(betas)
     keep = np.sqrt(1 - betas)
     covariance, total = keep * variance[:-1], keep**2 * variance[:-1] + betas
@@ -115,8 +118,9 @@ def test_linear_betas_are_the_published_ones_and_near_vp_at_any_length():
     betas = linear_betas(1000)
     np.testing.assert_allclose(betas[[0, -1]], [1e-4, 0.02], rtol=1e-12)
     np.testing.assert_allclose(np.diff(betas), 0.0199 / 999, rtol=1e-9)
-    # The chain is first order in its step. At 1,000 steps alpha is off by 3.3 % at most, at T, where it is 0.0066 (prod(1 - beta) is not
-    # exp(-sum of betas)), and sigma by 4.6 %, at the first step (beta is that of the step's beginning there).
+    # The chain is first order in its step. At 1,000 steps alpha is off by 3.3 % at most, at T, where it is 0.0066
+    # (prod(1 - beta) is not exp(-sum of betas)), and sigma by 4.6 %, at the first step (beta is that of the step's
+    # beginning there).
     for steps, of_alpha, of_sigma in ((1000, 0.034, 0.047), (4000, 0.009, 0.013)):
         chain, t = Chain(linear_betas(steps)), np.arange(1, steps + 1) / steps
         off_alpha, off_sigma = (
@@ -186,7 +190,11 @@ def test_conversions_know_the_parts_of_x_t_and_invert_each_other():
 def test_the_tables_are_those_of_the_ancestral_sampler_on_the_sde(sde):
     times = np.linspace(sde.t_max, sde.t_min, 51)
     chain, table = chain_of(sde, times[::-1]), Ancestral().update(sde, times)
-    for ours, theirs in ((chain.from_x, table.a), (chain.from_x0, table.b[:, 0]), (np.exp(0.5 * chain.log_small), table.c)):
+    for ours, theirs in (
+        (chain.from_x, table.a),
+        (chain.from_x0, table.b[:, 0]),
+        (np.exp(0.5 * chain.log_small), table.c),
+    ):
         np.testing.assert_allclose(ours[:0:-1], theirs, rtol=1e-10)
 
 

@@ -59,7 +59,10 @@ def test_several_processes_prepare_at_once_in_silence(tmp_path):
     code = "from experiment.data import load_dataset; print(int(load_dataset('digits').train.x.sum()))"
     env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
     args = [sys.executable, "-c", code]
-    processes = [subprocess.Popen(args, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    processes = [
+        subprocess.Popen(args, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
     results = [(*p.communicate(), p.returncode) for p in processes]
     total = str(int(load_dataset("digits", cache=str(tmp_path / "noise_compass")).train.x.sum()))
     assert results == [(total + "\n", "", 0)] * 2
@@ -89,7 +92,9 @@ def test_cache_that_cannot_be_written(tmp_path):
     assert str(tmp_path / "file") in line and "set data.cache" in line
 
 
-@pytest.mark.parametrize("pattern, content", [("*train.array_record*", b""), ("*test.array_record*", None), ("*.json", b"{")])
+@pytest.mark.parametrize(
+    "pattern, content", [("*train.array_record*", b""), ("*test.array_record*", None), ("*.json", b"{")]
+)
 def test_damaged_cache_is_named(tmp_path, cache, pattern, content):
     load_dataset("digits", cache=cache)
     copy = tmp_path / "copy"
@@ -154,7 +159,9 @@ class TinyColours(tfds.core.GeneratorBasedBuilder):
             "image": tfds.features.Tensor(shape=(4, 5, 3), dtype=np.uint8),
             "label": tfds.features.ClassLabel(names=["red", "green", "blue", "grey"]),
         }
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True)
+        return tfds.core.DatasetInfo(
+            builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True
+        )
 
     def _split_generators(self, dl_manager):
         return {"train": self._generate_examples(0, 12), "validation": self._generate_examples(12, 15)}
@@ -180,7 +187,9 @@ class TinyPhotos(TinyColours):
 
     def _info(self):
         features = {"image": tfds.features.Image(shape=(None, None, 3))}
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True)
+        return tfds.core.DatasetInfo(
+            builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True
+        )
 
     def _split_generators(self, dl_manager):
         return {"train": self._generate_examples(0, 12)}
@@ -256,7 +265,10 @@ def test_tfds_set_of_encoded_images_without_held_out_split(prepared, capfd):
 
 def test_tfds_set_of_several_sizes(prepared):
     line = mistake("tiny_mixed_photos", cache=prepared)
-    assert "image 1 of train of data set 'tiny_mixed_photos' is 3x3x3, image 0 of train is 4x5x3" in line and "--config.data.size=" in line
+    assert (
+        "image 1 of train of data set 'tiny_mixed_photos' is 3x3x3, image 0 of train is 4x5x3" in line
+        and "--config.data.size=" in line
+    )
     line = mistake("tiny_mixed_photos", cache=prepared, crop=4)
     assert "image 1 of train" in line and "smaller than the crop" in line and "at most 3" in line
 
@@ -267,14 +279,18 @@ def test_tfds_images_are_cropped_and_resized(prepared):
     assert found == {(tiny(i)[:3, :3] if i % 2 else tiny(i)[:3, 1:4]).tobytes() for i in range(12)}
     resized = load_dataset("tiny_colours", cache=prepared, crop=4, size=2)
     wanted = np.array([tiny(i)[:, :4].reshape(2, 2, 2, 2, 3).mean((1, 3)) for i in range(15)])
-    assert np.abs(np.concatenate([resized.train.x, resized.test.x]) - wanted).max() <= 1  # Pillow rounds after each axis
+    assert (
+        np.abs(np.concatenate([resized.train.x, resized.test.x]) - wanted).max() <= 1
+    )  # Pillow rounds after each axis
 
 
 def test_tfds_set_is_decoded_once(prepared, tmp_path):
     shutil.copytree(prepared + "/tiny_photos", tmp_path / "tiny_photos")
     first = load_dataset("tiny_photos", cache=str(tmp_path))
     assert (tmp_path / "tiny_photos" / "1.2.0.noise_compass" / "crop0_size0" / "images.npy").is_file()
-    for file in (tmp_path / "tiny_photos" / "1.2.0").glob("*array_record*"):  # other bytes under the same name, size and time
+    for file in (tmp_path / "tiny_photos" / "1.2.0").glob(
+        "*array_record*"
+    ):  # other bytes under the same name, size and time
         found = file.stat()
         file.write_bytes(bytes(found.st_size))
         os.utime(file, ns=(found.st_atime_ns, found.st_mtime_ns))

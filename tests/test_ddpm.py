@@ -11,7 +11,15 @@ from scipy.stats import norm
 
 from sde_lib import VP, CosineVP, ExactScore, GaussianMixture, IsotropicGaussian, denoiser, sample
 from sde_lib.bounds import vlb
-from sde_lib.chain import Chain, chain_of, cosine_betas, denoiser_from_denoiser, denoiser_from_noise, denoiser_from_v, linear_betas
+from sde_lib.chain import (
+    Chain,
+    chain_of,
+    cosine_betas,
+    denoiser_from_denoiser,
+    denoiser_from_noise,
+    denoiser_from_v,
+    linear_betas,
+)
 from sde_lib.ddpm import Model, NoiseOfScore, ancestral, elbo, fixed_large, fixed_small, l_simple, l_vlb, learned_range
 from sde_lib.pytree import register_dataclass
 from sde_lib.samplers import Ancestral, Times
@@ -52,14 +60,18 @@ def test_a_score_predicts_the_mixture_s_posterior_mean_in_every_parameterisation
         score_fn = ExactScore(jax.tree.map(lambda leaf: leaf.astype(float), MIXTURE), sde)
         x = jnp.linspace(-1.5, 1.5, 9)[:, None]
         factor, variance = composed(chain.betas)
-        expected = np.array([mixture_at(f, v, np.asarray(x_i))[1] for f, v, x_i in zip(factor[1:], variance[1:], x, strict=True)])
+        expected = np.array(
+            [mixture_at(f, v, np.asarray(x_i))[1] for f, v, x_i in zip(factor[1:], variance[1:], x, strict=True)]
+        )
         predict = NoiseOfScore(score_fn, times)
         denoised, said = jax.jit(lambda x, t: (Model(predict)(chain, x, t)[0], predict(x, t)))(x, jnp.asarray(t))
         np.testing.assert_allclose(denoised, expected, rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(denoised, jax.jit(denoiser)(score_fn, x, jnp.asarray(times)), rtol=1e-9, atol=1e-9)
         # v is linear in eps and x_0, so its mean is that of their means.
         v = chain.alpha[:, None] * said - chain.sigma[:, None] * expected
-        np.testing.assert_allclose(Model(lambda x, t: v, denoiser_from_v)(chain, x, t)[0], expected, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(
+            Model(lambda x, t: v, denoiser_from_v)(chain, x, t)[0], expected, rtol=1e-5, atol=1e-5
+        )
 
 
 # Five levels at the centres of bins that tile [-1, 1), with unequal probabilities.
@@ -81,7 +93,9 @@ def level_model(chain):
 
 
 def level_terms(betas):
-    """Mean and variance over x_t of each term of each level, (T, 5) each, and the prior term, (5,); variance fixed_small."""
+    """Mean and variance over x_t of each term of each level, (T, 5) each, and the prior term, (5,); variance
+    fixed_small.
+    """
     factor, variance = composed(betas)
     of_x, of_x0, posterior = conditioned(betas)
     eps = np.linspace(-8, 8, 401)
@@ -116,7 +130,9 @@ def levels_drawn(counts):
 def test_each_term_of_the_elbo_is_its_quadrature_at_every_level():
     chain = Chain(cosine_betas(16))
     x0, index = levels_drawn(np.full(5, N // 5))
-    result = jax.tree.map(lambda v: np.asarray(v, float), elbo(level_model(chain), chain, x0, jax.random.key(0), bin_width=WIDTH))
+    result = jax.tree.map(
+        lambda v: np.asarray(v, float), elbo(level_model(chain), chain, x0, jax.random.key(0), bin_width=WIDTH)
+    )
     means, variances, prior = level_terms(chain.betas)
     terms = np.concatenate([result.reconstruction[:, None], result.step_nats], axis=1)
     for k in range(5):
@@ -124,7 +140,9 @@ def test_each_term_of_the_elbo_is_its_quadrature_at_every_level():
         np.testing.assert_array_less(np.abs(terms[index == k].mean(0) - means[:, k]), tolerance)
     np.testing.assert_allclose(result.prior, prior[index], rtol=1e-3, atol=1e-7)
     np.testing.assert_allclose(result.denoising, result.step_nats.sum(1), rtol=1e-5)
-    np.testing.assert_allclose(result.nats, result.prior + result.denoising + result.reconstruction, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        result.nats, result.prior + result.denoising + result.reconstruction, rtol=1e-5, atol=1e-6
+    )
 
 
 def log_snr_betas(steps):
@@ -132,8 +150,8 @@ def log_snr_betas(steps):
 
 
 def test_the_bound_lies_above_the_entropy_and_nears_it_as_the_chain_grows():
-    # Gaps in nats by quadrature; with evenly timed betas the first step also shrinks, and a chain too short for its levels may do better
-    # than a longer one, as cosine's of 4 does.
+    # Gaps in nats by quadrature; with evenly timed betas the first step also shrinks, and a chain too short for its
+    # levels may do better than a longer one, as cosine's of 4 does.
     counts = np.round(N * PROBABILITIES).astype(int)
     x0, _ = levels_drawn(counts)
     for betas, expected in (
@@ -182,8 +200,9 @@ def test_the_bound_of_a_density_lies_above_the_cross_entropy_and_nears_it():
 
 
 def test_a_longer_chain_nears_the_bound_of_the_sde_by_half_a_step_of_its_denoising():
-    # The sum over steps is a Riemann sum of the integral over SNR: with steps even in log SNR, h apart, it is h/2 of its value above it.
-    # The score is that of other probabilities, so that neither bound is tight, and what is left between them is the chain's alone.
+    # The sum over steps is a Riemann sum of the integral over SNR: with steps even in log SNR, h apart, it is h/2 of
+    # its value above it. The score is that of other probabilities, so that neither bound is tight, and what is left
+    # between them is the chain's alone.
     sde, n = VP(t_min=0.01), 4000
     score_fn = ExactScore(GaussianMixture([0.1, 0.4, 0.1, 0.3, 0.1], LEVELS[:, None], np.zeros((5, 1, 1))), sde)
     x0, _ = levels_drawn(np.round(n * PROBABILITIES).astype(int))
@@ -192,7 +211,14 @@ def test_a_longer_chain_nears_the_bound_of_the_sde_by_half_a_step_of_its_denoisi
     for steps in (64, 512):
         times = even_in_log_snr(sde, sde.t_min, steps)
         h = np.diff(sde.log_snr(times)[::-1]).mean()
-        found = elbo(Model(NoiseOfScore(score_fn, times)), chain_of(sde, times), x0, jax.random.key(21), bin_width=WIDTH, draws=32)
+        found = elbo(
+            Model(NoiseOfScore(score_fn, times)),
+            chain_of(sde, times),
+            x0,
+            jax.random.key(21),
+            bin_width=WIDTH,
+            draws=32,
+        )
         difference = np.asarray(found.nats + continuous.nats, float)
         expected = 0.5 * h * float(continuous.diffusion.mean())
         assert abs(difference.mean() - expected) < 4 * difference.std() / np.sqrt(n) + h * expected
@@ -202,15 +228,18 @@ def test_a_longer_chain_nears_the_bound_of_the_sde_by_half_a_step_of_its_denoisi
 def test_drawn_steps_give_the_full_sum_on_average_and_tell_their_own_variance():
     chain, draws, n = Chain(linear_betas(50)), 8, 20_000
     x0 = jnp.full((n, 1), LEVELS[3], jnp.float32)
-    full, drawn = (elbo(level_model(chain), chain, x0, jax.random.key(15), bin_width=WIDTH, draws=k) for k in (None, draws))
+    full, drawn = (
+        elbo(level_model(chain), chain, x0, jax.random.key(15), bin_width=WIDTH, draws=k) for k in (None, draws)
+    )
     means, variances, _ = level_terms(chain.betas)
     exact, found = means[1:, 3].sum(), np.asarray(drawn.denoising, float)
     assert abs(float(full.denoising.mean()) - exact) < 4.5 * np.sqrt(variances[1:, 3].sum() / n)
     assert abs(found.mean() - exact) < 4.5 * found.std() / np.sqrt(n)
     assert abs(np.asarray(drawn.draws_variance(), float).mean() / found.var() - 1) < 0.1
 
-    # Exactly, for any KLs: the weight of a step is one over its expected number of draws, which is the log SNR that it crosses in units of
-    # that for each draw; and of each of the equal parts every step is drawn as often as it has a share in it.
+    # Exactly, for any KLs: the weight of a step is one over its expected number of draws, which is the log SNR that it
+    # crosses in units of that for each draw; and of each of the equal parts every step is drawn as often as it has a
+    # share in it.
     factor, variance = composed(chain.betas)
     crossed = np.log(factor[1] ** 2 / variance[1]) - np.log(factor[1:] ** 2 / variance[1:])
     parts = np.linspace(0, crossed[-1], draws // 2 + 1)
@@ -239,7 +268,8 @@ class ToldScore:
 
 
 def test_the_score_is_told_its_condition():
-    # A denoiser that always says cond: the KLs with fixed_small add up to half the fall of SNR times the square of its error.
+    # A denoiser that always says cond: the KLs with fixed_small add up to half the fall of SNR times the square of its
+    # error.
     sde, times = VP(), np.linspace(0.1, 1, 20)
     x0, cond = jnp.array([[0.5], [0.5], [-0.25]]), jnp.array([[0.5], [0.2], [0.0]])
     model = Model(NoiseOfScore(ToldScore(sde), times, cond))
@@ -281,11 +311,17 @@ def test_with_a_constant_denoiser_no_term_is_random(kind, log_variance, bin_widt
 
         level = np.random.default_rng(4).integers(0, 5, (7, 2, 3))
         x0 = LEVELS[level]
-        found = elbo(Model(predict, kind, log_variance), Chain(betas), jnp.asarray(x0), jax.random.key(0), bin_width=bin_width)
+        found = elbo(
+            Model(predict, kind, log_variance), Chain(betas), jnp.asarray(x0), jax.random.key(0), bin_width=bin_width
+        )
         factor, variance = composed(betas)
         _, of_x0, posterior = conditioned(betas)
         posterior[0] = posterior[1]
-        used = {fixed_small: posterior, fixed_large: betas, learned_range: betas**fractions * posterior ** (1 - fractions)}[log_variance]
+        used = {
+            fixed_small: posterior,
+            fixed_large: betas,
+            learned_range: betas**fractions * posterior ** (1 - fractions),
+        }[log_variance]
         steps = [kl(of_x0[i] * x0, posterior[i], of_x0[i] * value, used[i]).sum((1, 2)) for i in range(1, 6)]
         np.testing.assert_allclose(found.step_nats, np.transpose(steps), rtol=1e-8)
         np.testing.assert_allclose(found.prior, kl(factor[-1] * x0, variance[-1], 0.0, 1.0).sum((1, 2)), rtol=1e-8)
@@ -369,7 +405,11 @@ def scaled(weight, x, t):
 
 
 def test_a_row_s_randomness_is_its_own():
-    chain, key, x0 = Chain(cosine_betas(9)), jax.random.key(7), jnp.asarray([[0.1, 0.2], [0.4, 0.3], [-0.2, 0.6], [-0.2, 0.6]])
+    chain, key, x0 = (
+        Chain(cosine_betas(9)),
+        jax.random.key(7),
+        jnp.asarray([[0.1, 0.2], [0.4, 0.3], [-0.2, 0.6], [-0.2, 0.6]]),
+    )
     model = Model(jax.tree_util.Partial(scaled, jnp.float32(0.5)))
     here, shifted = (elbo(model, chain, x0[i : i + 3], key, bin_width=WIDTH, first=i) for i in (0, 1))
     np.testing.assert_allclose(here.step_nats[1:], shifted.step_nats[:2], rtol=1e-5)
@@ -401,7 +441,8 @@ ZERO = Model(lambda x, t: jnp.zeros_like(x))
 
 @pytest.mark.parametrize("kind", [denoiser_from_noise, denoiser_from_v])
 def test_l_simple_is_the_noise_s_error(kind):
-    # Data N(0, 0.5²) and the exact network of N(0, 0.8²); then a network that says no noise, whose error is 1 in each entry.
+    # Data N(0, 0.5²) and the exact network of N(0, 0.8²); then a network that says no noise, whose error is 1 in each
+    # entry.
     n, data_std, model_std = 100_000, 0.5, 0.8
     chain = Chain(linear_betas(40))
     factor, variance = (v[1:] for v in composed(chain.betas))
@@ -476,11 +517,23 @@ CHAIN = Chain([0.1, 0.2])
 @pytest.mark.parametrize(
     ("act", "message"),
     [
-        (lambda: elbo(ZERO, CHAIN, jnp.zeros((1, 1)), jax.random.key(0), bin_width=0.0), "elbo: bin_width must be positive"),
-        (lambda: elbo(ZERO, CHAIN, jnp.zeros((1, 1)), jax.random.key(0), draws=3), "draws must be even and at least 2.*not 3 of 2"),
+        (
+            lambda: elbo(ZERO, CHAIN, jnp.zeros((1, 1)), jax.random.key(0), bin_width=0.0),
+            "elbo: bin_width must be positive",
+        ),
+        (
+            lambda: elbo(ZERO, CHAIN, jnp.zeros((1, 1)), jax.random.key(0), draws=3),
+            "draws must be even and at least 2.*not 3 of 2",
+        ),
         (lambda: elbo(ZERO, CHAIN, jnp.zeros((1, 1)), jax.random.key(0), draws=0), "draws must be even"),
-        (lambda: elbo(ZERO, Chain([0.1]), jnp.zeros((1, 1)), jax.random.key(0), draws=2), "at least 2 steps, not 2 of 1"),
-        (lambda: l_vlb(ZERO, CHAIN, jnp.zeros((1, 1)), jax.random.key(0), bin_width=-1.0), "l_vlb: bin_width must be positive"),
+        (
+            lambda: elbo(ZERO, Chain([0.1]), jnp.zeros((1, 1)), jax.random.key(0), draws=2),
+            "at least 2 steps, not 2 of 1",
+        ),
+        (
+            lambda: l_vlb(ZERO, CHAIN, jnp.zeros((1, 1)), jax.random.key(0), bin_width=-1.0),
+            "l_vlb: bin_width must be positive",
+        ),
         (lambda: ancestral(ZERO, CHAIN, jax.random.key(0), 0, (1,)), "n must be at least 1, not 0"),
         (lambda: Model(lambda x, t: x, log_variance=learned_range)(CHAIN, jnp.zeros((1, 1)), 1), "pair"),
     ],

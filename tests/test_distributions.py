@@ -10,7 +10,9 @@ from tests.oracles import SDE_IDS, SDES, random_mixture
 
 def scipy_log_prob(weights, means, covariances, x):
     """log sum_k w_k N(x; m_k, S_k) by scipy, in float64."""
-    parts = [np.log(w) + multivariate_normal(m, s).logpdf(x) for w, m, s in zip(weights, means, covariances, strict=True)]
+    parts = [
+        np.log(w) + multivariate_normal(m, s).logpdf(x) for w, m, s in zip(weights, means, covariances, strict=True)
+    ]
     return np.logaddexp.reduce(parts)
 
 

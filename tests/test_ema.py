@@ -1,4 +1,6 @@
-"""Power-function averages against closed forms and explicit sums; reconstructed ones against the average that was not tracked."""
+"""Power-function averages against closed forms and explicit sums; reconstructed ones against the average that was not
+tracked.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -58,11 +60,14 @@ def averaged(sigma_rel, sequence):
         return ema, ema
 
     steps = jnp.arange(1, len(sequence) + 1)
-    return jax.lax.scan(update, jnp.full(sequence.shape[1:], jnp.float32(1e6)), (steps, jnp.asarray(sequence, jnp.float32)))[1]
+    return jax.lax.scan(
+        update, jnp.full(sequence.shape[1:], jnp.float32(1e6)), (steps, jnp.asarray(sequence, jnp.float32))
+    )[1]
 
 
 def test_averages_of_known_params_are_the_closed_forms():
-    # gamma = 1 weighs the params of step s with (2s - 1)/t². What was there before the first step, here 1e6, leaves no trace.
+    # gamma = 1 weighs the params of step s with (2s - 1)/t². What was there before the first step, here 1e6, leaves no
+    # trace.
     t = np.arange(1, 301, dtype=float)
     of_t, of_t2 = averaged(width(1.0), np.stack([t, t**2], axis=1)).T
     np.testing.assert_allclose(of_t, (t + 1) * (4 * t - 1) / (6 * t), rtol=1e-5)
@@ -118,7 +123,9 @@ def test_constant_params_stay_and_trees_keep_their_structure_and_dtypes(snapshot
 
 def test_one_snapshot_is_enough_and_twice_the_same_is_no_harm():
     assert reconstruct([(10, 0.1, 5.0)], 10, 0.2) == 5.0
-    np.testing.assert_allclose(reconstruction_weights([(5, 0.05), (10, 0.1), (10, 0.1)], 10, 0.1), [0, 0.5, 0.5], atol=1e-9)
+    np.testing.assert_allclose(
+        reconstruction_weights([(5, 0.05), (10, 0.1), (10, 0.1)], 10, 0.1), [0, 0.5, 0.5], atol=1e-9
+    )
 
 
 MISTAKES = {
@@ -126,7 +133,9 @@ MISTAKES = {
     "sigma_rel must be above 0 .* not 0.3": lambda: power_ema_decay(0.3, 5),
     "not nan": lambda: gamma_of(float("nan")),
     "save some": lambda: reconstruct([], 10, 0.1),
-    "between the first and the last snapshot's, 5 and 10, not 11": lambda: reconstruction_weights([(5, 0.05), (10, 0.1)], 11, 0.1),
+    "between the first and the last snapshot's, 5 and 10, not 11": lambda: reconstruction_weights(
+        [(5, 0.05), (10, 0.1)], 11, 0.1
+    ),
     "5 and 10, not 4": lambda: reconstruction_weights([(10, 0.05), (5, 0.1)], 4, 0.1),
     "steps count from 1, and a snapshot's is 0": lambda: reconstruction_weights([(0, 0.05), (10, 0.1)], 10, 0.1),
 }

@@ -1,4 +1,6 @@
-"""The evaluation, through the door that networks take, on exact scores: what is right is within its floor, what is wrong is not."""
+"""The evaluation, through the door that networks take, on exact scores: what is right is within its floor, what is
+wrong is not.
+"""
 
 import json
 from dataclasses import dataclass
@@ -139,7 +141,9 @@ def test_likelihood_of_vectors_is_the_exact_one(report: Any, mixture: Any) -> No
 @pytest.fixture(scope="module")
 def curves(mixture: Any) -> Evaluation:
     samplers = {"ddim": DDIM(denoise=True), "unipc": UniPC(denoise=True), "ode": ProbabilityFlow(denoise=True)}
-    return evaluate(mixture, samplers, Settings(n=600, seeds=2, batch_size=600, likelihood_n=10, probes=1), budgets=(32, 4))
+    return evaluate(
+        mixture, samplers, Settings(n=600, seeds=2, batch_size=600, likelihood_n=10, probes=1), budgets=(32, 4)
+    )
 
 
 def test_curves_say_from_which_nfe_a_sampler_is_inside_its_floor(curves: Evaluation) -> None:
@@ -170,7 +174,9 @@ def test_curves_are_told_and_drawn(curves: Evaluation, tmp_path: Path) -> None:
     text = text_table(curves.report)
     assert "ddim, NFE from which it is within the floor's mean + 2 sd: sliced Wasserstein-2" in text
     metrics = {name: m for name, m in curves.report["metrics"].items() if m["kind"] == "quality"}
-    (tmp_path / "curves.png").write_bytes(report_plots.quality_curves(curves.report["curves"], metrics, curves.report["floors"]))
+    (tmp_path / "curves.png").write_bytes(
+        report_plots.quality_curves(curves.report["curves"], metrics, curves.report["floors"])
+    )
     assert np.std(Image.open(tmp_path / "curves.png").convert("L")) > 10
 
 

@@ -29,7 +29,9 @@ N, KEY = 512, jax.random.key(3)
 
 
 def run_of(score_law: Any) -> Any:
-    return SimpleNamespace(dataset=SimpleNamespace(law=LAW, name="ours"), score_fn=ExactScore(score_law, VP()), shape=(2,))
+    return SimpleNamespace(
+        dataset=SimpleNamespace(law=LAW, name="ours"), score_fn=ExactScore(score_law, VP()), shape=(2,)
+    )
 
 
 def drawn(sampler: Any, score_law: Any) -> Drawn:
@@ -79,14 +81,19 @@ def test_with_the_exact_score_all_error_is_discretisation() -> None:
     few, more = found["samplers"]["ddim"]
     assert few["total"] == pytest.approx(few["discretisation"], rel=1e-4)
     assert few["discretisation"] / more["discretisation"] == pytest.approx(2, rel=0.1)  # DDIM's order is 1
-    assert found["samplers"]["denoised"][0]["total"] < 1e-4  # held against denoised samples: the noise of t_min alone is 0.014
+    assert (
+        found["samplers"]["denoised"][0]["total"] < 1e-4
+    )  # held against denoised samples: the noise of t_min alone is 0.014
     (em,) = found["samplers"]["em"]
     assert em["discretisation"] is em["total"] is None
-    assert em["kl"] == pytest.approx(gaussian_kl(EulerMaruyama(steps=10), VP(), LAW.means[0], np.diag(VARIANCES)), rel=1e-3)
+    assert em["kl"] == pytest.approx(
+        gaussian_kl(EulerMaruyama(steps=10), VP(), LAW.means[0], np.diag(VARIANCES)), rel=1e-3
+    )
 
 
 def test_the_score_error_is_the_distance_of_two_flows() -> None:
-    # The flow of N(m, v) carries x_T to alpha m + (x_T - alpha_T m) sqrt((alpha² v + sigma²)/(alpha_T² v + sigma_T²)) along each axis.
+    # The flow of N(m, v) carries x_T to alpha m + (x_T - alpha_T m) sqrt((alpha² v + sigma²)/(alpha_T² v + sigma_T²))
+    # along each axis.
     found = against_the_law(run_of(OTHER), {"unipc": [drawn(UniPC(steps=60), OTHER)]}, KEY)
     sde, start = VP(), np.asarray(VP().prior((2,)).std)
     ends = []
@@ -137,7 +144,15 @@ def test_the_table_leaves_out_what_is_not_known_and_the_curves_are_drawn(tmp_pat
     rows = {"ddim": [drawn(DDIM(steps=n), OTHER) for n in (8, 16)], "pc": [drawn(PredictorCorrector(steps=8), OTHER)]}
     found = against_the_law(run_of(OTHER), rows, KEY)
     header, *cells = exact_rows(found)
-    assert header == ["sampler", "NFE", "discretisation error", "total error", "KL, exact score", "KL, wrong early", "KL, wrong late"]
+    assert header == [
+        "sampler",
+        "NFE",
+        "discretisation error",
+        "total error",
+        "KL, exact score",
+        "KL, wrong early",
+        "KL, wrong late",
+    ]
     assert [row[:2] for row in cells] == [["ddim", "8"], ["ddim", "16"]]
     (tmp_path / "exact.png").write_bytes(report_plots.exact_curves(found))
     assert np.std(Image.open(tmp_path / "exact.png").convert("L")) > 10
@@ -150,7 +165,9 @@ def test_the_exact_score_takes_the_network_s_place() -> None:
     run = Run(Path("unused"), config, other, 1, (2,), None, 8)  # type: ignore[arg-type]  # a score is a score
     exact = with_exact_score(run)
     x = jnp.asarray([[0.3, 0.4]])
-    np.testing.assert_allclose(exact.score_fn(x, 0.3), ExactScore(load_dataset("mixture").law, VP(beta_max=15.0))(x, 0.3))
+    np.testing.assert_allclose(
+        exact.score_fn(x, 0.3), ExactScore(load_dataset("mixture").law, VP(beta_max=15.0))(x, 0.3)
+    )
     config.data.name = "two_moons"
     with pytest.raises(UserError, match="two_moons is not known; it is of gaussian, mixture"):
         with_exact_score(Run(Path("unused"), config, other, 1, (2,), None, 2))  # type: ignore[arg-type]

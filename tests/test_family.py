@@ -1,6 +1,7 @@
 """The family of linear samplers: law and order of each on exact scores, and what known methods have in common.
 
-The laws on Gaussians are exact (float64, no samples); the orders on a mixture are those of the compiled code in float64.
+The laws on Gaussians are exact (float64, no samples); the orders on a mixture are those of the compiled code in
+float64.
 """
 
 from dataclasses import replace
@@ -12,7 +13,17 @@ import numpy as np
 import pytest
 from scipy.integrate import quad
 
-from sde_lib import VE, VP, CosineVP, ExactScore, GaussianMixture, PredictorCorrector, ProbabilityFlow, reschedule, sample
+from sde_lib import (
+    VE,
+    VP,
+    CosineVP,
+    ExactScore,
+    GaussianMixture,
+    PredictorCorrector,
+    ProbabilityFlow,
+    reschedule,
+    sample,
+)
 from sde_lib.samplers import (
     DDIM,
     DEIS,
@@ -57,10 +68,12 @@ def slope(steps, errors):
 @each_sde
 def test_the_law_on_a_gaussian_converges_with_the_method_s_order(name, sde):
     method = FAMILY[name]
-    # To where signal and noise are equal. Over all of log SNR the leading errors of some methods on a Gaussian cancel: they do better there
-    # than their order (`dpmpp_3m` 4, `sa_solver` 3), or their first-order error is too small to be seen (`em` on VE).
+    # To where signal and noise are equal. Over all of log SNR the leading errors of some methods on a Gaussian cancel:
+    # they do better there than their order (`dpmpp_3m` 4, `sa_solver` 3), or their first-order error is too small to be
+    # seen (`em` on VE).
     half = replace(sde, t_min=float(sde.time_of_log_snr(0.0)))
-    # The first steps of a multistep method are of lower order: after some hundred steps, at errors of 1e-7, theirs is what is left.
+    # The first steps of a multistep method are of lower order: after some hundred steps, at errors of 1e-7, theirs is
+    # what is left.
     steps = [method.settled, 2 * method.settled, 4 * method.settled]
     errors = [gaussian_kl(replace(method.sampler, steps=n), half, MEAN, COVARIANCE) ** 0.5 for n in steps]
     assert slope(steps, errors) == pytest.approx(method.order, abs=0.2), errors
@@ -107,7 +120,8 @@ def test_the_weak_order_on_a_mixture_is_the_theory_s(name):
 
 @pytest.mark.parametrize("predictor", [2, 3])
 def test_sa_solver_s_weak_order_on_a_mixture_is_the_theory_s(predictor):
-    # To where signal and noise are equal, and late: over the whole range, and in long steps, its second-order error nearly cancels.
+    # To where signal and noise are equal, and late: over the whole range, and in long steps, its second-order error
+    # nearly cancels.
     sde = replace(VE(), t_min=float(VE().time_of_log_snr(0.0)))
     steps = [160, 320]
     errors = [weak_error(SASolver(steps=n, predictor=predictor), sde, *LINE, observable, nodes=4) for n in steps]
@@ -128,7 +142,9 @@ def test_the_weak_error_is_that_of_compiled_paths(pair):
     data = GaussianMixture(LINE[0], [[m] for m in LINE[1]], [[[s**2]] for s in LINE[2]])
     x = data.at(sde, sde.t_max).sample(jax.random.key(0), n)
     keys = jax.random.split(jax.random.key(1), n)
-    one, other = (observable(np.asarray(s.run(ExactScore(data, sde), x, keys, None, 0).x[:, 0], float)) for s in samplers)
+    one, other = (
+        observable(np.asarray(s.run(ExactScore(data, sde), x, keys, None, 0).x[:, 0], float)) for s in samplers
+    )
     exact = weak_error(samplers[0], sde, *LINE, observable) - weak_error(samplers[1], sde, *LINE, observable)
     error = (one - other).std() / np.sqrt(n)
     assert abs((one - other).mean() - exact) < 4 * error < 0.2 * abs(exact)
@@ -150,7 +166,9 @@ def test_the_compiled_scan_draws_the_exact_law(name):
 
 
 class Wrong(ExactScore):
-    """The exact score with its noise e = -sigma s scaled by 0.9 and, early on, biased by 0.4 in every direction of `basis`."""
+    """The exact score with its noise e = -sigma s scaled by 0.9 and, early on, biased by 0.4 in every direction of
+    `basis`.
+    """
 
     def __call__(self, x, t, cond=None, *, key=None):
         late = 0.5 * self.sde.log_snr(t) > 0
@@ -162,16 +180,26 @@ BASIS = np.linalg.eigh(COVARIANCE)[1]
 jax.tree_util.register_pytree_node(Wrong, lambda s: ((s.distribution, s.sde), None), lambda _, leaves: Wrong(*leaves))
 
 
-@pytest.mark.parametrize("sampler", [DPMSolverPP2M(steps=10), IPNDM(steps=10), SDEDPMSolverPP1(steps=10)], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "sampler", [DPMSolverPP2M(steps=10), IPNDM(steps=10), SDEDPMSolverPP1(steps=10)], ids=lambda s: type(s).__name__
+)
 def test_the_law_of_a_score_in_error_is_drawn_too(sampler):
     sde, n = VP(), 20_000
     mean, covariance = gaussian_law(
-        sampler, sde, MEAN, COVARIANCE, prior=(0.0, sde.sigma(sde.t_max)), error=lambda half_log_snr: (0.9, 0.4 * (half_log_snr <= 0))
+        sampler,
+        sde,
+        MEAN,
+        COVARIANCE,
+        prior=(0.0, sde.sigma(sde.t_max)),
+        error=lambda half_log_snr: (0.9, 0.4 * (half_log_snr <= 0)),
     )
     unperturbed, _ = gaussian_law(sampler, sde, MEAN, COVARIANCE)
     assert np.abs(mean - unperturbed).max() > 0.1
     x = np.asarray(
-        sample(sampler, Wrong(GaussianMixture(np.ones(1), MEAN[None], COVARIANCE[None]), sde), jax.random.key(4), n, (3,)).x, float
+        sample(
+            sampler, Wrong(GaussianMixture(np.ones(1), MEAN[None], COVARIANCE[None]), sde), jax.random.key(4), n, (3,)
+        ).x,
+        float,
     )
     scale = np.sqrt(np.diag(covariance))
     np.testing.assert_allclose((x.mean(0) - mean) / scale, 0, atol=5 / np.sqrt(n))
@@ -183,8 +211,14 @@ TWINS = {
     "sde-dpm-solver++ 1 is ancestral": (SDEDPMSolverPP1(), Ancestral()),
     "sde-dpm-solver++ 1 of eta 0 is ddim": (SDEDPMSolverPP1(eta=0.0), DDIM()),
     "sde-dpm-solver++ 2m of eta 0 is dpm-solver++ 2m": (SDEDPMSolverPP2M(eta=0.0), DPMSolverPP2M()),
-    "sa-solver's first predictor is sde-dpm-solver++ 1": (SASolver(predictor=1, corrector=0, eta=0.7), SDEDPMSolverPP1(eta=0.7)),
-    "sa-solver's second is sde-dpm-solver++ 2m in heun's form": (SASolver(predictor=2, corrector=0), SDEDPMSolverPP2MHeun()),
+    "sa-solver's first predictor is sde-dpm-solver++ 1": (
+        SASolver(predictor=1, corrector=0, eta=0.7),
+        SDEDPMSolverPP1(eta=0.7),
+    ),
+    "sa-solver's second is sde-dpm-solver++ 2m in heun's form": (
+        SASolver(predictor=2, corrector=0),
+        SDEDPMSolverPP2MHeun(),
+    ),
     "sa-solver's third of eta 0 is dpm-solver++ 3m": (SASolver(corrector=0, eta=0.0), DPMSolverPP3M()),
     "unip 1 is ddim": (UniPC(order=1, corrector=False), DDIM()),
     "unip 2 is dpm-solver++ 2m": (UniPC(order=2, corrector=False), DPMSolverPP2M()),
@@ -201,7 +235,9 @@ TWINS = {
 
 @pytest.mark.parametrize("name", TWINS)
 def test_known_twins_draw_the_same(name):
-    one, other = (replace(sampler, steps=12, grid=UniformLogSNR()) for sampler in TWINS[name])  # whatever their own grids are
+    one, other = (
+        replace(sampler, steps=12, grid=UniformLogSNR()) for sampler in TWINS[name]
+    )  # whatever their own grids are
     sde = VE() if "linear in t" in name else VP()
     score_fn, key = ExactScore(random_mixture(1, 2), sde), jax.random.key(0)
     a, b = (sample(sampler, score_fn, key, 64, (2,)).x for sampler in (one, other))
@@ -211,13 +247,16 @@ def test_known_twins_draw_the_same(name):
 
 
 def test_unipc_1_is_ddim_and_its_corrector_step_by_step():
-    # Algorithm 2 of Zhao et al. 2023 for p = 1 and bh2: predict by DDIM, call there, and correct with half the difference in D.
+    # Algorithm 2 of Zhao et al. 2023 for p = 1 and bh2: predict by DDIM, call there, and correct with half the
+    # difference in D.
     sde, steps = VP(), 12
     with jax.enable_x64(True):
         score_fn = ExactScore(random_mixture(1, 2), sde)
         t = UniformLogSNR()(sde, steps)
         start = x = np.asarray(jax.random.normal(jax.random.key(0), (32, 2)))
-        result, *_ = run_linear(UniPC(order=1, steps=steps), score_fn, jnp.asarray(x), jax.random.split(jax.random.key(0), 32), None, 0)
+        result, *_ = run_linear(
+            UniPC(order=1, steps=steps), score_fn, jnp.asarray(x), jax.random.split(jax.random.key(0), 32), None, 0
+        )
         call = lambda x, t: np.asarray((x + sde.sigma(t) ** 2 * score_fn(jnp.asarray(x), t)) / sde.alpha(t))  # noqa: E731
         d = call(x, t[0])
         for k in range(steps):
@@ -233,7 +272,8 @@ def test_unipc_1_is_ddim_and_its_corrector_step_by_step():
 
 @pytest.mark.parametrize("predictor, corrector, eta", [(1, 2, 1.0), (2, 2, 0.6), (3, 2, 1.0), (3, 4, 1.3), (2, 3, 0.0)])
 def test_sa_solver_predicts_and_corrects_step_by_step(predictor, corrector, eta):
-    # Xue et al. 2023, algorithm 1, with polynomials fitted through the calls, integrals by an adaptive rule, and a denoiser of our own.
+    # Xue et al. 2023, algorithm 1, with polynomials fitted through the calls, integrals by an adaptive rule, and a
+    # denoiser of our own.
     sde, steps, denoise = CosineVP(), 7, np.tanh
     table = table_of(SASolver(steps=steps, predictor=predictor, corrector=corrector, eta=eta), sde)
     z, q = np.random.default_rng(0).normal(size=steps), 1 + eta**2
@@ -242,10 +282,16 @@ def test_sa_solver_predicts_and_corrects_step_by_step(predictor, corrector, eta)
 
     def step(k, x, calls):
         polynomial = np.polynomial.Polynomial.fit([p for p, _ in calls], [d for _, d in calls], len(calls) - 1)
-        integral, _ = quad(lambda u: np.exp(-q * (place[k + 1] - u)) * polynomial(u), place[k], place[k + 1], epsabs=1e-13)
+        integral, _ = quad(
+            lambda u: np.exp(-q * (place[k + 1] - u)) * polynomial(u), place[k], place[k + 1], epsabs=1e-13
+        )
         h = place[k + 1] - place[k]
         noise = sde.sigma(t[k + 1]) * np.sqrt(-np.expm1(-2 * eta**2 * h)) * z[k]
-        return sde.sigma(t[k + 1]) / sde.sigma(t[k]) * np.exp(-(eta**2) * h) * x + sde.alpha(t[k + 1]) * q * integral + noise
+        return (
+            sde.sigma(t[k + 1]) / sde.sigma(t[k]) * np.exp(-(eta**2) * h) * x
+            + sde.alpha(t[k + 1]) * q * integral
+            + noise
+        )
 
     x, e, calls, known, by_table = 0.7, 0.7, [], [0.0] * 4, 0.7
     for k in range(steps):
@@ -276,12 +322,18 @@ def test_multistep_methods_lead_at_eight_calls():
 def test_the_published_3m_loses_its_third_order_to_one_factor():
     steps = [320, 640, 1280]
     for name, least, most in (("dpmpp_3m", 2.8, 5.0), ("dpmpp_3m_published", 1.9, 2.1)):
-        errors = [gaussian_kl(replace(FAMILY[name].sampler, steps=n), VP(t_min=0.05), MEAN, COVARIANCE) ** 0.5 for n in steps]
-        assert least < slope(steps[:2] if name == "dpmpp_3m" else steps, errors[: 2 if name == "dpmpp_3m" else 3]) < most
+        errors = [
+            gaussian_kl(replace(FAMILY[name].sampler, steps=n), VP(t_min=0.05), MEAN, COVARIANCE) ** 0.5 for n in steps
+        ]
+        assert (
+            least < slope(steps[:2] if name == "dpmpp_3m" else steps, errors[: 2 if name == "dpmpp_3m" else 3]) < most
+        )
 
 
 @pytest.mark.parametrize(
-    "grid", [UniformT(), UniformLogSNR(), Karras(), Karras(rho=3.0), Quadratic(), FlowTime(), FlowTime(1.0, 3.0)], ids=str
+    "grid",
+    [UniformT(), UniformLogSNR(), Karras(), Karras(rho=3.0), Quadratic(), FlowTime(), FlowTime(1.0, 3.0)],
+    ids=str,
 )
 @each_sde
 def test_grids_are_even_in_what_they_are_named_after(grid, sde):
@@ -306,7 +358,8 @@ def test_edm_s_published_noise_levels():
 
 
 def test_churn_is_edm_s_stochastic_sampler():
-    # Algorithm 2 of Karras et al. 2022, step by step, its noise taken from the table's own streams by running it without data.
+    # Algorithm 2 of Karras et al. 2022, step by step, its noise taken from the table's own streams by running it
+    # without data.
     sde, steps, churn = VE(sigma_min=0.02, sigma_max=20.0), 6, 1.2
     table = table_of(Heun(steps=steps, churn=churn, churn_noise=1.007), sde)
     sigma = sde.sigma(Karras()(sde, steps))
@@ -323,7 +376,11 @@ def test_churn_is_edm_s_stochastic_sampler():
     for i in range(2 * steps):
         e = table.point.p[i] * by_table + table.point.q[i, 0] * known
         m = np.tanh(e)
-        by_table = table.a[i] * by_table + table.b[i] @ [m, known] + table.c[i] * (z[i // 2 + 1] if i % 2 and i // 2 + 1 < steps else 0.0)
+        by_table = (
+            table.a[i] * by_table
+            + table.b[i] @ [m, known]
+            + table.c[i] * (z[i // 2 + 1] if i % 2 and i // 2 + 1 < steps else 0.0)
+        )
         known = m
     np.testing.assert_allclose(by_table, x, rtol=1e-10)
     np.testing.assert_allclose(sde.sigma(table.t[2::2]), sigma[1:-1] * (1 + gamma), rtol=1e-10)
@@ -355,12 +412,18 @@ def test_settings_and_grids_do_not_compile_again():
             traces.append(1)
             return super().__call__(x, t)
 
-    jax.tree_util.register_pytree_node(Traced, lambda s: ((s.distribution, s.sde), None), lambda _, leaves: Traced(*leaves))
+    jax.tree_util.register_pytree_node(
+        Traced, lambda s: ((s.distribution, s.sde), None), lambda _, leaves: Traced(*leaves)
+    )
     counts = []
-    for i, (eta, grid) in enumerate([(0.0, UniformLogSNR()), (0.3, Karras()), (1.0, Times(tuple(np.linspace(1, 1e-3, 7))))]):
+    for i, (eta, grid) in enumerate(
+        [(0.0, UniformLogSNR()), (0.3, Karras()), (1.0, Times(tuple(np.linspace(1, 1e-3, 7))))]
+    ):
         sample(DDIM(steps=6, eta=eta, grid=grid), Traced(random_mixture(i, 2), VP()), jax.random.key(i), 4, (2,))
         counts.append(len(traces))
-    sample(SDEDPMSolverPP1(steps=6), Traced(random_mixture(0, 2), VP()), jax.random.key(0), 4, (2,))  # the same kind of table
+    sample(
+        SDEDPMSolverPP1(steps=6), Traced(random_mixture(0, 2), VP()), jax.random.key(0), 4, (2,)
+    )  # the same kind of table
     assert counts[0] > 0 and [*counts, len(traces)] == [counts[0]] * 4
 
 
@@ -396,7 +459,10 @@ def test_steps_even_in_log_snr_cost_every_axis_the_same():
         (lambda: Heun().at_nfe(9), "cannot spend 9"),
         (lambda: DPMSolverPP3M().at_nfe(2), "at least 3 steps"),
         (lambda: PredictorCorrector().at_nfe(7), "cannot spend 7"),
-        (lambda: ProbabilityFlow(solver=diffrax.Midpoint(), steps=9).at_nfe(7), "Midpoint cannot spend 7 score calls: it makes 2 a step"),
+        (
+            lambda: ProbabilityFlow(solver=diffrax.Midpoint(), steps=9).at_nfe(7),
+            "Midpoint cannot spend 7 score calls: it makes 2 a step",
+        ),
         (
             lambda: ProbabilityFlow(solver=diffrax.Bosh3(), steps=9).at_nfe(9),
             "Bosh3 .* makes 3 a step and 1 beside",
@@ -435,10 +501,15 @@ def test_nfe_is_the_number_of_calls(name):
         assert nfe == calls > 0
 
 
-@pytest.mark.parametrize("solver", [diffrax.Euler(), diffrax.Midpoint(), diffrax.Bosh3(), diffrax.Tsit5()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "solver", [diffrax.Euler(), diffrax.Midpoint(), diffrax.Bosh3(), diffrax.Tsit5()], ids=lambda s: type(s).__name__
+)
 @pytest.mark.parametrize("denoise", [False, True])
 def test_runge_kutta_spends_the_budget_that_it_is_given(solver, denoise):
-    flow, per_step = ProbabilityFlow(solver=solver, steps=100, denoise=denoise), {"Euler": 1, "Midpoint": 2, "Bosh3": 3, "Tsit5": 6}
+    flow, per_step = (
+        ProbabilityFlow(solver=solver, steps=100, denoise=denoise),
+        {"Euler": 1, "Midpoint": 2, "Bosh3": 3, "Tsit5": 6},
+    )
     first_same_as_last = type(solver).__name__ in ("Bosh3", "Tsit5")
     budget = 5 * per_step[type(solver).__name__] + first_same_as_last + denoise
     calls, nfe = calls_of(lambda score_fn: sample(flow.at_nfe(budget), score_fn, jax.random.key(0), 3, (2,)))
@@ -448,7 +519,12 @@ def test_runge_kutta_spends_the_budget_that_it_is_given(solver, denoise):
 @pytest.mark.parametrize("sde", SDES, ids=SDE_IDS)
 def test_under_jit_the_tables_are_traced_and_agree(sde):
     score_fn, key = ExactScore(random_mixture(1, 2), sde), jax.random.key(0)
-    for sampler in (UniPC(steps=6), Heun(steps=4, churn=1.0), DPMSolverPP3M(steps=6), DEIS(steps=4, variable=in_log_snr)):
+    for sampler in (
+        UniPC(steps=6),
+        Heun(steps=4, churn=1.0),
+        DPMSolverPP3M(steps=6),
+        DEIS(steps=4, variable=in_log_snr),
+    ):
         plain = sample(sampler, score_fn, key, 4, (2,)).x
         jitted = jax.jit(lambda score_fn, sampler=sampler: sample(sampler, score_fn, key, 4, (2,)).x)(score_fn)
         np.testing.assert_allclose(plain, jitted, rtol=2e-2, atol=2e-2)
@@ -462,7 +538,9 @@ def test_ddim_s_noise_is_the_paper_s():
         noise = eta * np.sqrt((1 - bar_next) / (1 - bar)) * np.sqrt(1 - bar / bar_next)
         table = DDIM(eta=eta).update(sde, t)
         np.testing.assert_allclose(table.c, noise, rtol=1e-9, atol=1e-12)
-        direction = np.sqrt(1 - bar_next - noise**2)  # x' = sqrt(bar') D + direction e + noise z, e = (x - sqrt(bar) D)/sqrt(1 - bar)
+        direction = np.sqrt(
+            1 - bar_next - noise**2
+        )  # x' = sqrt(bar') D + direction e + noise z, e = (x - sqrt(bar) D)/sqrt(1 - bar)
         np.testing.assert_allclose(table.a, direction / np.sqrt(1 - bar), rtol=1e-9)
         np.testing.assert_allclose(table.b[:, 0], np.sqrt(bar_next) - direction * np.sqrt(bar / (1 - bar)), rtol=1e-9)
 

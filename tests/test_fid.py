@@ -1,7 +1,8 @@
-"""FID and its kin: the library's numbers from closed forms on its own features, the record of what was compared, and every mistake.
+"""FID and its kin: the library's numbers from closed forms on its own features, the record of what was compared, and
+every mistake.
 
-The Inception weights are random here, in the library's own file format: what is tested is not how well that network sees. Tests of the
-numbers skip themselves without the extra `fid`; those of mistakes do not need it.
+The Inception weights are random here, in the library's own file format: what is tested is not how well that network
+sees. Tests of the numbers skip themselves without the extra `fid`; those of mistakes do not need it.
 """
 
 import hashlib
@@ -23,7 +24,17 @@ from configs import base
 from experiment import fid as fid_module
 from experiment.dataset import Dataset, Split
 from experiment.errors import UserError
-from experiment.fid import FidSettings, checked_weights, compare_images, fid, fid_lines, fid_of_run, grey_values, library, reference_images
+from experiment.fid import (
+    FidSettings,
+    checked_weights,
+    compare_images,
+    fid,
+    fid_lines,
+    fid_of_run,
+    grey_values,
+    library,
+    reference_images,
+)
 from experiment.metrics import frechet
 from experiment.scaling import Scaling
 from sde_lib import VP, EulerMaruyama, ExactScore
@@ -86,7 +97,9 @@ def sets() -> tuple[Array, Array]:
 
 
 @pytest.fixture(scope="module")
-def found(weights: Path, sets: tuple[Array, Array], tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, float], dict[str, float]]:
+def found(
+    weights: Path, sets: tuple[Array, Array], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, float], dict[str, float]]:
     """The metrics of the samples, and of the reference itself, in one cache; nothing may be fetched meanwhile."""
     import torch
 
@@ -94,7 +107,10 @@ def found(weights: Path, sets: tuple[Array, Array], tmp_path_factory: pytest.Tem
         raise AssertionError("this would have been fetched")
 
     cache = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch, threadpool_limits(1):  # threads make eigenvalues slower on a busy machine
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        threadpool_limits(1),
+    ):  # threads make eigenvalues slower on a busy machine
         patch.setattr(torch.hub, "load_state_dict_from_url", refuse)
         patch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", refuse)
         patch.setattr("socket.socket.connect", refuse)
@@ -108,7 +124,9 @@ def features(weights: Path, sets: tuple[Array, Array], found: Any) -> tuple[Arra
     import torch
     import torch_fidelity
 
-    extract = torch_fidelity.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=weights)
+    extract = torch_fidelity.FeatureExtractorInceptionV3(
+        "inception-v3-compat", ["2048"], feature_extractor_weights_path=weights
+    )
     colour = [np.repeat(z, 3, axis=-1).transpose(0, 3, 1, 2) for z in sets]
     x, y = (extract(torch.from_numpy(z.copy()))[0].numpy().astype(np.float64) for z in colour)
     return x, y
@@ -143,7 +161,9 @@ def test_precision_is_of_the_samples_and_recall_of_the_reference(found: Any, fea
     x, y = features
     precision, recall = share_inside(x, y), share_inside(y, x)
     assert precision != recall
-    assert (found[0]["precision"], found[0]["recall"]) == pytest.approx((precision, recall), abs=0.04)  # one picture may lie on an edge
+    assert (found[0]["precision"], found[0]["recall"]) == pytest.approx(
+        (precision, recall), abs=0.04
+    )  # one picture may lie on an edge
     assert (found[1]["precision"], found[1]["recall"]) == (1, 1)
 
 
@@ -153,9 +173,18 @@ def test_the_command_on_a_trained_run(weights: Path, tmp_path: Path) -> None:
     trained(workdir, data_name="digits", model_name="dit", model_heads=2, train_steps=2, sample_steps=5)
     reference = tmp_path / "reference.npz"
     np.savez(reference, np.random.default_rng(0).integers(0, 256, (11, 8, 8, 1), dtype=np.uint8))
-    command = [str(ROOT / "evaluate.py"), f"--workdir={workdir}", "--fid", "--samplers=em", "--n=12", f"--fid_reference={reference}"]
+    command = [
+        str(ROOT / "evaluate.py"),
+        f"--workdir={workdir}",
+        "--fid",
+        "--samplers=em",
+        "--n=12",
+        f"--fid_reference={reference}",
+    ]
     home = tmp_path / "torch"
-    done = Command(*command, f"--fid_weights={weights}", TORCH_HOME=str(home), OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1").wait()
+    done = Command(
+        *command, f"--fid_weights={weights}", TORCH_HOME=str(home), OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1"
+    ).wait()
     assert done.status == 0, done.err
     assert not home.exists()  # where the library keeps what it fetches
     (row,) = json.loads((workdir / "fid" / "fid.json").read_text())
@@ -166,8 +195,15 @@ def test_the_command_on_a_trained_run(weights: Path, tmp_path: Path) -> None:
     assert {"torch-fidelity", "torch", "torchvision", "jax"} <= set(row["versions"]) and row["git_commit"]
     assert row["kid_subset_size"] == 11 and row["fid"] > 0 and "299x299" in row["preprocessing"]
     notes = " ".join(row["notes"])
-    assert "depends on n" in notes and "of 12 samples" in notes and "subsets of 11" in notes and "not those of published" in notes
-    assert done.out.splitlines()[-1] == str(workdir / "fid" / "fid.json") and all(note in done.out for note in row["notes"])
+    assert (
+        "depends on n" in notes
+        and "of 12 samples" in notes
+        and "subsets of 11" in notes
+        and "not those of published" in notes
+    )
+    assert done.out.splitlines()[-1] == str(workdir / "fid" / "fid.json") and all(
+        note in done.out for note in row["notes"]
+    )
 
 
 @pytest.fixture
@@ -211,7 +247,11 @@ def test_rows_that_are_there_stay(run: Any, compared: Any, monkeypatch: pytest.M
     _, path = fid_of_run("here", ["em"], given, budgets=[4, 8])
     lines, path = fid_of_run("here", ["ddim", " ode"], given)
     rows = json.loads(path.read_text())
-    assert [row["sampler"] for row in rows] == ["em", "em", "ddim", "ode"] and [row["nfe"] for row in rows[:3]] == [5, 9, 501]
+    assert [row["sampler"] for row in rows] == ["em", "em", "ddim", "ode"] and [row["nfe"] for row in rows[:3]] == [
+        5,
+        9,
+        501,
+    ]
     assert [line.split()[0] for line in lines[:3]] == ["sampler", "ddim", "ode"]
     path.write_text("[{")
     with pytest.raises(UserError, match="move it away"):
@@ -278,7 +318,13 @@ def test_files_that_are_not_the_weights(tmp_path: Path) -> None:
     torch.save({"Conv2d_1a_3x3.conv.weight": Malicious(tmp_path / "run")}, tmp_path / "archive")
     torch.save({"Conv2d_1a_3x3.conv.weight": torch.zeros(3)}, tmp_path / "other")
     torch.save(torch.zeros(3), tmp_path / "tensor")
-    mistakes = {"missing": "cannot read", "text": "no plain", "pickle": "no plain", "archive": "no plain", "other": "another network"}
+    mistakes = {
+        "missing": "cannot read",
+        "text": "no plain",
+        "pickle": "no plain",
+        "archive": "no plain",
+        "other": "another network",
+    }
     for name, told in {**mistakes, "tensor": "another network"}.items():
         with pytest.raises(UserError, match=told) as raised:
             checked_weights(tmp_path / name, tmp_path)
@@ -302,7 +348,10 @@ def test_mistakes_of_the_command(tmp_path: Path) -> None:
 
 
 def test_without_the_extra_one_line_says_how_to_install_it() -> None:
-    block = "import sys; sys.modules['torch_fidelity'] = None; sys.argv = ['evaluate.py', '--fid', '--fid_weights=w']; import runpy; "
+    block = (
+        "import sys; sys.modules['torch_fidelity'] = None; sys.argv = ['evaluate.py', '--fid', "
+        "'--fid_weights=w']; import runpy; "
+    )
     line = fresh("-c", block + f"runpy.run_path({str(ROOT / 'evaluate.py')!r}, run_name='__main__')").mistake
     assert "pip install '.[fid]'" in line
 

@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 from scipy.stats import multivariate_normal
 
-from sde_lib import VE, VP, Exact, ExactScore, Hutchinson, ProbabilityFlow, StationaryGaussianField, log_prob, power_law_field
+from sde_lib import (
+    VE,
+    VP,
+    Exact,
+    ExactScore,
+    Hutchinson,
+    ProbabilityFlow,
+    StationaryGaussianField,
+    log_prob,
+    power_law_field,
+)
 from sde_lib.fields import exact_radial_spectrum, radial_spectrum
 from tests.oracles import ALL_SDE_IDS, ALL_SDES
 
@@ -95,6 +105,8 @@ def test_the_ode_s_samples_are_the_latents_filtered():
     # The flow of a Gaussian scales each Fourier mode by the ratio of its standard deviations.
     field, sde, key = power_law_field((16, 16)), VP(), jax.random.key(0)
     latents = field.at(sde, sde.t_max).sample(key, 2)
-    drawn = ProbabilityFlow(rtol=1e-6, atol=1e-6).run(ExactScore(field, sde), latents, jax.random.split(key, 2), None, 0).x
+    drawn = (
+        ProbabilityFlow(rtol=1e-6, atol=1e-6).run(ExactScore(field, sde), latents, jax.random.split(key, 2), None, 0).x
+    )
     gain = np.sqrt(field.at(sde, sde.t_min).spectrum / field.at(sde, sde.t_max).spectrum)
     np.testing.assert_allclose(drawn, np.fft.irfft2(gain * np.fft.rfft2(latents), s=(16, 16)), atol=2e-4)

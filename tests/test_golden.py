@@ -1,4 +1,6 @@
-"""Agreement with what the published networks and SDEs compute: vectors kept outside the repository; skipped where they are not there."""
+"""Agreement with what the published networks and SDEs compute: vectors kept outside the repository; skipped where they
+are not there.
+"""
 
 from functools import cache
 from pathlib import Path
@@ -46,13 +48,19 @@ def vectors(name):
 
 @cache
 def computed(name):
-    """The network's output, score, probability-flow drift and vector-Jacobian product, as the published code has them."""
+    """The network's output, score, probability-flow drift and vector-Jacobian product, as the published code has
+    them.
+    """
     z, (sde, parameterization) = vectors(name), NETWORKS[name]
-    weights = {key.removeprefix("sd/"): value for key, value in z.items() if key.startswith("sd/") and key != "sd/sigmas"}
+    weights = {
+        key.removeprefix("sd/"): value for key, value in z.items() if key.startswith("sd/") and key != "sd/sigmas"
+    }
     size = z["x_nchw"].shape[-1]
     options = {**options_of(weights, has_sigmas=True, image_size=size), "centered": isinstance(sde, VP)}
     network = nnx.eval_shape(lambda: NCSNpp(**options, rngs=OneKey()))
-    score = NetworkScore(split(network)[0], arranged(network, published_names(network, weights, options), weights), sde, parameterization)
+    score = NetworkScore(
+        split(network)[0], arranged(network, published_names(network, weights, options), weights), sde, parameterization
+    )
     t, x, v = jnp.asarray(z["t"]), jnp.asarray(nhwc(z["x_nchw"])), jnp.asarray(nhwc(z["hutch_eps_nchw"]))
     over_sigma = 1.0 if isinstance(sde, VP) else 1 / z["labels"][:, None, None, None]  # theirs divides by sigma itself
 
@@ -76,9 +84,15 @@ def test_networks(name, what):
 
 
 def test_options_are_told_by_the_weights():
-    keys = {key.removeprefix("sd/"): v for key, v in vectors("ncsnpp_output_skip_input_skip_cat_16px_nf16").items() if "all_modules" in key}
+    keys = {
+        key.removeprefix("sd/"): v
+        for key, v in vectors("ncsnpp_output_skip_input_skip_cat_16px_nf16").items()
+        if "all_modules" in key
+    }
     found = options_of(keys, has_sigmas=True, image_size=16)
-    assert found["progressive"] == "output_skip" and found["progressive_combine"] == "cat" and found["attention"] == (8,)
+    assert (
+        found["progressive"] == "output_skip" and found["progressive_combine"] == "cat" and found["attention"] == (8,)
+    )
 
 
 def test_resampling():

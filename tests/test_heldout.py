@@ -89,7 +89,9 @@ def test_bits_are_those_of_the_density_over_the_bin(dequantization: str) -> None
 
 def test_the_standard_error_over_draws_is_that_of_repeated_draws() -> None:
     coarse, settings = run_of(4), {**FAST, "probes": 16}
-    means = [likelihood(coarse, LikelihoodSettings(**settings, seed=seed), budget=False)[0]["mean"] for seed in range(12)]
+    means = [
+        likelihood(coarse, LikelihoodSettings(**settings, seed=seed), budget=False)[0]["mean"] for seed in range(12)
+    ]
     found, _, _ = likelihood(coarse, LikelihoodSettings(**settings))
     assert found["se_dequantization"] > found["se_probes"]
     assert 0.4 < np.std(means, ddof=1) / np.hypot(found["se_dequantization"], found["se_probes"]) < 2
@@ -102,7 +104,8 @@ def test_the_bound_lies_beside_the_ode_s_value_and_says_its_terms() -> None:
     direct = vlb(PICTURES.score_fn, x, jax.random.key(9), times=256, centres=Scaling(17).to_model(np.arange(17)))
     expected = -per_unit * float(direct.nats.mean())
     assert (
-        abs(bound["mean"] - expected) < 4 * bound["se_times_at_most"] + 4 * per_unit * float(direct.nats.std()) / (40 * 256) ** 0.5 + 0.01
+        abs(bound["mean"] - expected)
+        < 4 * bound["se_times_at_most"] + 4 * per_unit * float(direct.nats.std()) / (40 * 256) ** 0.5 + 0.01
     )
     assert bound["mean"] == pytest.approx(bound["prior"] + bound["reconstruction"] + bound["diffusion"], rel=1e-4)
     assert arrays["per_time"].shape == arrays["log_snr"].shape == (40, 64)
@@ -112,7 +115,9 @@ def test_the_bound_lies_beside_the_ode_s_value_and_says_its_terms() -> None:
 @pytest.fixture
 def unsolved(monkeypatch: pytest.MonkeyPatch) -> None:
     """No ODE is solved: the bounds do not need it."""
-    monkeypatch.setattr("experiment.likelihood.solve_batch", lambda run, first, settings, size, **_: (np.zeros((size, 1, 1)), 0))
+    monkeypatch.setattr(
+        "experiment.likelihood.solve_batch", lambda run, first, settings, size, **_: (np.zeros((size, 1, 1)), 0)
+    )
 
 
 @pytest.mark.usefixtures("unsolved")
@@ -121,7 +126,13 @@ def test_the_chain_s_elbo_lies_beside_it_in_its_three_terms() -> None:
     found, _, arrays = likelihood(PICTURES, LikelihoodSettings(chain=20, batch_size=40))
     chain, per_unit = found["chain"], 1 / (4 * np.log(2))
     x, times, sde = Scaling(17).to_model(PICTURES.dataset.test.x), np.linspace(0.01, 1, 20), VP(t_min=0.01)
-    direct = elbo(Model(NoiseOfScore(PICTURES.score_fn, times)), chain_of(sde, times), jnp.tile(x, (20, 1, 1, 1)), KEY, bin_width=2 / 17)
+    direct = elbo(
+        Model(NoiseOfScore(PICTURES.score_fn, times)),
+        chain_of(sde, times),
+        jnp.tile(x, (20, 1, 1, 1)),
+        KEY,
+        bin_width=2 / 17,
+    )
     for name in ("prior", "denoising", "reconstruction"):
         term = per_unit * np.asarray(getattr(direct, name), float)
         spread = term.reshape(20, 40).std(axis=0)  # over draws, for each example
@@ -130,7 +141,11 @@ def test_the_chain_s_elbo_lies_beside_it_in_its_three_terms() -> None:
     assert (chain["draws"], chain["se_draws"], chain["steps"]) == (None, None, 20)
     assert arrays["elbo_step_nats"].shape == (40, 19) and "bound" not in found
     text = "\n".join(likelihood_lines(found))
-    assert "of the discrete chain's model, 20 steps" in text and "discretised reconstruction" in text and "SDE's model" not in text
+    assert (
+        "of the discrete chain's model, 20 steps" in text
+        and "discretised reconstruction" in text
+        and "SDE's model" not in text
+    )
 
 
 @pytest.mark.usefixtures("unsolved")
@@ -154,7 +169,9 @@ def test_the_draws_standard_error_is_that_of_repeated_draws() -> None:
     assert 0.5 < np.var(means, ddof=1) / told < 1.8
 
 
-@pytest.mark.parametrize(("betas", "own"), [("linear", VP(t_min=1e-6)), ("cosine", CosineVP(t_min=1e-6)), ("log_snr", VP(t_min=1e-6))])
+@pytest.mark.parametrize(
+    ("betas", "own"), [("linear", VP(t_min=1e-6)), ("cosine", CosineVP(t_min=1e-6)), ("log_snr", VP(t_min=1e-6))]
+)
 def test_any_sde_s_score_is_carried_to_a_chain_by_log_snr(betas: str, own: Any) -> None:
     ve = VE()
     chain, times, score_fn = bounds.chain_of_run(ExactScore(LAW, ve), 12, betas)
@@ -172,8 +189,12 @@ def test_any_sde_s_score_is_carried_to_a_chain_by_log_snr(betas: str, own: Any) 
 @pytest.mark.usefixtures("unsolved")
 def test_a_class_conditional_network_is_told_the_classes() -> None:
     levels = np.arange(17).repeat(2)[:, None] * np.ones((1, 4), int)
-    dataset = Dataset("ours", Split(levels.reshape(-1, 2, 2, 1), levels[:, 0]), Split(levels.reshape(-1, 2, 2, 1), levels[:, 0]), 17)
-    run = SimpleNamespace(**{**vars(PICTURES), "score_fn": ClassScore(), "dataset": dataset, "config": base.get_config()})
+    dataset = Dataset(
+        "ours", Split(levels.reshape(-1, 2, 2, 1), levels[:, 0]), Split(levels.reshape(-1, 2, 2, 1), levels[:, 0]), 17
+    )
+    run = SimpleNamespace(
+        **{**vars(PICTURES), "score_fn": ClassScore(), "dataset": dataset, "config": base.get_config()}
+    )
     run.config.model.class_conditional = True
     found, _, _ = likelihood(run, LikelihoodSettings(chain=10))
     assert abs(found["chain"]["denoising"]) < 1e-4  # each class is one picture, and the score knows which
@@ -183,8 +204,8 @@ def test_a_class_conditional_network_is_told_the_classes() -> None:
 
 
 def test_the_picture_s_parts_hold_the_means_of_their_steps() -> None:
-    # All steps, three times, of KL t²: the parts are runs of whole numbers a..b, whose mean square is the square of their mean and their
-    # variance ((b - a + 1)² - 1)/12; from their means alone come a and b.
+    # All steps, three times, of KL t²: the parts are runs of whole numbers a..b, whose mean square is the square of
+    # their mean and their variance ((b - a + 1)² - 1)/12; from their means alone come a and b.
     every = np.tile(np.arange(2, 301), 3)
     step, kl, se = bounds.kls_over_steps(300, every, 1.0 * every**2, np.ones(len(every)))
     last, size = 1.0, []
@@ -224,7 +245,9 @@ def test_a_killed_computation_goes_on_and_ends_in_the_same_figures(tmp_path: Pat
     np.testing.assert_array_equal(repeated, values)
     untimed = {k: v for k, v in whole.items() if k != "seconds_per_example"}
     assert {k: v for k, v in again.items() if k != "seconds_per_example"} == untimed
-    once_more, _, _ = likelihood(PICTURES, settings, tmp_path / "b")  # nothing is computed, and the seconds are those kept
+    once_more, _, _ = likelihood(
+        PICTURES, settings, tmp_path / "b"
+    )  # nothing is computed, and the seconds are those kept
     assert once_more == again
 
 
@@ -261,7 +284,9 @@ def test_what_the_data_do_not_allow_is_told() -> None:
     exploding = SimpleNamespace(**{**vars(PICTURES), "score_fn": ExactScore(LAW, VE())})
     with pytest.raises(UserError, match="which VE is not: take another --betas, linear, cosine, log_snr"):
         likelihood(exploding, LikelihoodSettings(chain=10))
-    empty = SimpleNamespace(**{**vars(VECTORS), "dataset": Dataset("none", VECTORS.dataset.train, Split(VECTORS.dataset.test.x[:0]), None)})
+    empty = SimpleNamespace(
+        **{**vars(VECTORS), "dataset": Dataset("none", VECTORS.dataset.train, Split(VECTORS.dataset.test.x[:0]), None)}
+    )
     with pytest.raises(UserError, match="has 0 example"):
         likelihood(empty, LikelihoodSettings())
 
@@ -286,7 +311,9 @@ def test_a_command_killed_by_the_system_writes_the_same_table_when_repeated(tmp_
     shutil.copytree(tmp_path / "whole", tmp_path / "killed")
 
     def start(name: str) -> Command:
-        return Command(str(ROOT / "evaluate.py"), f"--workdir={tmp_path / name}", "--likelihood", "--n=200", "--probes=2")
+        return Command(
+            str(ROOT / "evaluate.py"), f"--workdir={tmp_path / name}", "--likelihood", "--n=200", "--probes=2"
+        )
 
     def table(name: str) -> Any:
         done = start(name).wait()

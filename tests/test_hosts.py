@@ -1,4 +1,6 @@
-"""Two processes of four simulated devices each train as one process does, survive what stops them, and leave together."""
+"""Two processes of four simulated devices each train as one process does, survive what stops them, and leave
+together.
+"""
 
 import fcntl
 import shutil
@@ -53,7 +55,11 @@ def hosts(**env: str) -> list[dict[str, str]]:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    common = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    common = {
+        "JAX_COORDINATOR_ADDRESS": address,
+        "JAX_NUM_PROCESSES": "2",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+    }
     return [{**common, "JAX_PROCESS_ID": str(process), **env} for process in range(2)]
 
 

@@ -81,7 +81,9 @@ def test_both_splits_are_read_only_slices_of_one_mapped_file(tmp_path, path):
         assert isinstance(base, np.memmap) and base.filename == stored(tmp_path) / "images.npy"
         with pytest.raises(ValueError, match="read-only"):
             split.x[0] = 0
-    np.testing.assert_array_equal(np.load(stored(tmp_path) / "images.npy"), np.concatenate([dataset.train.x, dataset.test.x]))
+    np.testing.assert_array_equal(
+        np.load(stored(tmp_path) / "images.npy"), np.concatenate([dataset.train.x, dataset.test.x])
+    )
 
 
 def test_batches_and_devices_read_the_mapped_rows(path):
@@ -164,8 +166,14 @@ def one_more_for_training(file):
     file.write_text(json.dumps(content))
 
 
-DAMAGE = [(name, how) for name in ("images.npy", "labels.npy", "record.json") for how in (cut, flip, empty, Path.unlink)]
-DAMAGE += [("images.npy", lengthen), ("record.json", one_more_for_training), ("record.json", lambda file: file.write_text("[]"))]
+DAMAGE = [
+    (name, how) for name in ("images.npy", "labels.npy", "record.json") for how in (cut, flip, empty, Path.unlink)
+]
+DAMAGE += [
+    ("images.npy", lengthen),
+    ("record.json", one_more_for_training),
+    ("record.json", lambda file: file.write_text("[]")),
+]
 
 
 @pytest.mark.parametrize("name, how", DAMAGE)
@@ -174,7 +182,10 @@ def test_what_is_damaged_is_decoded_again_and_said_so_in_one_line(tmp_path, path
     how(stored(tmp_path) / name)
     assert pairs(load_dataset("", path)) == WANTED
     said = capfd.readouterr().err
-    assert said.startswith(f"decoding {path} again: what is stored in {stored(tmp_path)} is damaged (") and said.count("\n") == 1
+    assert (
+        said.startswith(f"decoding {path} again: what is stored in {stored(tmp_path)} is damaged (")
+        and said.count("\n") == 1
+    )
     assert ("images.npy has another length" in said) == (name == "images.npy" and how in (cut, empty, lengthen))
     no_decoding()
     assert pairs(load_dataset("", path)) == WANTED
@@ -202,7 +213,9 @@ CHANGES = {
     "time": lambda root: os.utime(root / "a" / "01.png", ns=(1, 1)),
     "more": lambda root: shutil.copy(root / "a" / "01.png", root / "a" / "99.png"),
     "fewer": lambda root: (root / "a" / "01.png").unlink(),
-    "name": lambda root: (root / "a" / "10.png").rename(root / "b" / "!.png"),  # after all of a and before all of b, as it was
+    "name": lambda root: (root / "a" / "10.png").rename(
+        root / "b" / "!.png"
+    ),  # after all of a and before all of b, as it was
 }
 
 
@@ -291,7 +304,9 @@ def test_where_the_place_beside_cannot_be_written_the_cache_folder_is_used(tmp_p
 
 def test_no_place_at_all(tmp_path, path):
     block_by_file(tmp_path)
-    with pytest.raises(UserError, match=r"cannot write the decoded images of .*: set data.cache to a writable folder") as error:
+    with pytest.raises(
+        UserError, match=r"cannot write the decoded images of .*: set data.cache to a writable folder"
+    ) as error:
         load_dataset("", path, str(tmp_path / "set.noise_compass" / "cache"))
     assert "\n" not in str(error.value)
 

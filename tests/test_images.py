@@ -148,7 +148,9 @@ def test_unreadable_image_is_named(tmp_path, kind, packed):
     content = {"text": b"no image", "empty": b"", "truncated": whole[: len(whole) - 40]}[kind]
     files = {**flat(), "03.png": content}
     line = mistake(write_zip(tmp_path / "set.zip", files) if packed else write(tmp_path, files))
-    assert line.startswith("1 image cannot be read") and "03.png" in line and "--config.data.skip_unreadable=True" in line
+    assert (
+        line.startswith("1 image cannot be read") and "03.png" in line and "--config.data.skip_unreadable=True" in line
+    )
 
 
 def test_unreadable_images_are_counted_and_left_out_when_asked(tmp_path, capfd):
@@ -180,7 +182,9 @@ def test_sixteen_bit_and_transparent_images_are_named(tmp_path):
 
 
 def test_layouts_in_doubt(tmp_path):
-    assert "99.png lies beside class folders" in mistake(write(tmp_path / "beside", {**classes(), "99.png": png(PIXELS[0])}))
+    assert "99.png lies beside class folders" in mistake(
+        write(tmp_path / "beside", {**classes(), "99.png": png(PIXELS[0])})
+    )
     outside = {**own_splits(), "extra/x.png": png(PIXELS[0])}
     assert "x.png lies outside train and test" in mistake(write(tmp_path / "outside", outside))
     for copy in ("a", "b"):
@@ -209,12 +213,16 @@ def test_damaged_zip_is_named(tmp_path):
         file.write(whole[:200] + bytes([whole[200] ^ 255]) + whole[201:])
     assert "1 image cannot be read" in mistake(path) and "00.png" in mistake(path)
     start = whole.index(b"06.png")
-    with open(path, "wb") as file:  # whole directory, but 50 bytes are missing in the middle: what lies before them is not found
+    with open(
+        path, "wb"
+    ) as file:  # whole directory, but 50 bytes are missing in the middle: what lies before them is not found
         file.write(whole[:start] + whole[start + 50 :])
     assert "7 images cannot be read" in mistake(path) and "00.png" in mistake(path)
 
 
-@pytest.mark.parametrize("name", ["../escape.png", "a/../../escape.png", "/etc/escape.png", "..\\escape.png", "C:/x.png"])
+@pytest.mark.parametrize(
+    "name", ["../escape.png", "a/../../escape.png", "/etc/escape.png", "..\\escape.png", "C:/x.png"]
+)
 def test_zip_that_reaches_outside_itself_is_refused(tmp_path, name):
     line = mistake(write_zip(tmp_path / "set.zip", {**flat(), name: png(PIXELS[0])}))
     assert "reaches outside the zip" in line
@@ -238,7 +246,13 @@ def test_zip_bomb_of_many_members_is_refused(tmp_path, monkeypatch):
 def promising(width, height):
     """A PNG of a few bytes whose header promises width x height pixels."""
     header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header)) + png(PIXELS[0])[33:]
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + struct.pack(">I", 13)
+        + header
+        + struct.pack(">I", zlib.crc32(header))
+        + png(PIXELS[0])[33:]
+    )
 
 
 @pytest.mark.parametrize("side", [8193, 12000, 20000])  # Pillow says nothing, warns, raises

@@ -1,4 +1,6 @@
-"""Published weights into runs: the published networks' own numbers, what is inferred of them, and what a mistake gets."""
+"""Published weights into runs: the published networks' own numbers, what is inferred of them, and what a mistake
+gets.
+"""
 
 import dataclasses
 import re
@@ -26,7 +28,18 @@ from tests.torch_writer import name, text, write_legacy_pth, write_pth, write_sa
 
 GOLDEN = ROOT.parent / "shared" / "golden"
 needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="needs ../shared/golden")
-FLAGS = ("sde", "beta_min", "beta_max", "sigma_min", "sigma_max", "image_size", "fir", "skip_rescale", "centered", "noise_label")
+FLAGS = (
+    "sde",
+    "beta_min",
+    "beta_max",
+    "sigma_min",
+    "sigma_max",
+    "image_size",
+    "fir",
+    "skip_rescale",
+    "centered",
+    "noise_label",
+)
 
 DDPM = {"resblock": "ddpm", "skip_rescale": False, "norm_groups": 32, "blocks": 2, "width": 32}
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -97,7 +110,11 @@ def published(network: NCSNpp, given: Mapping[str, Any], params: Any) -> dict[st
     found = {}
     for path, leaf in jax.tree.leaves_with_path(params):
         key = names[jax.tree_util.keystr(path, simple=True, separator="/")]
-        array = np.asarray(leaf) if isinstance(leaf, np.ndarray | jax.Array) else np.broadcast_to(np.zeros((), "f4"), leaf.shape)
+        array = (
+            np.asarray(leaf)
+            if isinstance(leaf, np.ndarray | jax.Array)
+            else np.broadcast_to(np.zeros((), "f4"), leaf.shape)
+        )
         if array.ndim == 4:
             array = array.transpose(3, 2, 0, 1)
         elif array.ndim == 2 and not key.endswith(".W"):
@@ -109,7 +126,9 @@ def published(network: NCSNpp, given: Mapping[str, Any], params: Any) -> dict[st
     return dict(sorted(found.items(), key=lambda item: int(item[0].split(".")[1])))
 
 
-def random_weights(given: Mapping[str, Any], seed: int = 0, centered: bool = True) -> tuple[dict[str, np.ndarray], Any, Any]:
+def random_weights(
+    given: Mapping[str, Any], seed: int = 0, centered: bool = True
+) -> tuple[dict[str, np.ndarray], Any, Any]:
     """(published, ours, apply) of a network with random weights, none of them zero."""
     network = NCSNpp(**given, centered=centered, rngs=nnx.Rngs(seed))
     apply, shapes = split(network)
@@ -130,7 +149,8 @@ def refusal(path: Path, out: Path, **given: Any) -> str:
     return str(caught.value)
 
 
-# --- the published networks' numbers ------------------------------------------------------------------------------------------------
+# --- the published networks' numbers
+# ------------------------------------------------------------------------------------------------
 
 GOLDENS: dict[str, dict[str, Any]] = {
     "ddpmpp_nf16": {},
@@ -186,7 +206,11 @@ def test_every_form_of_a_file_gives_the_same_run(tmp_path: Path) -> None:
 
 def whole(weights: dict[str, np.ndarray], step: int = 70, moments: bool = False) -> dict[str, Any]:
     """score_sde's checkpoint: the average holds the weights, the network's own are off by 1."""
-    trained = [key for key, array in weights.items() if not key.endswith("sigmas") and not (key.endswith(".W") and array.ndim == 1)]
+    trained = [
+        key
+        for key, array in weights.items()
+        if not key.endswith("sigmas") and not (key.endswith(".W") and array.ndim == 1)
+    ]
     model = {key: array + 1 if key in trained else array for key, array in weights.items()}
     parameters = [key for key in weights if not key.endswith("sigmas")]
     state = {
@@ -195,7 +219,10 @@ def whole(weights: dict[str, np.ndarray], step: int = 70, moments: bool = False)
         if key in trained
     }
     return {
-        "optimizer": {"state": state if moments else {}, "param_groups": [{"lr": 2e-4, "params": list(range(len(parameters)))}]},
+        "optimizer": {
+            "state": state if moments else {},
+            "param_groups": [{"lr": 2e-4, "params": list(range(len(parameters)))}],
+        },
         "model": model,
         "ema": {"decay": 0.99, "num_updates": step, "shadow_params": [weights[key] for key in trained]},
         "step": step,
@@ -216,7 +243,8 @@ def test_the_names_and_shapes_of_the_full_networks(network: str) -> None:
     assert set(published_names(abstract(shown), weights, shown).values()) == set(weights)
 
 
-# --- what weights show -------------------------------------------------------------------------------------------------------------
+# --- what weights show
+# -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("case", NETWORKS)
@@ -243,10 +271,14 @@ def test_the_average_and_the_moments_go_to_their_weights(tmp_path: Path) -> None
     assert (run.config.train.ema, run.step, run.config.data.centered) == (0.99, 70, False)
 
     dataset = dataclasses.make_dataclass("Data", ["shape", "levels", "num_classes"])((32, 32, 3), 256, 0)
-    restored = experiment.run.RunDirectory(tmp_path / "run").checkpoints.restore(Trainer(run.config, dataset).like, print)
+    restored = experiment.run.RunDirectory(tmp_path / "run").checkpoints.restore(
+        Trainer(run.config, dataset).like, print
+    )
     assert restored is not None
     state, _ = restored
-    adam = next(part for part in jax.tree.leaves(state["opt_state"], is_leaf=lambda x: hasattr(x, "mu")) if hasattr(part, "mu"))
+    adam = next(
+        part for part in jax.tree.leaves(state["opt_state"], is_leaf=lambda x: hasattr(x, "mu")) if hasattr(part, "mu")
+    )
     frozen = {"embedding"}
     for key, ours in params.items():
         off = 0 if key in frozen else 1
@@ -277,12 +309,26 @@ def test_an_imported_run_trains_on(tmp_path: Path) -> None:
 FLAGGED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "vp": (
         {},
-        {"sde.name": "vp", "model.parameterization": "raw_eps", "model.noise_label": "time", "data.centered": True, "train.ema": 0.9999},
+        {
+            "sde.name": "vp",
+            "model.parameterization": "raw_eps",
+            "model.noise_label": "time",
+            "data.centered": True,
+            "train.ema": 0.9999,
+        },
     ),
-    "subvp": ({"sde": "subvp", "beta_max": 10.0}, {"sde.name": "subvp", "sde.beta_max": 10.0, "model.noise_label": "time"}),
+    "subvp": (
+        {"sde": "subvp", "beta_max": 10.0},
+        {"sde.name": "subvp", "sde.beta_max": 10.0, "model.noise_label": "time"},
+    ),
     "discrete ve": (
         {"sde": "ve", "sigma_max": 90.0},
-        {"model.parameterization": "raw_score", "model.noise_label": "reversed_time", "data.centered": False, "sde.sigma_max": 90.0},
+        {
+            "model.parameterization": "raw_score",
+            "model.noise_label": "reversed_time",
+            "data.centered": False,
+            "sde.sigma_max": 90.0,
+        },
     ),
     "by hand": (
         {"fir": True, "skip_rescale": False, "noise_label": "chain", "centered": False},
@@ -303,7 +349,8 @@ def test_flags_say_what_weights_cannot(case: str, tmp_path: Path) -> None:
         assert config[section][last] == value, key
 
 
-# --- mistakes ----------------------------------------------------------------------------------------------------------------------
+# --- mistakes
+# ----------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -316,8 +363,13 @@ def test_weights_that_are_missing_left_over_or_of_another_shape(small: dict[str,
         return refusal(write_pth(tmp_path / "c.pth", {"sigmas": np.ones(3), **weights}), tmp_path / "run")
 
     lacking = {key: value for key, value in small.items() if not key.endswith(".Dense_0.bias")}
-    assert "lacks all_modules.3.Dense_0.bias, all_modules.4.Dense_0.bias, all_modules.5.Dense_0.bias and 7 more" in told(lacking)
-    assert "has besides all_modules.0.scale, head.bias" in told({**small, "head.bias": np.ones(3), "all_modules.0.scale": np.ones(3)})
+    assert (
+        "lacks all_modules.3.Dense_0.bias, all_modules.4.Dense_0.bias, all_modules.5.Dense_0.bias and 7 more"
+        in told(lacking)
+    )
+    assert "has besides all_modules.0.scale, head.bias" in told(
+        {**small, "head.bias": np.ones(3), "all_modules.0.scale": np.ones(3)}
+    )
     key = "all_modules.3.Conv_1.weight"
     assert f"{key} (8, 9, 3, 3) are of other shapes" in told({**small, key: np.zeros((8, 9, 3, 3), "f4")})
     for number in range(len({key.split(".")[1] for key in small})):  # whichever is missing, it is a line
@@ -338,14 +390,18 @@ def test_what_is_no_checkpoint_of_these_networks(small: dict[str, np.ndarray], t
     out = tmp_path / "run"
     assert "holds a list" in refusal(write_pth(tmp_path / "c.pth", [1, 2]), out)
     assert "holds no arrays" in refusal(write_pth(tmp_path / "c.pth", {"step": 3}), out)
-    assert "has no all_modules.* but conv1.weight" in refusal(write_pth(tmp_path / "c.pth", {"conv1.weight": np.ones(3, "f4")}), out)
+    assert "has no all_modules.* but conv1.weight" in refusal(
+        write_pth(tmp_path / "c.pth", {"conv1.weight": np.ones(3, "f4")}), out
+    )
     assert "import_diffusers" in refusal(tmp_path, out)
     path = write_pth(tmp_path / "c.pth", small)
     assert "--sde is 'vpp'; it must be one of: vp, subvp, ve" in refusal(path, out, sde="vpp")
     assert "divisible by 2" in refusal(path, out, image_size=17)
     assert "config.sde.beta_min is 30" in refusal(path, out, beta_min=30.0)
     assert "config.model.noise_label is 'log'" in refusal(path, out, noise_label="log")
-    fourier = random_weights(options(embedding="fourier", channel_mults=(1,), attention=(), blocks=1), centered=False)[0]
+    fourier = random_weights(options(embedding="fourier", channel_mults=(1,), attention=(), blocks=1), centered=False)[
+        0
+    ]
     assert "leave out --sde=vp" in refusal(write_pth(tmp_path / "f.pth", fourier), out, sde="vp", image_size=8)
 
 

@@ -1,8 +1,8 @@
 """diffusers' UNet2DModel of DDPM's and NCSN++'s architecture into a run, against what diffusers computes.
 
-tests/data/diffusers_ddpm.json and diffusers_ncsnpp.json hold the names and shapes of a small network's weights, and what diffusers 0.42.1
-with torch 2.13 computes on CPU with the weights and images that `weights` and `images` draw; `computed` makes them, where both are
-installed.
+tests/data/diffusers_ddpm.json and diffusers_ncsnpp.json hold the names and shapes of a small network's weights, and
+what diffusers 0.42.1 with torch 2.13 computes on CPU with the weights and images that `weights` and `images` draw;
+`computed` makes them, where both are installed.
 """
 
 import json
@@ -133,7 +133,9 @@ def test_ncsnpp_s_score_is_what_diffusers_computes(expected_ncsnpp: dict[str, An
     assert "ve, sigma 0.01 to 1348, images 8x8 in [0, 1]" in import_folder(path, tmp_path / "run")
     score_fn = load_score(tmp_path / "run")
     t = score_fn.sde.time_of_log_snr(-2 * np.log(SIGMAS))
-    found = jax.jit(lambda s, x, t: s(x, t))(score_fn, jnp.asarray(images().transpose(0, 2, 3, 1)), jnp.asarray(t, jnp.float32))
+    found = jax.jit(lambda s, x, t: s(x, t))(
+        score_fn, jnp.asarray(images().transpose(0, 2, 3, 1)), jnp.asarray(t, jnp.float32)
+    )
     score = np.reshape(expected_ncsnpp["y"], images().shape).transpose(0, 2, 3, 1)
     for k in range(len(SIGMAS)):
         assert np.abs(found[k] - score[k]).max() < 1e-5 * np.abs(score[k]).max()
@@ -148,7 +150,9 @@ def test_ncsnpp_s_noise_levels_are_the_scheduler_s(expected_ncsnpp: dict[str, An
     assert (config["sample"]["snr"], config["sample"]["steps"]) == (0.075, 1000)
     assert [config["sde"][key] for key in ("sigma_min", "sigma_max", "t_min")] == [0.02, 380.0, 1e-4]
     assert config["data"]["centered"] is False  # images in [0, 1], of which the network takes 2 x - 1
-    as_they_are = folder(tmp_path / "centred", weights(expected_ncsnpp["shapes"], 0.05), {**NCSNPP, "center_input_sample": False})
+    as_they_are = folder(
+        tmp_path / "centred", weights(expected_ncsnpp["shapes"], 0.05), {**NCSNPP, "center_input_sample": False}
+    )
     assert "images 8x8 in [-1, 1]" in import_folder(as_they_are, tmp_path / "centred_run")
     (path / "scheduler_config.json").write_text(json.dumps({"sigma_max": "1348"}))
     assert "sigma_max is '1348', and must be a positive number" in refusal(path, tmp_path / "other")
@@ -181,10 +185,14 @@ def test_older_names_a_pickle_and_a_pipeline_folder(expected: dict[str, Any], tm
     write_pth(path / "diffusion_pytorch_model.bin", arrays)
     scheduler = tmp_path / "model" / "scheduler" / "scheduler_config.json"
     scheduler.parent.mkdir()
-    scheduler.write_text(json.dumps({"beta_schedule": "linear", "beta_start": 0.0002, "beta_end": 0.03, "num_train_timesteps": 1000}))
+    scheduler.write_text(
+        json.dumps({"beta_schedule": "linear", "beta_start": 0.0002, "beta_end": 0.03, "num_train_timesteps": 1000})
+    )
     assert "beta 0.2 to 30" in import_folder(tmp_path / "model", tmp_path / "run")
     score_fn = load_score(tmp_path / "run")
-    raw = jax.jit(score_fn.apply)(score_fn.params, jnp.asarray(images().transpose(0, 2, 3, 1)), jnp.asarray(STEPS, jnp.float32))
+    raw = jax.jit(score_fn.apply)(
+        score_fn.params, jnp.asarray(images().transpose(0, 2, 3, 1)), jnp.asarray(STEPS, jnp.float32)
+    )
     y = np.reshape(expected["y"], images().shape).transpose(0, 2, 3, 1)
     assert np.abs(raw - y).max() < 1e-5 * np.abs(y).max()
     scheduler.write_text(json.dumps({"beta_schedule": "squaredcos_cap_v2"}))
@@ -208,7 +216,9 @@ def test_diffusers_itself(expected: dict[str, Any], expected_ncsnpp: dict[str, A
 
 
 def test_the_size_of_the_cifar10_network() -> None:
-    """35.7 million weights, as Ho et al. 2020 say in appendix B; score_sde's DDPM has attention less often, and 35.2."""
+    """35.7 million weights, as Ho et al. 2020 say in appendix B; score_sde's DDPM has attention less often, and
+    35.2.
+    """
     given = options_of(CIFAR10)
     network = abstract(given)
     names = diffusers_names(network)
@@ -226,7 +236,10 @@ def refusal(path: Path, out: Path) -> str:
 
 OTHERS: dict[str, tuple[dict[str, Any], str]] = {
     "half of ncsnpp": ({"time_embedding_type": "fourier"}, "mid_block_scale_factor is 1, and NCSN++'s is 1.41"),
-    "learned embedding": ({"time_embedding_type": "learned"}, "time_embedding_type is 'learned', and DDPM's is 'positional'"),
+    "learned embedding": (
+        {"time_embedding_type": "learned"},
+        "time_embedding_type is 'learned', and DDPM's is 'positional'",
+    ),
     "diffusers' own defaults": ({"downsample_padding": 1}, "downsample_padding is 1"),
     "heads": ({"attention_head_dim": 8}, "attention_head_dim is 8"),
     "skips": ({"down_block_types": ["SkipDownBlock2D"] * 3}, "SkipDownBlock2D"),
@@ -246,7 +259,9 @@ def test_other_networks_are_refused(case: str, expected: dict[str, Any], tmp_pat
 
 def test_an_absent_key_means_what_diffusers_means(expected: dict[str, Any], tmp_path: Path) -> None:
     config = {key: value for key, value in CONFIG.items() if key != "norm_eps"}
-    assert "norm_eps is 1e-05" in refusal(folder(tmp_path / "model", weights(expected["shapes"]), config), tmp_path / "run")
+    assert "norm_eps is 1e-05" in refusal(
+        folder(tmp_path / "model", weights(expected["shapes"]), config), tmp_path / "run"
+    )
 
 
 def test_mistakes(expected: dict[str, Any], tmp_path: Path) -> None:

@@ -34,7 +34,9 @@ def test_metropolis_gets_the_weights_of_a_mixture_from_its_density():
 
 def test_without_noise_it_climbs_to_the_peaks():
     mixture = GaussianMixture([0.5, 0.5], [[-2.0], [2.0]], np.full((2, 1, 1), 0.05))
-    x = langevin(Langevin(steps=500, step_size=0.01, noise=0.0), mixture, jnp.array([[-1.0], [0.5], [3.0]]), jax.random.key(0)).x
+    x = langevin(
+        Langevin(steps=500, step_size=0.01, noise=0.0), mixture, jnp.array([[-1.0], [0.5], [3.0]]), jax.random.key(0)
+    ).x
     np.testing.assert_allclose(x[:, 0], [-2.0, 2.0, 2.0], atol=1e-3)
 
 
@@ -42,7 +44,9 @@ def test_a_chain_depends_on_its_own_index_alone_and_frames_are_its_path():
     mixture = random_mixture(0, 2)
     x = jax.random.normal(jax.random.key(0), (8, 2))
     whole = langevin(Langevin(steps=20), mixture, x, jax.random.key(1), frames=3)
-    np.testing.assert_allclose(langevin(Langevin(steps=20), mixture, x[:3], jax.random.key(1)).x, whole.x[:3], rtol=1e-5)
+    np.testing.assert_allclose(
+        langevin(Langevin(steps=20), mixture, x[:3], jax.random.key(1)).x, whole.x[:3], rtol=1e-5
+    )
     np.testing.assert_array_equal(whole.path[0], x)
     np.testing.assert_array_equal(whole.path[2], whole.x)
     np.testing.assert_allclose(whole.path[1], langevin(Langevin(steps=10), mixture, x, jax.random.key(1)).x, rtol=1e-5)

@@ -28,7 +28,9 @@ ON_VP, ON_VE = VP(t_min=0.01), VE(t_min=0.01)
 
 
 def great_circle(a: np.ndarray, b: np.ndarray, w: np.ndarray) -> np.ndarray:
-    """Points (k, d) at the angles w theta from a towards b, by Gram and Schmidt, in float64; the squared norm is linear in w."""
+    """Points (k, d) at the angles w theta from a towards b, by Gram and Schmidt, in float64; the squared norm is linear
+    in w.
+    """
     u, v = a / np.linalg.norm(a), b / np.linalg.norm(b)
     theta, across = math.acos(u @ v), v - (u @ v) * u
     across /= np.linalg.norm(across)
@@ -39,12 +41,16 @@ def great_circle(a: np.ndarray, b: np.ndarray, w: np.ndarray) -> np.ndarray:
 def encoded(sde: Any, x: np.ndarray, mean: np.ndarray = MEAN) -> np.ndarray:
     """The latents of N(mean, STD² I): the flow keeps every standardised coordinate."""
     start, end = scale_at(sde, sde.t_min), scale_at(sde, sde.t_max)
-    return sde.alpha(sde.t_max) * mean + end / start * (np.asarray(x, float).reshape(-1, D) - sde.alpha(sde.t_min) * mean)
+    return sde.alpha(sde.t_max) * mean + end / start * (
+        np.asarray(x, float).reshape(-1, D) - sde.alpha(sde.t_min) * mean
+    )
 
 
 def decoded(sde: Any, z: np.ndarray) -> np.ndarray:
     start, end = scale_at(sde, sde.t_max), scale_at(sde, sde.t_min)
-    return sde.alpha(sde.t_min) * MEAN + end / start * (np.asarray(z, float).reshape(-1, D) - sde.alpha(sde.t_max) * MEAN)
+    return sde.alpha(sde.t_min) * MEAN + end / start * (
+        np.asarray(z, float).reshape(-1, D) - sde.alpha(sde.t_max) * MEAN
+    )
 
 
 def scale_at(sde: Any, t: float) -> float:
@@ -82,10 +88,14 @@ def test_rows_have_a_weight_each_and_the_ends_may_change_places() -> None:
     assert z.shape == a.shape
     for i in range(5):
         np.testing.assert_allclose(
-            z[i].ravel(), great_circle(a[i].ravel().astype(float), b[i].ravel().astype(float), w[i : i + 1])[0], atol=1e-5
+            z[i].ravel(),
+            great_circle(a[i].ravel().astype(float), b[i].ravel().astype(float), w[i : i + 1])[0],
+            atol=1e-5,
         )
     np.testing.assert_allclose(spherical_interpolation(b, a, 1 - w), z, atol=1e-5)
-    np.testing.assert_allclose(spherical_interpolation(a, b, 0.25)[0], spherical_interpolation(a[:1], b[:1], 0.25)[0], atol=1e-6)
+    np.testing.assert_allclose(
+        spherical_interpolation(a, b, 0.25)[0], spherical_interpolation(a[:1], b[:1], 0.25)[0], atol=1e-6
+    )
 
 
 def test_without_a_great_circle_it_is_the_straight_line() -> None:
@@ -96,12 +106,15 @@ def test_without_a_great_circle_it_is_the_straight_line() -> None:
     for nearly in (1e-3, 1e-5, 1e-7):  # nothing happens on the way to parallel
         b = 2 * a + np.array([[0.0, 0.0, nearly]], np.float32)
         np.testing.assert_allclose(spherical_interpolation(a, b, w), ray, rtol=1e-6, atol=2 * nearly)
-    np.testing.assert_allclose(spherical_interpolation(np.ones((1, 1)), -np.ones((1, 1)), w)[:, 0], 1 - 2 * w, atol=1e-6)
+    np.testing.assert_allclose(
+        spherical_interpolation(np.ones((1, 1)), -np.ones((1, 1)), w)[:, 0], 1 - 2 * w, atol=1e-6
+    )
 
 
 def test_independent_normals_stay_of_the_prior_s_mean_and_covariance() -> None:
-    # Exactly, without Monte Carlo: directions at every multiple of 2 pi/K are in their first two moments uniform, and of the norms only
-    # the mean of the squares, 2 here, enters. K is odd and one set is turned, so that no two are parallel.
+    # Exactly, without Monte Carlo: directions at every multiple of 2 pi/K are in their first two moments uniform, and
+    # of the norms only the mean of the squares, 2 here, enters. K is odd and one set is turned, so that no two are
+    # parallel.
     turns = 2 * np.pi * np.arange(9) / 9
     radii = np.sqrt([0.5, 3.5])
     points = np.array([(r * np.cos(t), r * np.sin(t)) for r, t in product(radii, turns)], np.float32)
@@ -175,7 +188,12 @@ def test_the_norm_of_a_latent_has_the_law_of_chi_squared(d: int, std: float) -> 
 
 @pytest.mark.parametrize(
     ("nats", "reference", "word"),
-    [([0.0], [1.0], "m >= 2"), ([[0.0]], [1.0, 2.0], "nats"), ([math.nan], [1.0, 2.0], "not finite"), ([0.0], [1.0, 1.0], "equal")],
+    [
+        ([0.0], [1.0], "m >= 2"),
+        ([[0.0]], [1.0, 2.0], "nats"),
+        ([math.nan], [1.0, 2.0], "not finite"),
+        ([0.0], [1.0, 1.0], "equal"),
+    ],
 )
 def test_scores_that_say_nothing_are_told(nats: Any, reference: Any, word: str) -> None:
     with pytest.raises(ValueError, match=word):
@@ -264,13 +282,16 @@ def test_typicality_of_held_out_vectors_is_the_closed_form_s(latents: Any, tmp_p
         assert index == sorted({*index}) and len(index) == 10
         square = np.sum(encoded(sde, split.x[index]) ** 2, axis=1) / sde.sigma(1.0) ** 2
         stretch = scale_at(sde, sde.t_max) / scale_at(sde, sde.t_min)
-        # The prior's density at the latent, by the flow's stretch. One Rademacher probe is exact where the Jacobian is isotropic.
+        # The prior's density at the latent, by the flow's stretch. One Rademacher probe is exact where the Jacobian is
+        # isotropic.
         nats[part] = -0.5 * square + D * math.log(stretch / (sde.sigma(1.0) * math.sqrt(2 * math.pi)))
         np.testing.assert_allclose(report[part]["nats"], nats[part], atol=1e-3)
         np.testing.assert_allclose(report[part]["latent_z"], (square - D) / math.sqrt(2 * D), atol=2e-3)
     expected = typicality(nats["tested"], nats["reference"])
     np.testing.assert_allclose(report["tested"]["z"], expected.z, atol=2e-3)
-    np.testing.assert_allclose(report["tested"]["p_value"], expected.p_value, atol=2.1 / 11)  # two may have changed places
+    np.testing.assert_allclose(
+        report["tested"]["p_value"], expected.p_value, atol=2.1 / 11
+    )  # two may have changed places
     assert "p_value" not in report["reference"]
     assert (tmp_path / "latents" / "typicality.png").stat().st_size > 1000
 
@@ -300,7 +321,9 @@ def test_the_picture_of_images_shows_the_most_and_the_least_typical(monkeypatch:
     monkeypatch.setattr(plots, "show_image", lambda axes, image: shown.append(int(image.max())))
     z = np.array([0.5, -40.0, 0.1, -2.0, 1.0])
     part = {"name": "ours", "z": z, "latent_z": z}
-    picture = plots.typicality(part, part, 64, np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((1, 8, 8, 1), np.uint8), 2)
+    picture = plots.typicality(
+        part, part, 64, np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((1, 8, 8, 1), np.uint8), 2
+    )
     assert picture.startswith(b"\x89PNG") and shown == [2, 0, 1, 3]
 
 
@@ -354,7 +377,10 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"decode": "empty.npz"}, r"shape \(0, 4\)"),
     ({"decode": "other.npz"}, "the file holds weights"),
     ({"typicality": True, "of": "missing.npz"}, "no such file"),
-    ({"typicality": True, "of": "shape.npz"}, r"named x or images or data or arr_0, and the file holds float32 of shape \(3, 5\)"),
+    (
+        {"typicality": True, "of": "shape.npz"},
+        r"named x or images or data or arr_0, and the file holds float32 of shape \(3, 5\)",
+    ),
     ({"typicality": True, "of": "infinite.npz"}, "not finite"),
 ]
 
@@ -383,7 +409,11 @@ def test_the_command_on_a_trained_run(tmp_path: Path) -> None:
     command = [str(ROOT / "experiment" / "latents.py"), f"--workdir={workdir}"]
     done = Command(*command, "--encode", "--n=20").wait()
     assert done.status == 0, done.err
-    assert len(done.out.splitlines()) == 1 and "20 held-out examples" in done.out and str(workdir / "latents" / "latents.npz") in done.out
+    assert (
+        len(done.out.splitlines()) == 1
+        and "20 held-out examples" in done.out
+        and str(workdir / "latents" / "latents.npz") in done.out
+    )
     assert np.load(workdir / "latents" / "latents.npz")["latents"].shape == (20, 2)
     assert "there is no such file" in Command(*command, "--decode=nothing.npz").wait().mistake
     assert "did you mean --interpolate?" in Command(*command, "--interpolte=3,17").wait().mistake

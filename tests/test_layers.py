@@ -56,7 +56,11 @@ def test_the_test_sees_a_wrong_arrow():
 
 def test_the_mathematics_neither_prints_nor_touches_files():
     for path in (ROOT / "sde_lib").rglob("*.py"):
-        calls = {n.func.id for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
+        calls = {
+            n.func.id
+            for n in ast.walk(ast.parse(path.read_text()))
+            if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
+        }
         assert not calls & {"print", "open", "input"}, path
 
 

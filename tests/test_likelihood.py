@@ -98,7 +98,9 @@ def test_a_row_does_not_depend_on_its_batch(per_sample):
 
 
 def test_nfe_is_the_number_of_calls():
-    calls, nfe = calls_of(lambda score_fn: log_prob(score_fn, jnp.ones((2, 2)), jax.random.key(0), divergence=Hutchinson()))
+    calls, nfe = calls_of(
+        lambda score_fn: log_prob(score_fn, jnp.ones((2, 2)), jax.random.key(0), divergence=Hutchinson())
+    )
     assert nfe == calls > 0
 
 
@@ -152,12 +154,16 @@ def test_the_known_part_of_the_jacobian_makes_normal_probes_better():
     found = {}
     for name, data_std in (("all", None), ("residual", 0.8)):
         divergence = Hutchinson(probes=16, law=jax.random.normal)
-        result = log_prob(score_fn, x, jax.random.key(2), divergence=divergence, prior=prior, data_std=data_std, rtol=1e-4, atol=1e-4)
+        result = log_prob(
+            score_fn, x, jax.random.key(2), divergence=divergence, prior=prior, data_std=data_std, rtol=1e-4, atol=1e-4
+        )
         error = jnp.std(result.probe_nats, axis=1, ddof=1) / np.sqrt(16)
         z = (result.nats - exact) / jnp.hypot(error, 1e-2)
         assert jnp.abs(jnp.mean(z)) < 4 / np.sqrt(len(x)) and jnp.abs(z).max() < 5
         found[name] = spread(result)
-    rademacher = log_prob(score_fn, x, jax.random.key(2), divergence=Hutchinson(probes=16), prior=prior, rtol=1e-4, atol=1e-4)
+    rademacher = log_prob(
+        score_fn, x, jax.random.key(2), divergence=Hutchinson(probes=16), prior=prior, rtol=1e-4, atol=1e-4
+    )
     assert found["residual"] < found["all"] / 3
     assert spread(rademacher) < found["all"] / 3  # and exact on that part without knowing it
 

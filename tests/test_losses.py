@@ -1,4 +1,6 @@
-"""The loss against integrals in closed form, each weighting against its paper's own variables, each law of times against its CDF."""
+"""The loss against integrals in closed form, each weighting against its paper's own variables, each law of times
+against its CDF.
+"""
 
 from functools import cache
 
@@ -24,12 +26,22 @@ from sde_lib.losses import (
     v_weighting,
 )
 from sde_lib.score import EDMPreconditioning, EpsilonPrediction, NetworkScore, VelocityPrediction, VPrediction
-from sde_lib.times import LearnedLogSNR, LogitNormal, LogNormal, LossSecondMoment, stratified_uniform, uniform_log_snr, uniform_t
+from sde_lib.times import (
+    LearnedLogSNR,
+    LogitNormal,
+    LogNormal,
+    LossSecondMoment,
+    stratified_uniform,
+    uniform_log_snr,
+    uniform_t,
+)
 from tests.oracles import ALL_SDE_IDS, ALL_SDES, SDE_IDS, SDES
 
 N, DATA_STD, MODEL_STD = 10_000, 0.5, 0.8
 each_sde = pytest.mark.parametrize("sde", SDES, ids=SDE_IDS)
-each_index = pytest.mark.parametrize("i", range(len(ALL_SDES)), ids=ALL_SDE_IDS)  # of ALL_SDES: results are cached by it
+each_index = pytest.mark.parametrize(
+    "i", range(len(ALL_SDES)), ids=ALL_SDE_IDS
+)  # of ALL_SDES: results are cached by it
 SIZES = np.random.default_rng(3).lognormal(0, 1, 8).astype(np.float32)
 
 
@@ -37,10 +49,13 @@ SIZES = np.random.default_rng(3).lognormal(0, 1, 8).astype(np.float32)
 WEIGHTINGS = {name: make(base.get_config()) for name, make in objective.WEIGHTINGS.items()}
 LAWS = {name: make(base.get_config()) for name, make in objective.TIMES.items()} | {
     "loss_second_moment": LossSecondMoment(jnp.asarray(SIZES**2), jnp.ones(8, jnp.int32), uniform_log_snr, history=1),
-    "learned_log_snr": LearnedLogSNR(*(jnp.asarray(x, jnp.float32) for x in (0.3, np.log(SIZES), 2 + SIZES / 4, np.arange(8) / 7))),
+    "learned_log_snr": LearnedLogSNR(
+        *(jnp.asarray(x, jnp.float32) for x in (0.3, np.log(SIZES), 2 + SIZES / 4, np.arange(8) / 7))
+    ),
 }
 SMOOTH = [name for name in LAWS if name != "loss_second_moment"]  # whose density has steps: test_times.py has its law
-# Laws with tails so thin that an average of draws misses what lies in them, unless the weighting falls as fast: see `LogitNormal`.
+# Laws with tails so thin that an average of draws misses what lies in them, unless the weighting falls as fast: see
+# `LogitNormal`.
 THIN = {"log_normal": "edm_log_normal", "logit_normal": "flow_matching_logit_normal"}
 SAMPLED = [(weighting, times) for times in LAWS for weighting in WEIGHTINGS if THIN.get(times, weighting) == weighting]
 
@@ -54,14 +69,17 @@ def zeros(params, x, c_noise, cond, key):
 
 
 def expected_error(sde, t):
-    """E (sigma s + eps)² per entry, for `data`, N(0, DATA_STD²), and the score -x/v of N(0, MODEL_STD²), v = alpha² MODEL_STD² + sigma²."""
+    """E (sigma s + eps)² per entry, for `data`, N(0, DATA_STD²), and the score -x/v of N(0, MODEL_STD²), v = alpha²
+    MODEL_STD² + sigma².
+    """
     alpha, sigma = sde.alpha(t), sde.sigma(t)
     v = alpha**2 * MODEL_STD**2 + sigma**2
     return (alpha * DATA_STD * sigma / v) ** 2 + (1 - sigma**2 / v) ** 2
 
 
 Z = np.linspace(-4, 4, N)
-# Of the u at which laws are drawn: N stratified ones, those whose normal quantiles are Z, the first and the last below 1.
+# Of the u at which laws are drawn: N stratified ones, those whose normal quantiles are Z, the first and the last below
+# 1.
 STRATA, NODES, ENDS = slice(0, N), slice(N, 2 * N), slice(2 * N, 2 * N + 2)
 
 
@@ -72,7 +90,9 @@ def weights(sde, t):
 
 
 def integrals(sde, start, end):
-    """1/(t_max - t_min) ∫ w(t) E error(t) dt from start to end, of every weighting, by quadrature on a grid even in log SNR."""
+    """1/(t_max - t_min) ∫ w(t) E error(t) dt from start to end, of every weighting, by quadrature on a grid even in log
+    SNR.
+    """
     t = sde.time_of_log_snr(np.linspace(sde.log_snr(start), sde.log_snr(end), N))
     values = np.asarray(weights(sde, jnp.asarray(t)), float) * expected_error(sde, t)[None]
     return dict(zip(WEIGHTINGS, np.trapezoid(values, t) / (sde.t_max - sde.t_min), strict=True))
@@ -164,7 +184,9 @@ def logit_normal(sde, mean, std):
 def learned_log_snr(sde):
     """F's inverse, F in float64 from its formula."""
     law, u = LAWS["learned_log_snr"], np.linspace(0, 1, 100_001)[:, None]
-    linear, heights, slopes, centres = (np.asarray(v, float) for v in (law.linear, law.heights, law.slopes, law.centres))
+    linear, heights, slopes, centres = (
+        np.asarray(v, float) for v in (law.linear, law.heights, law.slopes, law.centres)
+    )
     rise = np.exp(linear) * u[:, 0] + (np.exp(heights) / (1 + np.exp(-np.exp(slopes) * (u - centres)))).sum(axis=1)
     return lambda t: np.interp(scaled(sde.log_snr, sde)(t), (rise - rise[0]) / (rise[-1] - rise[0]), u[:, 0])
 
@@ -212,14 +234,18 @@ def test_a_law_with_other_constants_draws_what_it_says(law):
 def test_weightings_and_densities_are_finite_at_both_ends(i):
     sde = ALL_SDES[i]
     for t, density in ((t[ENDS], density[ENDS]) for t, density in drawn(i).values()):
-        assert np.all((t >= np.float32(sde.t_min)) & (t <= np.float32(sde.t_max)) & (density > 0) & np.isfinite(density))
+        assert np.all(
+            (t >= np.float32(sde.t_min)) & (t <= np.float32(sde.t_max)) & (density > 0) & np.isfinite(density)
+        )
     at = dict(zip(WEIGHTINGS, np.asarray(weights(sde, jnp.linspace(sde.t_min, sde.t_max, N))), strict=True))
     assert all(np.all(np.isfinite(weight) & (weight >= 0)) for weight in at.values())
     assert np.all(at["flow_matching_logit_normal"][[0, -1]] == 0)
 
 
 def published(sde, t, x, scores):
-    """Each paper's weighted error between two scores at t and x, (n,), in its own variables; EDM's sigma is rho, and its x is x/alpha."""
+    """Each paper's weighted error between two scores at t and x, (n,), in its own variables; EDM's sigma is rho, and
+    its x is x/alpha.
+    """
     alpha, sigma, rho = sde.alpha(t), sde.sigma(t), sde.sigma(t) / sde.alpha(t)
     eps, x0 = -sigma * scores, (x + sigma**2 * scores) / alpha
     c_skip, c_out = 0.5**2 / (rho**2 + 0.5**2), 0.5 * rho / np.sqrt(rho**2 + 0.5**2)
@@ -331,7 +357,8 @@ def cosine(params, x, c_noise, cond, key):
     ids=["Lipman", "Esser"],
 )
 def test_flow_matching_is_the_velocity_s_plain_error(weighting, times):
-    # Lipman et al. 2023, eq. 9: the mean of |v - (eps - x_0)|² at uniform times, at logit-normal ones in Esser et al. 2024.
+    # Lipman et al. 2023, eq. 9: the mean of |v - (eps - x_0)|² at uniform times, at logit-normal ones in Esser et al.
+    # 2024.
     sde, x0, key = RectifiedFlow(), data(512, 3), jax.random.key(1)
     score_fn = NetworkScore(cosine, {}, sde, VelocityPrediction())
     loss = loss_of(score_fn, x0, key, weighting=weighting, times=times)
@@ -345,7 +372,8 @@ def test_flow_matching_is_the_velocity_s_plain_error(weighting, times):
 
 
 def test_edm_s_loss_is_the_published_one():
-    # Karras et al. 2022, eq. 2 with table 1: lambda(sigma) |D - y|² at ln sigma ~ N(-1.2, 1.2²), here within VE's range.
+    # Karras et al. 2022, eq. 2 with table 1: lambda(sigma) |D - y|² at ln sigma ~ N(-1.2, 1.2²), here within VE's
+    # range.
     sde, y, key = VE(), data(512, 3), jax.random.key(1)
     score_fn = NetworkScore(cosine, {}, sde, EDMPreconditioning(0.5))
     loss = loss_of(score_fn, y, key, weighting=Uncorrected(EDMWeighting(), LogNormal()), times=LogNormal())
@@ -365,7 +393,8 @@ def linear(params, x, c_noise, cond, key):
 
 @pytest.mark.parametrize("sde", [VP(), RectifiedFlow()], ids=["VP", "RectifiedFlow"])
 def test_importance_sampling_quiets_the_likelihood_s_gradient(sde):
-    # The same expected loss, with less variance; on VE, whose log SNR is linear in t, the two laws are one. 400 batches of 64.
+    # The same expected loss, with less variance; on VE, whose log SNR is linear in t, the two laws are one. 400 batches
+    # of 64.
     x0 = data(25_600, 2)
     u = np.float32((np.random.default_rng(1).random((400, 1)) + np.arange(64) / 64) % 1).ravel()
 
@@ -373,7 +402,9 @@ def test_importance_sampling_quiets_the_likelihood_s_gradient(sde):
     def losses_and_gradients(params):
         def means(params, times):
             score_fn = NetworkScore(linear, params, sde, EDMPreconditioning(0.6))
-            loss = denoising_score_matching(score_fn, x0, jax.random.key(2), weighting=likelihood_weighting, times=times, u=u)
+            loss = denoising_score_matching(
+                score_fn, x0, jax.random.key(2), weighting=likelihood_weighting, times=times, u=u
+            )
             return jnp.mean(loss.reshape(400, 64), axis=1)
 
         return [(means(params, times), jax.jacfwd(means)(params, times)) for times in (uniform_t, uniform_log_snr)]
@@ -385,7 +416,8 @@ def test_importance_sampling_quiets_the_likelihood_s_gradient(sde):
 
 
 def test_the_uncertainty_learns_each_noise_level_s_mean_loss():
-    # Plain gradient descent on its objective, with losses of known mean: u -> log E[loss | t], and the weighted loss -> 1.
+    # Plain gradient descent on its objective, with losses of known mean: u -> log E[loss | t], and the weighted loss ->
+    # 1.
     sde, steps = VP(), 400
     expected = lambda t: 0.3 + 2 * jax.nn.sigmoid(sde.log_snr(t))  # noqa: E731
 

@@ -123,7 +123,8 @@ def test_frechet_distance_of_gaussians_that_commute():
 
 
 def test_frechet_distance_of_gaussians_that_do_not_commute():
-    # tr (C_x^½ C_y C_x^½)^½ is the sum of the roots of the eigenvalues of C_x C_y, which in two dimensions are a quadratic's.
+    # tr (C_x^½ C_y C_x^½)^½ is the sum of the roots of the eigenvalues of C_x C_y, which in two dimensions are a
+    # quadratic's.
     a, b = np.array([[2.0, 0.5], [0.5, 1.0]]), np.array([[1.0, -0.8], [-0.8, 3.0]])
     trace, determinant = np.trace(a @ b), np.linalg.det(a @ b)
     cross = np.sqrt(trace + 2 * np.sqrt(determinant))
@@ -183,7 +184,8 @@ def test_parts_differ_between_splits_and_seeds():
 
 
 def test_floor_is_the_statistics_null_law_at_that_size():
-    # Parts of one pool behave as fresh draws of the law do: the floor's mean is the mean between independent sets of the same size.
+    # Parts of one pool behave as fresh draws of the law do: the floor's mean is the mean between independent sets of
+    # the same size.
     pool = normal(4000, 4, 99)
     floor = [sliced_wasserstein(pool[a], pool[b]) for a, b in disjoint_parts(4000, 200, 30)]
     fresh = [sliced_wasserstein(normal(200, 4, 2 * s), normal(200, 4, 2 * s + 1)) for s in range(30)]

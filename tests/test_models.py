@@ -1,4 +1,6 @@
-"""The networks: pure functions of (params, x, c_noise, cond, key), equal for equal architectures, zero until trained, able to learn."""
+"""The networks: pure functions of (params, x, c_noise, cond, key), equal for equal architectures, zero until trained,
+able to learn.
+"""
 
 from functools import partial
 
@@ -21,7 +23,8 @@ NETWORKS = {
     "unet": partial(UNet, shape=(8, 8, 1), width=8, attention=(4,), heads=2),
     "dit": partial(DiT, shape=(8, 8, 1), width=16, depth=2, heads=2, patch_size=2),
     "ncsnpp": partial(
-        NCSNpp, shape=(8, 8, 1), width=8, channel_mults=(1, 2), blocks=1, attention=(4,), embedding="fourier", fourier_scale=1.0, fir=True,
+        NCSNpp, shape=(8, 8, 1), width=8, channel_mults=(1, 2), blocks=1, attention=(4,), embedding="fourier",
+        fourier_scale=1.0, fir=True,
         progressive_input="residual", progressive="output_skip",
     ),
 }  # fmt: skip
@@ -30,7 +33,9 @@ call = jax.jit(lambda apply, *args, key=None: apply(*args, key=key), static_argn
 
 
 def random_params(make, seed=0, **options):
-    """(apply, params) with random numbers in every place, so that no layer that starts at zero hides what comes before it."""
+    """(apply, params) with random numbers in every place, so that no layer that starts at zero hides what comes before
+    it.
+    """
     apply, shapes = split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0), **options)))
     rng = np.random.default_rng(seed)
 
@@ -192,7 +197,9 @@ def test_dit_without_positions_moves_with_its_patches():
 
     assert relative(call(apply, params, shuffle(x), c_noise), shuffle(call(apply, params, x, c_noise))) > 0.1
     params["positions"] = jnp.zeros_like(params["positions"])
-    np.testing.assert_allclose(call(apply, params, shuffle(x), c_noise), shuffle(call(apply, params, x, c_noise)), atol=1e-4)
+    np.testing.assert_allclose(
+        call(apply, params, shuffle(x), c_noise), shuffle(call(apply, params, x, c_noise)), atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
@@ -205,10 +212,14 @@ def test_patches_hold_their_pixels(size):
 
 
 def test_adaln_zero_starts_as_the_identity():
-    """With the gates at zero, the head sees each patch alone: output patch k depends on input patch k, and on no other."""
+    """With the gates at zero, the head sees each patch alone: output patch k depends on input patch k, and on no
+    other.
+    """
     apply, params = split(NETWORKS["dit"](rngs=nnx.Rngs(0)))
     params["outer"]["kernel"] = jax.random.normal(jax.random.key(0), params["outer"]["kernel"].shape)
-    jacobian = jax.jit(jax.jacobian(lambda x: apply(params, x[None], jnp.zeros(1))[0]))(jax.random.normal(jax.random.key(1), (8, 8, 1)))
+    jacobian = jax.jit(jax.jacobian(lambda x: apply(params, x[None], jnp.zeros(1))[0]))(
+        jax.random.normal(jax.random.key(1), (8, 8, 1))
+    )
     influence = np.abs(np.asarray(jacobian)).reshape(4, 2, 4, 2, 4, 2, 4, 2).sum(axis=(1, 3, 5, 7)).reshape(16, 16)
     assert (np.diag(influence) > 0).all()
     assert np.count_nonzero(influence) == 16
@@ -230,7 +241,9 @@ def test_layer_norm_against_numpy(dtype):
 
 @pytest.mark.parametrize(("channels", "groups"), [(8, 2), (16, 4), (144, 24), (160, 32), (2, 1)])
 def test_group_norm_against_numpy(channels, groups):
-    x = np.random.default_rng(0).normal(300.0, 1.0, (2, 4, 4, channels)).astype(np.float32)  # E[x^2] - E[x]^2 would fail here
+    x = (
+        np.random.default_rng(0).normal(300.0, 1.0, (2, 4, 4, channels)).astype(np.float32)
+    )  # E[x^2] - E[x]^2 would fail here
     exact = x.astype(np.float64).reshape(2, 16, groups, channels // groups)
     exact = (exact - exact.mean((1, 3), keepdims=True)) / exact.std((1, 3), keepdims=True)
     norm = group_norm(channels, dtype=jnp.float32, rngs=nnx.Rngs(0))
@@ -254,15 +267,25 @@ def test_dropout_follows_its_key(make):
 
 
 def _mlp_block(dropout):
-    return MLPBlock(8, dropout, dtype=jnp.float32, rngs=nnx.Rngs(0)), jnp.ones((2, 8)), (jnp.ones((2, 8)), jnp.ones((2, 8)))
+    return (
+        MLPBlock(8, dropout, dtype=jnp.float32, rngs=nnx.Rngs(0)),
+        jnp.ones((2, 8)),
+        (jnp.ones((2, 8)), jnp.ones((2, 8))),
+    )
 
 
 def _res_block(dropout):
-    return ResBlock(4, 4, 8, 0, dropout, dtype=jnp.float32, rngs=nnx.Rngs(0)), jnp.ones((2, 4, 4, 4)), (jnp.ones((2, 8)),)
+    return (
+        ResBlock(4, 4, 8, 0, dropout, dtype=jnp.float32, rngs=nnx.Rngs(0)),
+        jnp.ones((2, 4, 4, 4)),
+        (jnp.ones((2, 8)),),
+    )
 
 
 def _dit_block(dropout):
-    modulation = [jnp.ones((2, 8)) * m for m in (1, 1, 0, 1, 1, 1)]  # first gate shut: nothing non-linear follows a mask
+    modulation = [
+        jnp.ones((2, 8)) * m for m in (1, 1, 0, 1, 1, 1)
+    ]  # first gate shut: nothing non-linear follows a mask
     return DiTBlock(8, 2, dropout, dtype=jnp.float32, rngs=nnx.Rngs(0)), jnp.ones((2, 3, 8)), (modulation,)
 
 
@@ -317,7 +340,9 @@ def test_computing_activations_again_changes_no_gradient(remat):
 
 @pytest.mark.parametrize("name", ["unet", "dit", "ncsnpp"])
 def test_less_is_kept_for_the_backward_pass(name):
-    """Numbers kept, beside the weights: all activations, those of products and convolutions, and the blocks' inputs alone."""
+    """Numbers kept, beside the weights: all activations, those of products and convolutions, and the blocks' inputs
+    alone.
+    """
     _, params, x, c_noise = example(NETWORKS[name])
 
     def kept(remat):

@@ -36,7 +36,16 @@ def sizes(**options):
         ((62_693_251, 0), {**RESIDUAL, "embedding": "positional"}),
         ((35_218_947, 0), DDPM),
         ((65_574_421, 128), {**SKIP, "shape": (256, 256, 3), "channel_mults": (1, 1, 2, 2, 2, 2, 2), "blocks": 2}),
-        ((105_785_880, 16), {**SKIP, "shape": (1024,) * 2 + (3,), "width": 16, "channel_mults": (1, 2, 4, 8, 16, 32, 32, 32), "blocks": 1}),
+        (
+            (105_785_880, 16),
+            {
+                **SKIP,
+                "shape": (1024,) * 2 + (3,),
+                "width": 16,
+                "channel_mults": (1, 2, 4, 8, 16, 32, 32, 32),
+                "blocks": 1,
+            },
+        ),
     ],
     ids=["DDPM++", "NCSN++", "DDPM++ deep", "NCSN++ deep", "NCSN++ under VP", "DDPM", "NCSN++ 256", "NCSN++ 1024"],
 )
@@ -51,7 +60,8 @@ def test_attention_per_block_adds_two_on_the_way_up():
     assert sizes(**DDPM, attention_per_block=True)[0] - sizes(**DDPM)[0] == 2 * attention
 
 
-# Definitions, in float64, by loops over the taps: zeros between the pixels, zeros around, correlation, every second one.
+# Definitions, in float64, by loops over the taps: zeros between the pixels, zeros around, correlation, every second
+# one.
 TAPS = np.outer([1, 3, 3, 1], [1, 3, 3, 1]) / 64
 
 
@@ -81,7 +91,9 @@ def images():
 def test_filters_against_their_definition(images):
     """StyleGAN2's: up, gain 4 and padding (2, 1); down, padding (1, 1); before a strided convolution (2, 2)."""
     np.testing.assert_allclose(fir_upsample(jnp.asarray(images)), 4 * correlate(spread(images), TAPS, 2, 1), atol=1e-5)
-    np.testing.assert_allclose(fir_downsample(jnp.asarray(images)), correlate(images, TAPS, 1, 1)[:, ::2, ::2], atol=1e-5)
+    np.testing.assert_allclose(
+        fir_downsample(jnp.asarray(images)), correlate(images, TAPS, 1, 1)[:, ::2, ::2], atol=1e-5
+    )
     np.testing.assert_allclose(fir_blur(jnp.asarray(images), 2), correlate(images, TAPS, 2, 2), atol=1e-5)
 
 
@@ -93,10 +105,14 @@ def test_resampling_with_a_convolution(images, fir):
 
     down, up = (make(3, 4, fir=fir, dtype=jnp.float32, rngs=nnx.Rngs(1)) for make in (Downsample, Upsample))
     kernel = weights(down)
-    expected = correlate(correlate(images, TAPS, 2, 2) if fir else images, kernel, *((0, 0) if fir else (0, 1)))[:, ::2, ::2]
+    expected = correlate(correlate(images, TAPS, 2, 2) if fir else images, kernel, *((0, 0) if fir else (0, 1)))[
+        :, ::2, ::2
+    ]
     np.testing.assert_allclose(down(jnp.asarray(images)), expected + np.arange(4) * 1.0, atol=1e-4)
     kernel = weights(up)
-    if fir:  # the transpose of a strided convolution, then the filter with gain 4; its bias passes the filter's zeros at the border
+    # the transpose of a strided convolution, then the filter with gain 4; its bias passes the filter's zeros at the
+    # border
+    if fir:
         wide = np.zeros((2, 2 * 6 - 1, 2 * 10 - 1, 3))
         wide[:, ::2, ::2] = images
         expected = 4 * correlate(correlate(wide, kernel, 2, 2), TAPS, 1, 1) + np.arange(4) * 1.0
@@ -109,7 +125,9 @@ def test_embeddings():
     label = jnp.array([0.0, 3.5, 999.0])
     k = np.arange(8)
     phase = np.outer(np.asarray(label, np.float64), 1e4 ** (-k / 7))
-    np.testing.assert_allclose(positional_embedding(label, 16), np.concatenate([np.sin(phase), np.cos(phase)], 1), atol=2e-4)
+    np.testing.assert_allclose(
+        positional_embedding(label, 16), np.concatenate([np.sin(phase), np.cos(phase)], 1), atol=2e-4
+    )
     fourier = FourierEmbedding(4096, 16.0, rngs=nnx.Rngs(0))
     w = np.asarray(fourier.frequencies[...], np.float64)
     assert abs(w.mean()) < 1 and abs(w.std() - 16) < 0.6
@@ -126,7 +144,12 @@ OPTIONS = {
     "ddpm, fir": {"resblock": "ddpm", "fir": True, "norm_groups": 4},
     "ddpm, no convolutions": {"resblock": "ddpm", "resample_with_conv": False},
     "output_skip, input_skip": {**SKIP},
-    "output_skip, input_skip, cat, plain": {**SKIP, "fir": False, "progressive_combine": "cat", "embedding": "positional"},
+    "output_skip, input_skip, cat, plain": {
+        **SKIP,
+        "fir": False,
+        "progressive_combine": "cat",
+        "embedding": "positional",
+    },
     "residual both ways": {**RESIDUAL, "progressive": "residual"},
     "residual both ways, plain": {"progressive_input": "residual", "progressive": "residual", "resblock": "ddpm"},
 }
@@ -134,15 +157,23 @@ OPTIONS = {
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_every_weight_but_the_frozen_ones_learns(name):
-    """Random weights; the gradient of a random function of the output. A weight that nothing reads has none, nor has a key's bias."""
+    """Random weights; the gradient of a random function of the output. A weight that nothing reads has none, nor has a
+    key's bias.
+    """
     apply, shapes = split(nnx.eval_shape(lambda: NCSNpp(rngs=OneKey(), **TINY, **OPTIONS[name])))
     rng = np.random.default_rng(1)
-    params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) / np.sqrt(max(leaf.shape[-1], 1)), jnp.float32), shapes)
+    params = jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) / np.sqrt(max(leaf.shape[-1], 1)), jnp.float32), shapes
+    )
     x, v = (jnp.asarray(rng.normal(size=(4, 8, 8, 2)), jnp.float32) for _ in range(2))
     cond = jnp.array([0, 1, 2, 3]) if "num_classes" in OPTIONS[name] else None
     gradient = jax.grad(lambda p: jnp.vdot(v, apply(p, x, jnp.linspace(0.1, 1.0, 4), cond)))
-    grads = jax.jit(gradient, compiler_options={"xla_backend_optimization_level": 0})(params)  # compiling is all that takes time
-    found = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in jax.tree.leaves_with_path(grads)}
+    grads = jax.jit(gradient, compiler_options={"xla_backend_optimization_level": 0})(
+        params
+    )  # compiling is all that takes time
+    found = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in jax.tree.leaves_with_path(grads)
+    }
     largest = max(float(jnp.abs(leaf).max()) for leaf in found.values())
     still = {name for name, leaf in found.items() if not jnp.abs(leaf).max() > 1e-6 * largest}
     assert still == {name for name in found if name.endswith(("key/bias", "frequencies"))}
@@ -151,7 +182,9 @@ def test_every_weight_but_the_frozen_ones_learns(name):
 @pytest.mark.parametrize("remat", ["none", "blocks"])
 def test_images_in_the_unit_interval_are_centred_inside(remat):
     apply, params = split(NCSNpp(rngs=nnx.Rngs(0), **TINY, init_scale=1.0))
-    other, _ = split(nnx.eval_shape(lambda: NCSNpp(rngs=nnx.Rngs(0), **TINY, init_scale=1.0, centered=False, remat=remat)))
+    other, _ = split(
+        nnx.eval_shape(lambda: NCSNpp(rngs=nnx.Rngs(0), **TINY, init_scale=1.0, centered=False, remat=remat))
+    )
     x, label = jax.random.uniform(jax.random.key(0), (2, 8, 8, 2)), jnp.array([1.0, 500.0])
     run = partial(jax.jit, static_argnums=0)(lambda apply, x: apply(params, x, label))
     np.testing.assert_allclose(run(other, x), run(apply, 2 * x - 1), rtol=1e-4, atol=1e-5)

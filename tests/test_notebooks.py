@@ -1,7 +1,8 @@
 """The notebooks: a fast version of each runs, and they are what a reader without a kernel needs.
 
-Cells run in this process, one namespace for each notebook. The cell tagged "parameters" is followed by the smaller sizes of the notebook's
-own metadata, {"noise_compass": {"fast": {name: value}}}; every assertion must hold for them too. `make notebooks` runs them whole.
+Cells run in this process, one namespace for each notebook. The cell tagged "parameters" is followed by the smaller
+sizes of the notebook's own metadata, {"noise_compass": {"fast": {name: value}}}; every assertion must hold for them
+too. `make notebooks` runs them whole.
 """
 
 import json
@@ -52,7 +53,9 @@ def test_the_readme_s_gallery_is_the_notebooks_own() -> None:
     readme = (ROOT / "README.md").read_text()
     assert len(shown) == 6
     for name, picture in shown.items():
-        assert (ROOT / "notebooks" / "gallery" / f"{name}.png").read_bytes() == picture, "stale: python notebooks/gallery.py"
+        assert (ROOT / "notebooks" / "gallery" / f"{name}.png").read_bytes() == picture, (
+            "stale: python notebooks/gallery.py"
+        )
         assert f"(notebooks/gallery/{name}.png)](notebooks/{name}.ipynb)" in readme
 
 

@@ -1,4 +1,6 @@
-"""What is learned beside the network, and the averages of its weights, in training: kept whole through a stop, rebuilt afterwards."""
+"""What is learned beside the network, and the averages of its weights, in training: kept whole through a stop, rebuilt
+afterwards.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -70,7 +72,9 @@ def test_a_stop_keeps_what_is_learned_and_averaged(whole: Any, run: Path) -> Non
 
 
 def average(params: list[Any], sigma_rel: float, step: int) -> Any:
-    """The power-function average as a sum over all steps: the weights of step s by the profile's integral over [s - 1, s]."""
+    """The power-function average as a sum over all steps: the weights of step s by the profile's integral over [s - 1,
+    s].
+    """
     shares = np.diff((np.arange(step + 1) / step) ** (gamma_of(sigma_rel) + 1))
     return jax.tree.map(lambda *leaves: np.tensordot(shares, np.stack(leaves).astype(float), 1), *params[:step])
 
@@ -78,7 +82,11 @@ def average(params: list[Any], sigma_rel: float, step: int) -> Any:
 @pytest.mark.parametrize("width", WIDTHS)
 def test_tracked_averages_are_sums_over_all_steps(whole: Any, width: float) -> None:
     params, last = whole
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-6), last["power_ema"][f"{width:g}"], average(params, width, STEPS))
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, atol=2e-6),
+        last["power_ema"][f"{width:g}"],
+        average(params, width, STEPS),
+    )
 
 
 @pytest.mark.parametrize("sigma_rel, step", [(0.09, STEPS), (0.06, 36), (0.15, STEPS)])
@@ -87,7 +95,9 @@ def test_an_average_that_was_not_tracked_is_rebuilt(whole: Any, run: Path, sigma
     wanted, params = average(whole[0], sigma_rel, step), whole[0]
     assert at == step
     off = max(np.abs(x - y).max() for x, y in zip(jax.tree.leaves(rebuilt), jax.tree.leaves(wanted), strict=True))
-    moved = max(np.abs(x - y).max() for x, y in zip(jax.tree.leaves(params[step - 1]), jax.tree.leaves(wanted), strict=True))
+    moved = max(
+        np.abs(x - y).max() for x, y in zip(jax.tree.leaves(params[step - 1]), jax.tree.leaves(wanted), strict=True)
+    )
     assert off < 0.05 * moved
 
 
@@ -102,7 +112,8 @@ def test_a_rebuilt_run_is_loaded_like_any_other(run: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "sigma_rel, step, told", [(0.5, None, "sigma_rel"), (0.1, 5, "between the first and the last"), (-1.0, None, "above 0")]
+    "sigma_rel, step, told",
+    [(0.5, None, "sigma_rel"), (0.1, 5, "between the first and the last"), (-1.0, None, "above 0")],
 )
 def test_what_cannot_be_rebuilt_is_told(run: Path, sigma_rel: float, step: int | None, told: str) -> None:
     with pytest.raises(UserError, match=told):
@@ -124,7 +135,8 @@ def test_constants_come_from_the_config() -> None:
     assert WEIGHTINGS["edm"](config) == EDMWeighting(0.3)
     assert TIMES["log_normal"](config) == LogNormal(0.4, 0.9)
     assert WEIGHTINGS["edm_log_normal"](config).law == TIMES["log_normal"](config)  # type: ignore[attr-defined]
-    assert WEIGHTINGS["flow_matching_logit_normal"](config).law == TIMES["logit_normal"](config)  # type: ignore[attr-defined]
+    # type: ignore[attr-defined]
+    assert WEIGHTINGS["flow_matching_logit_normal"](config).law == TIMES["logit_normal"](config)
     assert check_config(config_with()).train.power_ema == ()
 
 

@@ -12,7 +12,9 @@ from tests.oracles import SDE_IDS, SDES, calls_of, normal, random_mixture
 each_sde = pytest.mark.parametrize("sde", SDES, ids=SDE_IDS)
 
 
-@pytest.mark.parametrize("solver, order", [(diffrax.Euler(), 1), (diffrax.Heun(), 2), (diffrax.Bosh3(), 3), (diffrax.Tsit5(), 5)])
+@pytest.mark.parametrize(
+    "solver, order", [(diffrax.Euler(), 1), (diffrax.Heun(), 2), (diffrax.Bosh3(), 3), (diffrax.Tsit5(), 5)]
+)
 def test_order_of_a_fixed_step_solver(solver, order):
     # On N(0, v) the flow is exactly x -> x sqrt(v_0/v_T), with v_t = alpha² v + sigma².
     with jax.enable_x64(True):
@@ -51,7 +53,12 @@ def test_encode_is_the_exact_map_of_a_gaussian(sde):
 
 
 @pytest.mark.parametrize(
-    "flow", [ProbabilityFlow(steps=9), ProbabilityFlow(steps=9, solver=diffrax.Heun()), ProbabilityFlow(solver=diffrax.Dopri8())]
+    "flow",
+    [
+        ProbabilityFlow(steps=9),
+        ProbabilityFlow(steps=9, solver=diffrax.Heun()),
+        ProbabilityFlow(solver=diffrax.Dopri8()),
+    ],
 )
 def test_nfe_of_every_kind_of_solve_is_the_number_of_calls(flow):
     calls, nfe = calls_of(lambda score_fn: sample(flow, score_fn, jax.random.key(0), 3, (2,)))
@@ -65,7 +72,10 @@ def test_a_hard_sample_is_solved_to_tolerance_in_any_batch():
     flow = ProbabilityFlow(rtol=1e-4, atol=1e-4)
     reference = decode(score_fn, hard, flow=ProbabilityFlow(rtol=1e-6, atol=1e-6)).x[0, 0]
     easy = jnp.full((500, 1), 3.0)
-    alone, crowd = decode(score_fn, hard, flow=flow).x[0, 0], decode(score_fn, jnp.concatenate([hard, easy]), flow=flow).x[0, 0]
+    alone, crowd = (
+        decode(score_fn, hard, flow=flow).x[0, 0],
+        decode(score_fn, jnp.concatenate([hard, easy]), flow=flow).x[0, 0],
+    )
     assert abs(crowd - reference) < 1e-2 and abs(alone - reference) < 1e-2
 
 

@@ -68,7 +68,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
         step=200,
     )
     em = EulerMaruyama(steps=50, denoise=True)
-    evaluation = evaluate(run, {"em": em, "twin": em}, Settings(n=300, seeds=1, batch_size=128, likelihood_n=20, rtol=1e-3, atol=1e-3))
+    evaluation = evaluate(
+        run, {"em": em, "twin": em}, Settings(n=300, seeds=1, batch_size=128, likelihood_n=20, rtol=1e-3, atol=1e-3)
+    )
     path = write_report(run, evaluation, workdir / "report")
     return path, evaluation
 
@@ -127,7 +129,9 @@ def test_bits_per_dim_of_the_exact_score(report: Any) -> None:
 
 
 def test_every_picture_of_the_report_is_a_file_and_in_the_page(written: tuple[Path, Any], report: Any) -> None:
-    embedded = {base64.b64decode(src.removeprefix("data:image/png;base64,")) for src in Page(written[0].read_text()).loads}
+    embedded = {
+        base64.b64decode(src.removeprefix("data:image/png;base64,")) for src in Page(written[0].read_text()).loads
+    }
     files = [figure["file"] for figure in report["figures"]]
     assert {"quality.png", "samples_em.png", "strip_twin.png", "likelihood.png", "loss.png"} <= set(files)
     for name in files:
@@ -177,7 +181,9 @@ def test_means_have_the_digits_of_their_spread(mean: Any, sd: Any, text: str) ->
     assert plus_minus({"mean": mean, "sd": sd}) == text
 
 
-@pytest.mark.parametrize(("value", "text"), [(501.0, "501"), (122.4, "122"), (1.0, "1.00"), (0.01234, "0.0123"), (0.0, "0.00")])
+@pytest.mark.parametrize(
+    ("value", "text"), [(501.0, "501"), (122.4, "122"), (1.0, "1.00"), (0.01234, "0.0123"), (0.0, "0.00")]
+)
 def test_numbers_have_three_digits(value: float, text: str) -> None:
     assert number(value) == text
 

@@ -196,7 +196,9 @@ def test_training_goes_on_from_the_checkpoint_before(whole: Path, copied: Path, 
     shutil.copytree(checkpoints / "388", checkpoints / "400.unfinished")  # a kill just before the last rename
     shutil.copytree(checkpoints / "388", checkpoints / "291.removed")
     done = trained(copied, **KEYS)
-    assert len(done.err.splitlines()) == 1 and "step 400 is damaged" in done.err and "using that of step 388" in done.err
+    assert (
+        len(done.err.splitlines()) == 1 and "step 400 is damaged" in done.err and "using that of step 388" in done.err
+    )
     assert_same_run(whole, copied, like)
     # the damaged one is set aside, not thrown away
     assert sorted(path.name for path in checkpoints.iterdir()) == ["388", "400", "400.damaged"]

@@ -1,4 +1,6 @@
-"""Laws, orders and counts of the samplers. Orders need no Monte Carlo: with an affine score a Gaussian stays Gaussian."""
+"""Laws, orders and counts of the samplers. Orders need no Monte Carlo: with an affine score a Gaussian stays
+Gaussian.
+"""
 
 import functools
 
@@ -131,7 +133,9 @@ def test_frames_are_the_path_and_cost_nothing_else(name):
     assert plain.path is None and plain.nfe == result.nfe
     np.testing.assert_allclose(plain.x, result.x, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(result.path[-1], result.x)
-    start = sample(ProbabilityFlow(), score_fn, key, 6, (2,), frames=2).path[0]  # every sampler starts from the same x_T
+    start = sample(ProbabilityFlow(), score_fn, key, 6, (2,), frames=2).path[
+        0
+    ]  # every sampler starts from the same x_T
     np.testing.assert_allclose(result.path[0], start, rtol=1e-6)
     assert 0.5 < np.std(start) < 2.0
     np.testing.assert_allclose(result.times, np.linspace(1.0, 1e-3, 4), rtol=1e-5)
@@ -144,7 +148,12 @@ def test_frames_are_the_path_and_cost_nothing_else(name):
 @each_sampler
 def test_denoise_replaces_the_last_x_by_its_posterior_mean(name):
     sde = VP(t_min=0.05)  # much noise left, so that denoising shows
-    sampler = {"em": EulerMaruyama, "reverse_diffusion": ReverseDiffusion, "pc": PredictorCorrector, "ode": ProbabilityFlow}[name]
+    sampler = {
+        "em": EulerMaruyama,
+        "reverse_diffusion": ReverseDiffusion,
+        "pc": PredictorCorrector,
+        "ode": ProbabilityFlow,
+    }[name]
     score_fn, key = ExactScore(normal(0.5), sde), jax.random.key(0)
     settings = {} if name == "ode" else {"steps": 20}
     x = sample(sampler(**settings), score_fn, key, 8, (2,)).x
@@ -164,7 +173,9 @@ def test_other_constants_and_settings_do_not_compile_again():
     def make(leaves):
         return Traced(leaves[0], leaves[1])
 
-    jax.tree_util.register_pytree_node(Traced, lambda s: ((s.distribution, s.sde), None), lambda _, leaves: make(leaves))
+    jax.tree_util.register_pytree_node(
+        Traced, lambda s: ((s.distribution, s.sde), None), lambda _, leaves: make(leaves)
+    )
     for i, beta_max in enumerate((20.0, 15.0, 10.0)):
         score_fn = Traced(random_mixture(i, 2), VP(beta_max=beta_max))
         sample(PredictorCorrector(steps=5, snr=0.1 + 0.01 * i), score_fn, jax.random.key(i), 4, (2,))
@@ -222,7 +233,8 @@ def test_each_sample_keeps_its_own_condition_in_any_batch():
 
 
 def test_the_corrector_s_scale_is_song_s():
-    # Algorithm 5 has 2 alpha_i (r |z|/|s|)² with alpha_i = 1 - beta_i, beta_i = beta(t_i)/N; algorithm 4, for VE, has no alpha.
+    # Algorithm 5 has 2 alpha_i (r |z|/|s|)² with alpha_i = 1 - beta_i, beta_i = beta(t_i)/N; algorithm 4, for VE, has
+    # no alpha.
     sampler, sde = PredictorCorrector(steps=1000, snr=0.2), VP()
     table = table_of(EulerMaruyama(steps=1000), sde)
     beta = sde.beta_min + table.t * (sde.beta_max - sde.beta_min)

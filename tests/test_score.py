@@ -72,7 +72,9 @@ def test_conversions_agree_with_the_denoiser_and_the_noise(sde):
 
 
 def ideal_network(sde, parameterization, std):
-    """What a network must put out for the score of N(0, std² I): linear in its input, found from the definition of each target."""
+    """What a network must put out for the score of N(0, std² I): linear in its input, found from the definition of each
+    target.
+    """
 
     def apply(params, x, c_noise, cond, key):
         t = sde.time_of_log_snr(-8 * c_noise)[:, None]
@@ -97,7 +99,9 @@ def ideal_network(sde, parameterization, std):
 
 
 @pytest.mark.parametrize(
-    "parameterization", [EpsilonPrediction(), DenoiserPrediction(), EDMPreconditioning(0.8), VPrediction(), VelocityPrediction()], ids=str
+    "parameterization",
+    [EpsilonPrediction(), DenoiserPrediction(), EDMPreconditioning(0.8), VPrediction(), VelocityPrediction()],
+    ids=str,
 )
 @pytest.mark.parametrize("sde", ALL_SDES, ids=ALL_SDE_IDS)
 def test_each_parameterization_turns_its_ideal_network_into_the_exact_score(sde, parameterization):
@@ -114,7 +118,12 @@ def test_each_parameterization_turns_its_ideal_network_into_the_exact_score(sde,
 def test_the_network_s_input_has_unit_variance(sde):
     t = jnp.array([0.01, 0.3, 1.0])
     alpha, sigma = sde.alpha(t), sde.sigma(t)
-    for p, data_std in ((EpsilonPrediction(), 1.0), (DenoiserPrediction(), 1.0), (VPrediction(), 1.0), (EDMPreconditioning(0.3), 0.3)):
+    for p, data_std in (
+        (EpsilonPrediction(), 1.0),
+        (DenoiserPrediction(), 1.0),
+        (VPrediction(), 1.0),
+        (EDMPreconditioning(0.3), 0.3),
+    ):
         np.testing.assert_allclose(p.c_in(alpha, sigma) ** 2 * ((alpha * data_std) ** 2 + sigma**2), 1.0, rtol=1e-5)
 
 
@@ -166,4 +175,6 @@ def test_a_velocity_network_s_output_is_the_rectified_flow_s_velocity():
     sde, t = RectifiedFlow(), 0.3
     x = jax.random.normal(jax.random.key(0), (5, 2))
     score_fn = NetworkScore(apply, jnp.float32(0.2), sde, VelocityPrediction())
-    np.testing.assert_allclose(velocity_from_score(sde, score_fn(x, t), x, t), apply(0.2, x, None, None, None), atol=1e-5)
+    np.testing.assert_allclose(
+        velocity_from_score(sde, score_fn(x, t), x, t), apply(0.2, x, None, None, None), atol=1e-5
+    )

@@ -23,7 +23,8 @@ def published(sde, t):
 
 @pytest.mark.parametrize("s", [0.008, 0.1])
 def test_the_cosine_schedule_is_nichol_and_dhariwal_s(s):
-    # Their alpha-bar is alpha², eq. 17; beta = -d log(alpha-bar)/dt, and a variance-preserving SDE has f = -beta/2, g² = beta.
+    # Their alpha-bar is alpha², eq. 17; beta = -d log(alpha-bar)/dt, and a variance-preserving SDE has f = -beta/2, g²
+    # = beta.
     sde = CosineVP(s=s)
     t = np.array([1e-5, 1e-3, 0.1, 0.5, 0.9, sde.t_max])
     angle = (t + s) / (1 + s) * np.pi / 2
@@ -34,7 +35,9 @@ def test_the_cosine_schedule_is_nichol_and_dhariwal_s(s):
     np.testing.assert_allclose(sde.f(t), -beta / 2, rtol=1e-9)
     np.testing.assert_allclose(sde.g2(t), beta, rtol=1e-9)
     on_device = jax.jit(lambda sde, t: sde.sigma(t))(sde, jnp.asarray(t, jnp.float32))
-    np.testing.assert_allclose(on_device, sde.sigma(t), rtol=2e-5)  # 1 - alpha² in float32 would lose all digits at 1e-5
+    np.testing.assert_allclose(
+        on_device, sde.sigma(t), rtol=2e-5
+    )  # 1 - alpha² in float32 would lose all digits at 1e-5
 
 
 def test_the_rectified_flow_is_the_straight_path():
@@ -58,7 +61,9 @@ def test_the_derived_forms_are_the_published_ones(sde):
 
 @pytest.mark.parametrize("sde", SDES + OTHERS, ids=str)
 def test_float32_on_the_device_agrees_with_float64_on_the_host(sde):
-    device = jax.jit(lambda sde, t: (sde.alpha(t), sde.sigma(t), sde.f(t), sde.g2(t)))(sde, jnp.asarray(TIMES, jnp.float32))
+    device = jax.jit(lambda sde, t: (sde.alpha(t), sde.sigma(t), sde.f(t), sde.g2(t)))(
+        sde, jnp.asarray(TIMES, jnp.float32)
+    )
     host = (sde.alpha(TIMES), sde.sigma(TIMES), sde.f(TIMES), sde.g2(TIMES))
     for on_device, on_host in zip(device, host, strict=True):
         assert on_device.dtype == jnp.float32
@@ -73,7 +78,9 @@ def test_sub_vp_sigma_near_zero_keeps_its_digits_in_float32():
 
 
 @pytest.mark.parametrize(
-    "sde, std", [(VP(), 0.9999784), (SubVP(), 0.9999568), (VE(), 50.0), (VE(sigma_max=7.0), 7.0), (VP(t_max=0.5), 0.9596542)], ids=str
+    "sde, std",
+    [(VP(), 0.9999784), (SubVP(), 0.9999568), (VE(), 50.0), (VE(sigma_max=7.0), 7.0), (VP(t_max=0.5), 0.9596542)],
+    ids=str,
 )
 def test_the_prior_has_the_sde_s_last_sigma(sde, std):
     x = sde.prior((3, 2)).sample(jax.random.key(0), 40_000)
@@ -87,7 +94,9 @@ def test_the_prior_has_the_sde_s_last_sigma(sde, std):
 def test_time_of_log_snr_inverts_log_snr(sde):
     t = np.linspace(sde.t_min, sde.t_max, 50)
     np.testing.assert_allclose(sde.time_of_log_snr(sde.log_snr(t)), t, rtol=1e-10)
-    on_device = jax.jit(lambda sde, t: sde.log_snr(sde.time_of_log_snr(sde.log_snr(t))))(sde, jnp.asarray(t, jnp.float32))
+    on_device = jax.jit(lambda sde, t: sde.log_snr(sde.time_of_log_snr(sde.log_snr(t))))(
+        sde, jnp.asarray(t, jnp.float32)
+    )
     np.testing.assert_allclose(on_device, sde.log_snr(t), atol=2e-4)
 
 
@@ -102,7 +111,10 @@ def test_tree_structures_of_two_sdes_differ():
     # jax's own registration calls these equal, and a trace cached for one then runs for the other.
     structures = [jax.tree.structure(sde) for sde in SDES]
     assert structures[0] != structures[1] and structures[0] != structures[2] and structures[1] != structures[2]
-    assert jax.tree.leaves(VE()) == [1e-5, 1.0, 0.01, 50.0] and jax.tree.unflatten(structures[2], [1e-5, 1.0, 0.01, 50.0]) == VE()
+    assert (
+        jax.tree.leaves(VE()) == [1e-5, 1.0, 0.01, 50.0]
+        and jax.tree.unflatten(structures[2], [1e-5, 1.0, 0.01, 50.0]) == VE()
+    )
 
 
 @pytest.mark.parametrize(

@@ -68,19 +68,24 @@ def test_the_batch_divides_over_the_devices(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("width", [32, 128])
 def test_each_of_eight_devices_holds_an_eighth_of_the_weights(width: int) -> None:
-    """DDPM++ as published, and a quarter as wide: at most 1/7 of the bytes, whatever stays whole. The EMA and the moments go with them."""
+    """DDPM++ as published, and a quarter as wide: at most 1/7 of the bytes, whatever stays whole. The EMA and the
+    moments go with them.
+    """
     config = cifar10_ddpmpp.get_config()
     config.model.width = width
     images = Split(np.zeros((1, 32, 32, 3), np.uint8))
     _, weights = abstract_network(config, Dataset("images", images, images, 256))
     mesh = AbstractMesh((1, 8), ("data", "fsdp"))
     whole = sum(leaf.size for leaf in jax.tree.leaves(weights))
-    shards = jax.tree.map(lambda leaf, sharding: math.prod(sharding.shard_shape(leaf.shape)), weights, weight_shardings(mesh, weights))
+    shards = jax.tree.map(
+        lambda leaf, sharding: math.prod(sharding.shard_shape(leaf.shape)), weights, weight_shardings(mesh, weights)
+    )
     assert sum(jax.tree.leaves(shards)) <= whole / 7.5
     assert whole > 3e6
 
 
-# What the devices hold and compute, asked of the compiled programs themselves; one process, since each start costs seconds.
+# What the devices hold and compute, asked of the compiled programs themselves; one process, since each start costs
+# seconds.
 ON_EIGHT = """
 import sys, warnings
 import jax, jax.numpy as jnp, numpy as np
@@ -104,21 +109,25 @@ rows = np.array([3, 1, 4, 1, 5, 9, 2, 6])
 batch = put_rows(rows, source, mesh)
 print((np.array_equal(batch, source[rows]), sorted({s.data.shape for s in batch.addressable_shards})))
 several = put_rows(np.stack([rows, rows + 7]), source, mesh)
-print((np.array_equal(several, source[np.stack([rows, rows + 7])]), sorted({s.data.shape for s in several.addressable_shards})))
+same = np.array_equal(several, source[np.stack([rows, rows + 7])])
+print((same, sorted({s.data.shape for s in several.addressable_shards})))
 
 config = cifar10.get_config()
-keys = {"model.name": "dit", "model.width": 128, "model.depth": 2, "train.batch_size": 16, "train.fsdp": 8, "train.power_ema": (0.1,)}
+keys = {"model.name": "dit", "model.width": 128, "model.depth": 2}
+keys |= {"train.batch_size": 16, "train.fsdp": 8, "train.power_ema": (0.1,)}
 config.update_from_flattened_dict(keys)
 images = Split(np.zeros((16, 8, 8, 3), np.uint8))
 trainer = Trainer(check_config(config), Dataset("images", images, images, 256))
-memory = trainer._step.lower(trainer.like, trainer._put_window(empty_window()), trainer.batch(0), jnp.uint32(0)).compile().memory_analysis()
+lowered = trainer._step.lower(trainer.like, trainer._put_window(empty_window()), trainer.batch(0), jnp.uint32(0))
+memory = lowered.compile().memory_analysis()
 state = trainer.initial_state()
 held = [sum(leaf.addressable_shards[i].data.nbytes for leaf in jax.tree.leaves(state)) for i in range(8)]
 whole = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
 print((whole, max(held), memory.argument_size_in_bytes, memory.alias_size_in_bytes))
 
 run = load_run(sys.argv[1])
-print(sorted({s.data.shape for leaf in jax.tree.leaves(run.score_fn.params) for s in leaf.addressable_shards if leaf.size == 64 * 64}))
+square = [leaf for leaf in jax.tree.leaves(run.score_fn.params) if leaf.size == 64 * 64]
+print(sorted({s.data.shape for leaf in square for s in leaf.addressable_shards}))
 found = {}
 for name in ("em", "heun", "ddim", "pc"):
     for n in (64, 20):
@@ -159,14 +168,18 @@ def test_large_weights_are_split_over_fsdp(said: list[Any]) -> None:
 
 
 def test_a_device_holds_an_eighth_of_the_training_state(said: list[Any]) -> None:
-    """Weights, averages and moments, by the shards and by the compiled step, which takes the batch besides, and writes over them."""
+    """Weights, averages and moments, by the shards and by the compiled step, which takes the batch besides, and writes
+    over them.
+    """
     whole, held, taken, overwritten = said[3]
     assert whole > 1e6 and held < whole / 7
     assert held <= taken < whole / 7 + 1000 and overwritten >= held
 
 
 def test_samples_and_likelihoods_are_split_over_the_devices(said: list[Any], split: Path) -> None:
-    """The same numbers as on one device; each holds an eighth of the batch, and a quarter of a weight, as in training."""
+    """The same numbers as on one device; each holds an eighth of the batch, and a quarter of a weight, as in
+    training.
+    """
     assert said[4] == [(16, 64)] or said[4] == [(64, 16)]
     assert said[5:] == [[(8, 2)]] * 4
     run = load_run(split)

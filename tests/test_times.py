@@ -81,7 +81,8 @@ def test_the_loss_s_second_moment_takes_its_own_density_out_of_the_losses():
 
 
 def test_the_loss_s_second_moment_quiets_the_loss_and_goes_through_jit():
-    # Data of one point and the score of N(0, MODEL_STD²): with the likelihood's weighting at uniform times nearly all of the loss is early.
+    # Data of one point and the score of N(0, MODEL_STD²): with the likelihood's weighting at uniform times nearly all
+    # of the loss is early.
     score_fn, x0 = NetworkScore(zeros, {}, VP(), EDMPreconditioning(MODEL_STD)), DATA_STD * jnp.ones((64, 2))
 
     @jax.jit
@@ -129,9 +130,12 @@ def integrand(place):
 
 
 def test_the_learned_schedule_s_objective_has_the_gradient_of_the_second_moment():
-    # E[loss²] = ∫ L(place)²/p(place) dplace with p = 1/F', by a fine sum over u; its gradient by differentiating that sum as it stands.
+    # E[loss²] = ∫ L(place)²/p(place) dplace with p = 1/F', by a fine sum over u; its gradient by differentiating that
+    # sum as it stands.
     rng = np.random.default_rng(0)
-    law = LearnedLogSNR(*(jnp.asarray(v, jnp.float32) for v in (0.2, rng.normal(size=6), 2 + rng.random(6), np.linspace(0, 1, 6))))
+    law = LearnedLogSNR(
+        *(jnp.asarray(v, jnp.float32) for v in (0.2, rng.normal(size=6), 2 + rng.random(6), np.linspace(0, 1, 6)))
+    )
     u = (jnp.arange(4000) + 0.5) / 4000
 
     def log_second_moment(law):
@@ -147,7 +151,8 @@ def test_the_learned_schedule_s_objective_has_the_gradient_of_the_second_moment(
 
 
 def test_the_learned_schedule_finds_the_law_of_least_variance():
-    # That is p ∝ the loss (any other has a larger second moment, by Cauchy-Schwarz), for which every draw gives the same.
+    # That is p ∝ the loss (any other has a larger second moment, by Cauchy-Schwarz), for which every draw gives the
+    # same.
     def losses_of(law, u):
         place, speed = law._speed(u)
         return integrand(place) * speed
@@ -167,7 +172,12 @@ def test_the_learned_schedule_quiets_the_loss_and_never_decreases():
 
     def losses_of(law, u):
         return denoising_score_matching(
-            score_fn, x0[: len(u)], jax.random.key(7), weighting=likelihood_weighting, times=jax.lax.stop_gradient(law), u=u
+            score_fn,
+            x0[: len(u)],
+            jax.random.key(7),
+            weighting=likelihood_weighting,
+            times=jax.lax.stop_gradient(law),
+            u=u,
         )
 
     law, before, after = optimise(LearnedLogSNR.init(), losses_of, 300)

@@ -1,4 +1,6 @@
-"""Readers of published weights: every number as PyTorch has it, and no file that runs, reaches or unpacks more than it should."""
+"""Readers of published weights: every number as PyTorch has it, and no file that runs, reaches or unpacks more than it
+should.
+"""
 
 import io
 import os
@@ -50,7 +52,9 @@ def check_arrays(found: dict[str, Any], expected: dict[str, np.ndarray]) -> None
         assert found[key].dtype == ("f4" if array.dtype == "f2" else array.dtype), key
 
 
-@pytest.mark.parametrize("write", [write_pth, write_legacy_pth, lambda path, value: write_pth(path, value, big_endian=True)])
+@pytest.mark.parametrize(
+    "write", [write_pth, write_legacy_pth, lambda path, value: write_pth(path, value, big_endian=True)]
+)
 def test_a_checkpoint_of_pytorch(write: Any, tmp_path: Path) -> None:
     found = read_state_dict(write(tmp_path / "c.pth", CHECKPOINT))
     check_arrays(found.pop("model"), {**ARRAYS, **OTHERS})
@@ -90,8 +94,18 @@ def test_what_pytorch_itself_writes(zipped: bool, tmp_path: Path) -> None:
     network(torch.ones(1, 3, 4, 4)).square().sum().backward()
     optimizer.step()
     weights = network.state_dict()
-    extra = {"view": torch.arange(24.0).reshape(4, 6)[1:3, ::2], "half": torch.tensor([1.5]).half(), "bf": torch.ones(2).bfloat16()}
-    whole = {"model": weights, "optimizer": optimizer.state_dict(), "parameter": network[0].weight, "step": 5, "extra": extra}
+    extra = {
+        "view": torch.arange(24.0).reshape(4, 6)[1:3, ::2],
+        "half": torch.tensor([1.5]).half(),
+        "bf": torch.ones(2).bfloat16(),
+    }
+    whole = {
+        "model": weights,
+        "optimizer": optimizer.state_dict(),
+        "parameter": network[0].weight,
+        "step": 5,
+        "extra": extra,
+    }
     torch.save(whole, tmp_path / "c.pth", _use_new_zipfile_serialization=zipped)
     found = read_state_dict(tmp_path / "c.pth")
     check_arrays(found["model"], {key: value.numpy() for key, value in weights.items()})
@@ -100,7 +114,8 @@ def test_what_pytorch_itself_writes(zipped: bool, tmp_path: Path) -> None:
     assert found["step"] == 5 and found["optimizer"]["param_groups"][0]["betas"] == (0.9, 0.999)
 
 
-# --- programs ------------------------------------------------------------------------------------------------------------------------
+# --- programs
+# ----------------------------------------------------------------------------------------------------
 
 
 class Calls:
@@ -129,7 +144,10 @@ PROGRAMS = {
     "INST": (b"(" + text("touch ran") + b"ios\nsystem\n", "os system"),
     "OBJ": (b"(" + name("os", "system") + text("touch ran") + b"o", "os.system"),
     "NEWOBJ": (ALLOWED + b")\x81", "NEWOBJ"),
-    "a name with dots": (text("torch._utils") + text("_rebuild_tensor_v2.__globals__") + b"\x93", "_rebuild_tensor_v2.__globals__"),
+    "a name with dots": (
+        text("torch._utils") + text("_rebuild_tensor_v2.__globals__") + b"\x93",
+        "_rebuild_tensor_v2.__globals__",
+    ),
     "a module beside": (text("torch._utils.os") + text("system") + b"\x93", "torch._utils.os.system"),
     "a space in it": (name("torch", "FloatStorage __class__"), "FloatStorage.__class__"),
     "all of torch": (name("torch", "load"), "torch.load"),
@@ -155,7 +173,9 @@ def as_file(path: Path, opcodes: bytes, legacy: bool) -> Path:
 
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("case", PROGRAMS)
-def test_a_pickle_that_would_run_is_refused(case: str, legacy: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pickle_that_would_run_is_refused(
+    case: str, legacy: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     opcodes, said = PROGRAMS[case]
     assert said in refusal(as_file(tmp_path / "c.pth", opcodes, legacy))
@@ -174,7 +194,9 @@ def test_a_program_in_every_protocol(protocol: int, tmp_path: Path) -> None:
         with zipfile.ZipFile(tmp_path / "c.pth", "w") as archive:
             archive.writestr("c/data.pkl", data)
         line = refusal(tmp_path / "c.pth")
-        assert any(said in line for said in ("mkdir", "eval", "WithState", "opcode PUT", "opcode LIST", "opcode DICT")), line
+        assert any(
+            said in line for said in ("mkdir", "eval", "WithState", "opcode PUT", "opcode LIST", "opcode DICT")
+        ), line
         assert not ran.exists()
         pickle.loads(data)  # it is a program: Python's own reader runs it
         assert ran.exists()
@@ -191,7 +213,8 @@ def test_attributes_change_nothing(tmp_path: Path) -> None:
     check_arrays(read_state_dict(write_pth(tmp_path / "d.pth", ARRAYS)), ARRAYS)
 
 
-# --- sizes -----------------------------------------------------------------------------------------------------------------------------
+# --- sizes
+# ----------------------------------------------------------------------------------------------------
 
 TENSORS = {
     "past the end": (4, (2, 2), (2, 1), 1),
@@ -322,7 +345,11 @@ def test_a_damaged_safetensors(case: str, tmp_path: Path) -> None:
 
 def test_headers_of_safetensors(tmp_path: Path) -> None:
     path = tmp_path / "c.safetensors"
-    for data in (struct.pack("<Q", 2**60) + b"{}", struct.pack("<Q", 2) + b"{]", struct.pack("<Q", 200000) + b'{"a":' + b"[" * 200000):
+    for data in (
+        struct.pack("<Q", 2**60) + b"{}",
+        struct.pack("<Q", 2) + b"{]",
+        struct.pack("<Q", 200000) + b'{"a":' + b"[" * 200000,
+    ):
         path.write_bytes(data)
         refusal(path)
 

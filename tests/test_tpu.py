@@ -1,4 +1,5 @@
-"""The training step of DDPM++ and samplers compile for sixteen TPU v5e chips, without one: jax[tpu] brings the compiler.
+"""The training step of DDPM++ and samplers compile for sixteen TPU v5e chips, without one: jax[tpu] brings the
+compiler.
 
 pytest -s -m slow tests/test_tpu.py prints what each chip needs.
 """
@@ -50,8 +51,17 @@ def compiled(name: str, lower: Callable[[], Any], chips: int = 16) -> tuple[Any,
     program = lower().compile()
     memory, flops = program.memory_analysis(), program.cost_analysis()["flops"]
     sizes = {part: getattr(memory, f"{part}_size_in_bytes") / 2**20 for part in ("argument", "output", "alias", "temp")}
-    print(f"{name}: a chip of {chips}: {flops / 1e9:,.1f} GFLOP, MiB " + ", ".join(f"{part} {size:,.0f}" for part, size in sizes.items()))
-    assert memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes + memory.temp_size_in_bytes < CHIP
+    print(
+        f"{name}: a chip of {chips}: {flops / 1e9:,.1f} GFLOP, MiB "
+        + ", ".join(f"{part} {size:,.0f}" for part, size in sizes.items())
+    )
+    assert (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+        < CHIP
+    )
     return memory, flops
 
 
@@ -61,7 +71,11 @@ def test_training_compiles(chips: Any, fsdp: int, steps: int) -> None:
     assert trainer.steps_per_call == steps
     window = {"loss": jnp.float32(0), "grad_norm": jnp.float32(0), "steps": jnp.int32(0), "bad_step": jnp.int32(0)}
     several = () if steps == 1 else (steps,)
-    batch = {"x": jax.ShapeDtypeStruct((*several, BATCH, 32, 32, 3), jnp.uint8, sharding=over_batch(trainer.mesh, len(several)))}
+    batch = {
+        "x": jax.ShapeDtypeStruct(
+            (*several, BATCH, 32, 32, 3), jnp.uint8, sharding=over_batch(trainer.mesh, len(several))
+        )
+    }
     step = trainer._step if steps == 1 else trainer._steps
     whole = replicated(trainer.mesh)
     given = (trainer.like, shapes(window, whole), batch, jax.ShapeDtypeStruct((), jnp.uint32, sharding=whole))

@@ -62,7 +62,9 @@ def test_schedule_warms_up_then_follows_the_cosine() -> None:
 @pytest.mark.parametrize("name, weight_decay", [("adam", 0.0), ("adamw", 0.3)])
 def test_optimizer_is_adam_on_the_clipped_gradient(name: str, weight_decay: float) -> None:
     """Kingma & Ba 2015, algorithm 1; decoupled decay, of kernels alone, as in Loshchilov & Hutter 2019, algorithm 2."""
-    config = config_with(train_optimizer=name, train_weight_decay=weight_decay, train_clip=2.0, train_schedule="constant", train_warmup=0)
+    config = config_with(
+        train_optimizer=name, train_weight_decay=weight_decay, train_clip=2.0, train_schedule="constant", train_warmup=0
+    )
     optimizer, lr = build_optimizer(config), config.train.lr
     rng = np.random.default_rng(0)
     # a norm of 40, then of 0.4: only the first is clipped, which a scale-free first step alone would not show
@@ -120,9 +122,14 @@ def test_accumulated_gradient_is_the_big_batchs(dataset: Dataset) -> None:
     expected_loss, expected = jax.jit(jax.value_and_grad(big))(params)
     np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
     np.testing.assert_allclose(np.mean(losses), expected_loss, rtol=1e-5)
-    assert losses.shape == u.shape and set(np.floor(np.sort(u)[::2] * 8)) == set(range(8))  # two micro-batches, each stratified over 8
+    assert losses.shape == u.shape and set(np.floor(np.sort(u)[::2] * 8)) == set(
+        range(8)
+    )  # two micro-batches, each stratified over 8
     score_fn = NetworkScore(trainer.apply, params, trainer.sde, trainer.parameterization)
-    again = [denoising_score_matching(score_fn, batch["x"][i::2], jax.random.fold_in(key, i), u=u[8 * i : 8 * i + 8]) for i in range(2)]
+    again = [
+        denoising_score_matching(score_fn, batch["x"][i::2], jax.random.fold_in(key, i), u=u[8 * i : 8 * i + 8])
+        for i in range(2)
+    ]
     np.testing.assert_allclose(losses, np.concatenate(again), rtol=1e-4)
     assert float(optax.global_norm(expected)) > 0.1
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5), grad, expected)
@@ -194,7 +201,9 @@ def test_several_steps_in_a_call_are_the_single_steps(compiled: Trainer) -> None
     keys = {"train_steps": 29, "train_log_every": 12, "train_checkpoint_every": 7}
     single, several = looped(compiled, **keys), looped(compiled, **keys)
     several.steps_per_call, lengths = 5, []
-    several._steps = lambda state, window, batches, seed: lengths.append(len(batches["x"])) or compiled._steps(state, window, batches, seed)
+    several._steps = lambda state, window, batches, seed: (
+        lengths.append(len(batches["x"])) or compiled._steps(state, window, batches, seed)
+    )
     found = []
     for trainer in (single, several):
         found.append([(now.step, now.row, host(now.state), now.window) for now in trainer.run(trainer.initial_state())])
@@ -207,7 +216,9 @@ def test_several_steps_in_a_call_are_the_single_steps(compiled: Trainer) -> None
 
 
 def test_several_steps_in_a_call_are_for_accelerators(dataset: Dataset) -> None:
-    assert Trainer(config_with(train_steps_per_call=5), dataset).steps_per_call == 1  # a compiled loop of convolutions is slow on CPU
+    assert (
+        Trainer(config_with(train_steps_per_call=5), dataset).steps_per_call == 1
+    )  # a compiled loop of convolutions is slow on CPU
 
 
 def test_the_state_is_overwritten_in_place(compiled: Trainer) -> None:

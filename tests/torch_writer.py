@@ -8,7 +8,17 @@ from typing import Any
 
 import numpy as np
 
-STORAGES = {"f8": "Double", "f4": "Float", "f2": "Half", "i8": "Long", "i4": "Int", "i2": "Short", "i1": "Char", "u1": "Byte", "b1": "Bool"}
+STORAGES = {
+    "f8": "Double",
+    "f4": "Float",
+    "f2": "Half",
+    "i8": "Long",
+    "i4": "Int",
+    "i2": "Short",
+    "i1": "Char",
+    "u1": "Byte",
+    "b1": "Bool",
+}
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 
 
@@ -21,11 +31,24 @@ def text(value: str) -> bytes:
 
 
 def tensor(
-    key: str, storage: str, numel: int, shape: tuple[int, ...], strides: tuple[int, ...], offset: int = 0, legacy: bool = False
+    key: str,
+    storage: str,
+    numel: int,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    offset: int = 0,
+    legacy: bool = False,
 ) -> bytes:
     """torch._utils._rebuild_tensor_v2(storage `key`, offset, shape, strides, False, OrderedDict())."""
     storage_id = (
-        b"(" + text("storage") + name("torch", storage) + text(key) + text("cpu") + pickled(numel) + (b"N" if legacy else b"") + b"tQ"
+        b"("
+        + text("storage")
+        + name("torch", storage)
+        + text(key)
+        + text("cpu")
+        + pickled(numel)
+        + (b"N" if legacy else b"")
+        + b"tQ"
     )
     hooks = name("collections", "OrderedDict") + b")R"
     return (
@@ -42,7 +65,9 @@ def tensor(
 
 
 def pickled(value: Any, stored: list[np.ndarray] | None = None, legacy: bool = False) -> bytes:
-    """The value's opcodes; its arrays are appended to `stored` and called by their numbers there. bytes are opcodes already."""
+    """The value's opcodes; its arrays are appended to `stored` and called by their numbers there. bytes are opcodes
+    already.
+    """
     if isinstance(value, bytes):
         return value
     if isinstance(value, bool) or value is None:
@@ -70,14 +95,18 @@ def program(opcodes: bytes) -> bytes:
 
 
 def write_pth(path: Path, value: Any, big_endian: bool = False) -> Path:
-    """As torch.save since 1.6: a zip of data.pkl and a file for each storage. Transposed arrays keep their order in memory."""
+    """As torch.save since 1.6: a zip of data.pkl and a file for each storage. Transposed arrays keep their order in
+    memory.
+    """
     stored: list[np.ndarray] = []
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", program(pickled(value, stored)))
         archive.writestr("archive/byteorder", "big" if big_endian else "little")
         for number, array in enumerate(stored):
             memory = array.ravel(order="K")
-            archive.writestr(f"archive/data/{number}", memory.astype(memory.dtype.newbyteorder(">" if big_endian else "<")).tobytes())
+            archive.writestr(
+                f"archive/data/{number}", memory.astype(memory.dtype.newbyteorder(">" if big_endian else "<")).tobytes()
+            )
         archive.writestr("archive/version", "3\n")
     return path
 
@@ -86,7 +115,13 @@ def write_legacy_pth(path: Path, value: Any) -> Path:
     """As torch.save before 1.6."""
     stored: list[np.ndarray] = []
     body = pickled(value, stored, legacy=True)
-    heads = [MAGIC, PROTOCOL, {"protocol_version": PROTOCOL, "little_endian": True}, body, [str(k) for k in range(len(stored))]]
+    heads = [
+        MAGIC,
+        PROTOCOL,
+        {"protocol_version": PROTOCOL, "little_endian": True},
+        body,
+        [str(k) for k in range(len(stored))],
+    ]
     storages = [struct.pack("<q", array.size) + array.ravel(order="K").tobytes() for array in stored]
     path.write_bytes(b"".join([*(program(pickled(head)) for head in heads), *storages]))
     return path

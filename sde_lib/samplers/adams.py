@@ -1,4 +1,6 @@
-"""Adams-Bashforth methods in the noise: x_s = (alpha_s/alpha_t) x + sum_j C_j e_{-j}, with rho = sigma/alpha and e = E[eps | x]."""
+"""Adams-Bashforth methods in the noise: x_s = (alpha_s/alpha_t) x + sum_j C_j e_{-j}, with rho = sigma/alpha and e =
+E[eps | x].
+"""
 
 import math
 from collections.abc import Callable
@@ -60,10 +62,11 @@ class _Multistep(LinearSampler):
 
 @dataclass(frozen=True)
 class DEIS(_Multistep):
-    """The noise as a polynomial through the last calls, integrated exactly (Zhang & Chen 2023, arXiv:2204.13902, eq. 14 and 15).
+    """The noise as a polynomial through the last calls, integrated exactly (Zhang & Chen 2023, arXiv:2204.13902, eq. 14
+    and 15).
 
-    C_j = alpha_s int_{rho_t}^{rho_s} l_j d rho, with l_j the Lagrange polynomials of the last `order` calls. The first steps have
-    fewer calls to go by, and are of lower order.
+    C_j = alpha_s int_{rho_t}^{rho_s} l_j d rho, with l_j the Lagrange polynomials of the last `order` calls. The first
+    steps have fewer calls to go by, and are of lower order.
 
     Args:
         order: calls that the polynomial goes through, 1 (DDIM) to 4.
@@ -93,10 +96,12 @@ class DEIS(_Multistep):
 
 @dataclass(frozen=True)
 class IPNDM(_Multistep):
-    """DDIM's step with Adams-Bashforth's classic weights on the noise (Liu et al. 2022, arXiv:2202.09778; Zhang & Chen 2023, section 3.3).
+    """DDIM's step with Adams-Bashforth's classic weights on the noise (Liu et al. 2022, arXiv:2202.09778; Zhang & Chen
+    2023, section 3.3).
 
-    e = {e; 3/2, -1/2; 23/12, -16/12, 5/12; 55/24, -59/24, 37/24, -9/24}, as many as there have been calls, up to `order`. Those weights
-    are exact for equal steps of a variable that the step is not linear in: order 2 at most, and still among the best at ten calls.
+    e = {e; 3/2, -1/2; 23/12, -16/12, 5/12; 55/24, -59/24, 37/24, -9/24}, as many as there have been calls, up to
+    `order`. Those weights are exact for equal steps of a variable that the step is not linear in: order 2 at most, and
+    still among the best at ten calls.
     """
 
     order: int = 4

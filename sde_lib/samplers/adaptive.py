@@ -17,10 +17,11 @@ from sde_lib.score import ScoreFn, per_sample
 class AdaptiveSDE:
     """Stochastic Heun steps of the reverse SDE, as long as the last step's error allows.
 
-    With x1 = x - h d(x, t) + g(t) sqrt(h) z, Euler-Maruyama's step, d = f x - g² s, and x2 = x - h d(x1, t - h) + g(t - h) sqrt(h) z, a
-    step goes to (x1 + x2)/2, and its error is the root mean square of (x1 - x2)/2 over absolute + relative max(|x|, |x1|). As in
-    Jolicoeur-Martineau et al. 2021, arXiv:2105.14080, algorithm 1, but no step is taken back: to draw new noise after having looked at
-    the old one samples another law. The error decides how long the next step is. Two score calls a step.
+    With x1 = x - h d(x, t) + g(t) sqrt(h) z, Euler-Maruyama's step, d = f x - g² s, and x2 = x - h d(x1, t - h) + g(t -
+    h) sqrt(h) z, a step goes to (x1 + x2)/2, and its error is the root mean square of (x1 - x2)/2 over absolute +
+    relative max(|x|, |x1|). As in Jolicoeur-Martineau et al. 2021, arXiv:2105.14080, algorithm 1, but no step is taken
+    back: to draw new noise after having looked at the old one samples another law. The error decides how long the next
+        step is. Two score calls a step.
 
     Args:
         relative, absolute: tolerances of a step's error.
@@ -41,14 +42,20 @@ class AdaptiveSDE:
                 raise ValueError(f"AdaptiveSDE: {name} must be positive, not {getattr(self, name)}")
 
     def run(self, score_fn: ScoreFn, x: jax.Array, keys: jax.Array, cond: Any, frames: int) -> Samples:
-        """See `sde_lib.samplers.base.Sampler`. nfe is that of the sample with the most steps: the others wait for it."""
+        """See `sde_lib.samplers.base.Sampler`. nfe is that of the sample with the most steps: the others wait for
+        it.
+        """
         sde = score_fn.sde
         stops = jnp.linspace(sde.t_max, sde.t_min, max(frames, 2), dtype=x.dtype)
         settings = jnp.asarray([self.relative, self.absolute, self.first_step], x.dtype)
-        x, path, steps, done = _solve(score_fn, x, keys, cond, stops, settings, frames > 0, self.max_steps, self.denoise)
+        x, path, steps, done = _solve(
+            score_fn, x, keys, cond, stops, settings, frames > 0, self.max_steps, self.denoise
+        )
         if not isinstance(steps, jax.core.Tracer):
             if not bool(done):
-                raise RuntimeError(f"AdaptiveSDE: max_steps={self.max_steps} steps were not enough: raise it, or loosen the tolerances")
+                raise RuntimeError(
+                    f"AdaptiveSDE: max_steps={self.max_steps} steps were not enough: raise it, or loosen the tolerances"
+                )
             steps = int(steps)
         return Samples(x, 2 * steps + self.denoise, path, stops if frames else None)
 
@@ -90,7 +97,11 @@ def _solve(
         x = jnp.where(keep, 0.5 * (euler + heun), x)
         if path is not None:
             hit = per_sample(active & lands, x).astype(bool)
-            path = jnp.where(hit[None] & (jnp.arange(len(stops)).reshape(-1, *[1] * x.ndim) == per_sample(stop, x)[None]), x[None], path)
+            path = jnp.where(
+                hit[None] & (jnp.arange(len(stops)).reshape(-1, *[1] * x.ndim) == per_sample(stop, x)[None]),
+                x[None],
+                path,
+            )
         stop = jnp.where(active & lands, jnp.minimum(stop + 1, len(stops) - 1), stop)
         return x, jnp.where(active, t_next, t), h, stop, path, i + 1
 

@@ -14,11 +14,13 @@ class AnnealedLangevin(LinearSampler):
 
         x <- x + (r/2) sigma² s + sqrt(r) sigma z,      r = step_size
 
-    on entering a level x is only rescaled to its alpha (not at all for VE). The dynamics have to cover in each level what the noise's
-    decrease leaves to do. NCSN has r = 0.2, with 100 steps at each of 10 levels; at as many calls a larger r comes closer (gaussian_kl).
+    on entering a level x is only rescaled to its alpha (not at all for VE). The dynamics have to cover in each level
+    what the noise's decrease leaves to do. NCSN has r = 0.2, with 100 steps at each of 10 levels; at as many calls a
+    larger r comes closer (gaussian_kl).
 
     Args:
-        steps: levels; the grid is their ladder, by default geometric in sigma/alpha, of which t_max is where x comes from.
+        steps: levels; the grid is their ladder, by default geometric in sigma/alpha, of which t_max is where x comes
+            from.
         langevin_steps: score calls at each level.
         step_size: r.
     """
@@ -32,7 +34,9 @@ class AnnealedLangevin(LinearSampler):
         if self.langevin_steps < 1:
             raise ValueError(f"AnnealedLangevin: langevin_steps must be at least 1, not {self.langevin_steps}")
         if not 0 < self.step_size < 4:
-            raise ValueError(f"AnnealedLangevin: step_size must lie between 0 and 4, where it diverges, not {self.step_size}")
+            raise ValueError(
+                f"AnnealedLangevin: step_size must lie between 0 and 4, where it diverges, not {self.step_size}"
+            )
 
     @property
     def calls_per_step(self) -> int:  # type: ignore[override]  # depends on a setting

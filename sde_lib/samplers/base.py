@@ -52,8 +52,9 @@ def sample(
 ) -> Samples:
     """Draws n samples.
 
-    Sample i depends on (key, first + i) alone, whatever the batch: drawing 0..63 and then 64..127 with first=64 gives what drawing
-    128 at once does. (The steps of a joint adaptive solve are shared by its batch, which moves a result within its tolerance.)
+    Sample i depends on (key, first + i) alone, whatever the batch: drawing 0..63 and then 64..127 with first=64 gives
+    what drawing 128 at once does. (The steps of a joint adaptive solve are shared by its batch, which moves a result
+    within its tolerance.)
 
     Args:
         sampler: its settings, such as `EulerMaruyama(steps=500)`.
@@ -107,7 +108,9 @@ def _draw_prior(prior: Any, keys: jax.Array) -> jax.Array:
 
 
 def host_sde(sde: SDE) -> SDE:
-    """The SDE with Python numbers for constants, so that tables are computed in float64; unchanged under a transformation."""
+    """The SDE with Python numbers for constants, so that tables are computed in float64; unchanged under a
+    transformation.
+    """
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(sde)):
         return sde
     return jax.tree.map(float, sde)

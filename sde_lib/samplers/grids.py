@@ -1,6 +1,7 @@
 """Time grids: steps + 1 decreasing times from an SDE's t_max to its t_min.
 
-A grid is a value, `grid(sde, steps)`. On an SDE of Python numbers it is computed in float64 on the host, and no grid recompiles a sampler.
+A grid is a value, `grid(sde, steps)`. On an SDE of Python numbers it is computed in float64 on the host, and no grid
+recompiles a sampler.
 """
 
 from collections.abc import Callable
@@ -55,11 +56,13 @@ class Quadratic:
 
 @dataclass(frozen=True)
 class FlowTime:
-    """tau^(1/power) evenly spaced, tau = rho/(rho + shift), rho = sigma/alpha: the rectified flow's own time of any SDE, shifted.
+    """tau^(1/power) evenly spaced, tau = rho/(rho + shift), rho = sigma/alpha: the rectified flow's own time of any
+    SDE, shifted.
 
-    power 1 is the grid of flow matching, with the shift of Esser et al. 2024, arXiv:2403.03206, eq. 23 (their sqrt(m/n)); power 2 is to it
-    what `Quadratic` is to t. On data of about unit scale the defaults give second-order samplers with noise a fraction of the KL that
-    `UniformLogSNR` does (`benchmarks/order_and_law.py`); the best shift is smaller for more noise and for a steeper slope.
+    power 1 is the grid of flow matching, with the shift of Esser et al. 2024, arXiv:2403.03206, eq. 23 (their
+    sqrt(m/n)); power 2 is to it what `Quadratic` is to t. On data of about unit scale the defaults give second-order
+    samplers with noise a fraction of the KL that `UniformLogSNR` does (`benchmarks/order_and_law.py`); the best shift
+    is smaller for more noise and for a steeper slope.
     """
 
     power: float = 2.0
@@ -73,7 +76,9 @@ class FlowTime:
         xp = sde.namespace(sde.t_min)
         log_shift = xp.log(self.shift)
         # By the logarithm of tau, which keeps its digits at little noise: log SNR = 2 log(1/tau - 1) - 2 log shift.
-        ends = [xp.exp(-xp.logaddexp(0.0, 0.5 * sde.log_snr(t) + log_shift) / self.power) for t in (sde.t_max, sde.t_min)]
+        ends = [
+            xp.exp(-xp.logaddexp(0.0, 0.5 * sde.log_snr(t) + log_shift) / self.power) for t in (sde.t_max, sde.t_min)
+        ]
         log_tau = self.power * xp.log(xp.linspace(*ends, steps + 1))
         return _through_log_snr(sde, 2 * (xp.log(-xp.expm1(log_tau)) - log_tau - log_shift))
 

@@ -13,7 +13,9 @@ from sde_lib.score import per_sample
 
 
 class LangevinSamples(NamedTuple):
-    """x (n, *shape); path (frames, n, *shape) or None; acceptance, the accepted share of Metropolis's proposals (1 without it); nfe."""
+    """x (n, *shape); path (frames, n, *shape) or None; acceptance, the accepted share of Metropolis's proposals (1
+    without it); nfe.
+    """
 
     x: jax.Array
     path: jax.Array | None
@@ -25,8 +27,8 @@ class LangevinSamples(NamedTuple):
 class Langevin:
     """The unadjusted Langevin algorithm x' = x + eps s(x) + sqrt(2 eps) z, or its Metropolis-adjusted form (MALA).
 
-    Without Metropolis the chain settles in a law that is off by O(eps): for a Gaussian of variance v, in variance v/(1 - eps/(2 v)). With
-    it the law is exact (Roberts & Tweedie 1996), at the cost of the log-density.
+    Without Metropolis the chain settles in a law that is off by O(eps): for a Gaussian of variance v, in variance v/(1
+    - eps/(2 v)). With it the law is exact (Roberts & Tweedie 1996), at the cost of the log-density.
 
     Args:
         steps: how many.
@@ -54,7 +56,8 @@ def langevin(sampler: Langevin, distribution: Any, x: jax.Array, key: jax.Array,
 
     Args:
         sampler: its settings.
-        distribution: anything with `score(x)`, and `log_prob(x)` for Metropolis; `Density(log_density)` makes one from a log-density.
+        distribution: anything with `score(x)`, and `log_prob(x)` for Metropolis; `Density(log_density)` makes one from
+            a log-density.
         x: where the chains start.
         key: chain i's randomness comes from (key, i).
         frames: how many frames of the path to keep, both ends included; 0 keeps none.
@@ -71,7 +74,13 @@ def langevin(sampler: Langevin, distribution: Any, x: jax.Array, key: jax.Array,
 
 @partial(jax.jit, static_argnames=("frames", "metropolis"))
 def _chain(
-    distribution: Any, x: jax.Array, keys: jax.Array, settings: jax.Array, slots: jax.Array, frames: int, metropolis: bool
+    distribution: Any,
+    x: jax.Array,
+    keys: jax.Array,
+    settings: jax.Array,
+    slots: jax.Array,
+    frames: int,
+    metropolis: bool,
 ) -> tuple[jax.Array, jax.Array | None, jax.Array]:
     size, noise = settings
     path = jnp.zeros((frames, *x.shape), x.dtype).at[0].set(x) if frames else None

@@ -1,7 +1,7 @@
 """The exact law of a linear sampler on Gaussian data: no samples, no Monte Carlo.
 
-On N(m, C) the denoiser is affine in x, so every sampler that is a table (`linear.py`) carries a Gaussian to a Gaussian: its mean and
-covariance follow a recursion, here in float64.
+On N(m, C) the denoiser is affine in x, so every sampler that is a table (`linear.py`) carries a Gaussian to a Gaussian:
+its mean and covariance follow a recursion, here in float64.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,8 @@ from sde_lib.samplers.base import host_sde
 from sde_lib.samplers.linear import LinearSampler, table_of
 from sde_lib.sde import SDE
 
-# At half log SNR lambda the scale and the bias that turn the exact noise e = -sigma s into scale e + bias, the same for each entry.
+# At half log SNR lambda the scale and the bias that turn the exact noise e = -sigma s into scale e + bias, the same for
+# each entry.
 ScoreError = Callable[[float], tuple[float, float]]
 
 
@@ -32,10 +33,12 @@ def pulse(low: float, high: float, bias: float) -> ScoreError:
 def gaussian_law(
     sampler: LinearSampler, sde: SDE, mean: Any, covariance: Any, *, prior: Any = None, error: ScoreError = exact
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(mean (d,), covariance (d, d)) of the sampler's result with the exact score of data N(mean, covariance), or with one in error.
+    """(mean (d,), covariance (d, d)) of the sampler's result with the exact score of data N(mean, covariance), or with
+    one in error.
 
-    prior: (mean, standard deviation of the isotropic) law of x at t_max; default the exact one of the diffused data, which leaves the
-    error of the steps and of the score. (0, sde.sigma(sde.t_max)) is what `sample` starts from by default.
+    prior: (mean, standard deviation of the isotropic) law of x at t_max; default the exact one of the diffused data,
+    which leaves the error of the steps and of the score. (0, sde.sigma(sde.t_max)) is what `sample` starts from by
+    default.
     error: of the score, by half log SNR; the bias is along every principal axis.
     """
     values, basis, mu = _principal(mean, covariance)
@@ -43,7 +46,9 @@ def gaussian_law(
     return basis @ centre, (basis * variance) @ basis.T
 
 
-def gaussian_kl(sampler: LinearSampler, sde: SDE, mean: Any, covariance: Any, *, prior: Any = None, error: ScoreError = exact) -> float:
+def gaussian_kl(
+    sampler: LinearSampler, sde: SDE, mean: Any, covariance: Any, *, prior: Any = None, error: ScoreError = exact
+) -> float:
     """KL(the sampler's law || the data at t_min) in nats, of data N(mean, covariance); see `gaussian_law`.
 
     Without the final denoising: a denoised sample is no draw from the data at t_min.
@@ -64,7 +69,12 @@ def _principal(mean: Any, covariance: Any) -> tuple[np.ndarray, np.ndarray, np.n
 
 
 def _principal_law(
-    sampler: LinearSampler, sde: SDE, values: np.ndarray, mu: np.ndarray, prior: tuple[Any, float] | None, error: ScoreError
+    sampler: LinearSampler,
+    sde: SDE,
+    values: np.ndarray,
+    mu: np.ndarray,
+    prior: tuple[Any, float] | None,
+    error: ScoreError,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and variance of the result along each principal axis."""
     sde = host_sde(sde)
@@ -99,8 +109,12 @@ def _principal_law(
     return mean, variance
 
 
-def _affine(sde: SDE, t: Any, values: np.ndarray, mu: np.ndarray, denoised: bool, error: ScoreError) -> tuple[np.ndarray, np.ndarray]:
-    """Gain and offset of the denoiser, or of the noise, along each axis: E[x_0 | x] = mu + alpha v (x - alpha mu)/(alpha² v + sigma²)."""
+def _affine(
+    sde: SDE, t: Any, values: np.ndarray, mu: np.ndarray, denoised: bool, error: ScoreError
+) -> tuple[np.ndarray, np.ndarray]:
+    """Gain and offset of the denoiser, or of the noise, along each axis: E[x_0 | x] = mu + alpha v (x - alpha
+    mu)/(alpha² v + sigma²).
+    """
     alpha, sigma = sde.alpha(t), sde.sigma(t)
     total = alpha**2 * values + sigma**2
     scale, bias = error(float(np.log(alpha / sigma)))

@@ -1,14 +1,15 @@
 """Fixed-step samplers as tables of coefficients, and the one scan that runs them.
 
-A sampler that is linear in x, in what the network has said so far and in noise is a table with a row for each score call:
+A sampler that is linear in x, in what the network has said so far and in noise is a table with a row for each score
+call:
 
     e_i = p_i x + sum_{j >= 1} q_ij M_{i-j}              where the score is called; x itself for most methods
     M_i = M(e_i, t_i)                                    the denoiser E[x_0 | x], or the noise E[eps | x]
     x  <- a_i x + sum_{j >= 0} b_ij M_{i-j} + c_i z      z standard normal
 
-Exponential integrators, multistep methods, Runge-Kutta methods (a row for each stage) and predictor-correctors without extra calls are all
-of this form. The table is computed once, on the host in float64, from the SDE and a time grid. It is an argument of the compiled scan:
-other constants, grids and settings of a method never recompile it.
+Exponential integrators, multistep methods, Runge-Kutta methods (a row for each stage) and predictor-correctors without
+extra calls are all of this form. The table is computed once, on the host in float64, from the SDE and a time grid. It
+is an argument of the compiled scan: other constants, grids and settings of a method never recompile it.
 """
 
 from collections.abc import Callable
@@ -97,7 +98,10 @@ class LinearSampler:
         if left or steps < self.least_steps:
             odd = f" and {self.calls_per_step} a step" if self.calls_per_step > 1 else ""
             last = ", one of them for the final denoising" if self.denoise else ""
-            raise ValueError(f"{type(self).__name__} cannot spend {nfe} score calls{last}: it takes at least {self.least_steps} steps{odd}")
+            raise ValueError(
+                f"{type(self).__name__} cannot spend {nfe} score calls{last}: it takes at least {self.least_steps} "
+                f"steps{odd}"
+            )
         return replace(self, steps=steps)
 
     def run(self, score_fn: ScoreFn, x: jax.Array, keys: jax.Array, cond: Any, frames: int) -> Samples:
@@ -155,9 +159,17 @@ def run_linear(
 
 @partial(jax.jit, static_argnames="kind")
 def _scan(
-    score_fn: ScoreFn, x: jax.Array, keys: jax.Array, cond: Any, table: Table, settings: Any, slots: jax.Array, kind: _Kind
+    score_fn: ScoreFn,
+    x: jax.Array,
+    keys: jax.Array,
+    cond: Any,
+    table: Table,
+    settings: Any,
+    slots: jax.Array,
+    kind: _Kind,
 ) -> tuple[jax.Array, jax.Array | None]:
-    # Every row writes to the slot of the next frame to come, so the frame's own row writes last: no branch, and no stored path.
+    # Every row writes to the slot of the next frame to come, so the frame's own row writes last: no branch, and no
+    # stored path.
     path = jnp.zeros((kind.frames, *x.shape), x.dtype).at[0].set(x) if kind.frames else None
     past = tuple(jnp.zeros_like(x) for _ in range(table.b.shape[1] - 1))
 

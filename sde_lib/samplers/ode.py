@@ -27,7 +27,8 @@ class Solution(NamedTuple):
 def max_over_samples(error: jax.Array) -> jax.Array:
     """The largest, over the samples, of each sample's root mean square.
 
-    diffrax's own norm, an average over the batch, would hide the hard samples and make a result depend on the batch's size.
+    diffrax's own norm, an average over the batch, would hide the hard samples and make a result depend on the batch's
+    size.
     """
     return jnp.sqrt(jnp.max(jnp.mean(jnp.abs(error) ** 2, axis=tuple(range(1, error.ndim)))))
 
@@ -41,7 +42,8 @@ class ProbabilityFlow:
         solver: a diffrax solver of explicit Runge-Kutta type.
         steps: this many equal steps in t instead of adaptive ones.
         max_steps: an adaptive solve that needs more raises RuntimeError.
-        per_sample: each sample takes its own steps, and no longer depends on its batch; costs as many calls as the hardest one.
+        per_sample: each sample takes its own steps, and no longer depends on its batch; costs as many calls as the
+            hardest one.
         denoise: replace the last x by D(x, t_min), at one more score call.
     """
 
@@ -65,7 +67,9 @@ class ProbabilityFlow:
         steps, left = divmod(nfe - self.denoise - once, per_step)
         if left or steps < 1:
             beside = f" and {once + self.denoise} beside" if once + self.denoise else ""
-            raise ValueError(f"{type(self.solver).__name__} cannot spend {nfe} score calls: it makes {per_step} a step{beside}")
+            raise ValueError(
+                f"{type(self.solver).__name__} cannot spend {nfe} score calls: it makes {per_step} a step{beside}"
+            )
         return replace(self, steps=steps)
 
     def run(self, score_fn: ScoreFn, x: jax.Array, keys: jax.Array, cond: Any, frames: int) -> Samples:
@@ -103,10 +107,11 @@ def _carry(score_fn: ScoreFn, x: jax.Array, flow: ProbabilityFlow | None, cond: 
 def solve(
     flow: ProbabilityFlow, drift: Callable[..., Any], y: Any, times: jax.Array, args: Any, norm: Norm = max_over_samples
 ) -> tuple[Any, int]:
-    """Solves dy/dt = drift(t, y, args) from times[0] through times[-1]; returns y at each time, and the drift's evaluations.
+    """Solves dy/dt = drift(t, y, args) from times[0] through times[-1]; returns y at each time, and the drift's
+    evaluations.
 
-    `norm` turns a step's scaled error, shaped like y, into the number that must stay below 1. Every leaf of y, and of args after the
-    score, has the samples as rows: with `per_sample` the solve is mapped over them.
+    `norm` turns a step's scaled error, shaped like y, into the number that must stay below 1. Every leaf of y, and of
+    args after the score, has the samples as rows: with `per_sample` the solve is mapped over them.
 
     Raises RuntimeError when the solve did not reach its end.
     """
@@ -119,7 +124,8 @@ def solve(
     traced = isinstance(solution.steps, jax.core.Tracer)
     if not traced and not bool(jnp.all(solution.result == diffrax.RESULTS.successful)):
         raise RuntimeError(
-            f"the ODE solve did not reach its end in max_steps={flow.max_steps} steps at rtol={flow.rtol:g}, atol={flow.atol:g}: "
+            f"the ODE solve did not reach its end in max_steps={flow.max_steps} steps at rtol={flow.rtol:g}, "
+            f"atol={flow.atol:g}: "
             "raise max_steps or loosen the tolerances; if that does not help, look for non-finite scores"
         )
     steps = solution.steps if traced else int(jnp.max(solution.steps))
@@ -129,7 +135,8 @@ def solve(
 def evaluations(flow: ProbabilityFlow, steps: Any) -> Any:
     """Calls of the drift in a solve of so many steps: diffrax counts steps, not calls.
 
-    A step evaluates each stage; with first-same-as-last the first is the previous step's last, and is evaluated once at the start.
+    A step evaluates each stage; with first-same-as-last the first is the previous step's last, and is evaluated once at
+    the start.
     """
     tableau = getattr(flow.solver, "tableau", None)  # diffrax's Euler has none
     stages, fsal = (tableau.num_stages, tableau.fsal) if tableau else (1, False)

@@ -22,11 +22,12 @@ def langevin_step_size(score: jax.Array, sigma: Any, scale: Any) -> jax.Array:
 
         eps = 2 scale (d + k)/(|s|² + k/sigma²),     scale = (alpha_i/alpha_{i+1})² snr²
 
-    Song et al. 2021 (arXiv:2011.13456, algorithms 4 and 5) use 2 scale (|z|/|s|)² with norms averaged over the batch, which makes
-    samples depend on each other. The plain norm of a sample alone, k = 0, fails in few dimensions: the step is infinite where the score
-    vanishes, and Langevin dynamics with a step eps(x) settles in p(x)/eps(x), too wide by 1 + 2/d in variance. With k pseudo-entries
-    of pure noise, whose score has mean square 1/sigma², the step stays bounded and that bias below 2/(d + k); for images d rules.
-    E|z|² = d replaces the drawn |z|², which would widen the noise by the same 1 + 2/d.
+    Song et al. 2021 (arXiv:2011.13456, algorithms 4 and 5) use 2 scale (|z|/|s|)² with norms averaged over the batch,
+    which makes samples depend on each other. The plain norm of a sample alone, k = 0, fails in few dimensions: the step
+    is infinite where the score vanishes, and Langevin dynamics with a step eps(x) settles in p(x)/eps(x), too wide by 1
+    + 2/d in variance. With k pseudo-entries of pure noise, whose score has mean square 1/sigma², the step stays bounded
+    and that bias below 2/(d + k); for images d rules. E|z|² = d replaces the drawn |z|², which would widen the noise by
+    the same 1 + 2/d.
     """
     d = score[0].size
     norm2 = jnp.sum(score.reshape(score.shape[0], -1) ** 2, axis=1)
@@ -41,7 +42,8 @@ class _LangevinCorrector:
 
     def __call__(self, score_fn: ScoreFn, x: jax.Array, keys: jax.Array, t: Any, scale: Any, cond: Any) -> jax.Array:
         def correct(j: Any, x: jax.Array) -> jax.Array:
-            # fold_in(step key, 0) and so on are other streams than the predictor's, which draws from the step key itself.
+            # fold_in(step key, 0) and so on are other streams than the predictor's, which draws from the step key
+            # itself.
             noise = normal_like(jax.vmap(jax.random.fold_in, (0, None))(keys, j), x)
             score = score_fn(x, t, cond)
             size = per_sample(langevin_step_size(score, score_fn.sde.sigma(t), scale), x)
@@ -52,16 +54,18 @@ class _LangevinCorrector:
 
 @dataclass(frozen=True)
 class PredictorCorrector:
-    """Predictor, then `corrector_steps` Langevin steps at the new time (Song et al. 2021, arXiv:2011.13456, algorithm 1).
+    """Predictor, then `corrector_steps` Langevin steps at the new time (Song et al. 2021, arXiv:2011.13456, algorithm
+    1).
 
-    NFE = steps (1 + corrector_steps), and one more with `denoise`. The corrector works for every SDE. For VP the published optimum of
-    `snr` is nearer 0.01 than the 0.16 of VE (same paper, table 5).
+    NFE = steps (1 + corrector_steps), and one more with `denoise`. The corrector works for every SDE. For VP the
+    published optimum of `snr` is nearer 0.01 than the 0.16 of VE (same paper, table 5).
 
     Args:
         steps: predictor steps.
         snr: signal-to-noise ratio of a Langevin step: it keeps sqrt(1 - O(snr²)) of x.
         corrector_steps: Langevin steps after each predictor step; 0 leaves the predictor alone.
-        predictor: any sampler of `LinearSampler`'s kind that makes one call a step; its own steps, grid and denoise do not count.
+        predictor: any sampler of `LinearSampler`'s kind that makes one call a step; its own steps, grid and denoise do
+            not count.
         grid: where the steps are.
         denoise: replace the last x by D(x, t_min).
     """
@@ -79,7 +83,10 @@ class PredictorCorrector:
         if not 0 < self.snr < 1:
             raise ValueError(f"PredictorCorrector: snr must lie between 0 and 1, not {self.snr}")
         if self.predictor.calls_per_step != 1:
-            raise ValueError(f"PredictorCorrector: the predictor must make one call a step, which {type(self.predictor).__name__} does not")
+            raise ValueError(
+                f"PredictorCorrector: the predictor must make one call a step, which {type(self.predictor).__name__} "
+                "does not"
+            )
 
     @property
     def nfe(self) -> int:
@@ -90,7 +97,9 @@ class PredictorCorrector:
         """This sampler with as many steps as spend exactly `nfe` score calls. Raises ValueError where none do."""
         steps, left = divmod(nfe - self.denoise, 1 + self.corrector_steps)
         if left or steps < self.predictor.least_steps:
-            raise ValueError(f"PredictorCorrector cannot spend {nfe} score calls: a step takes {1 + self.corrector_steps}")
+            raise ValueError(
+                f"PredictorCorrector cannot spend {nfe} score calls: a step takes {1 + self.corrector_steps}"
+            )
         return replace(self, steps=steps)
 
     def scale(self, sde: SDE, table: Table) -> Any:

@@ -19,14 +19,15 @@ class SASolver(SDEDPMSolverPP1):
         predicted = (sigma_s/sigma_t) exp(-eta² h) x + alpha_s q sum_j D_{-j} int_0^h exp(-q (h - u)) l_j du
                     + sigma_s sqrt(1 - exp(-2 eta² h)) z
 
-    The corrector has the same noise, and polynomials through the denoiser at the predicted point and `corrector` - 1 calls before: it
-    costs no call, as in `UniPC`. It puts the noise's effect on D into the step where it belongs, which multistep methods put a step too
+    The corrector has the same noise, and polynomials through the denoiser at the predicted point and `corrector` - 1
+    calls before: it costs no call, as in `UniPC`. It puts the noise's effect on D into the step where it belongs, which
+        multistep methods put a step too
     late: with a corrector of 2 the weak order measures as 3, on Gaussians and on a mixture.
 
     Args:
         predictor: calls that the predictor goes by, 1 to 4.
-        corrector: calls that the corrector goes by, with the one at the predicted point, 2 to 4; 0 for none. Without one,
-            `predictor` = 1 is `SDEDPMSolverPP1` and 2 is `SDEDPMSolverPP2MHeun`.
+        corrector: calls that the corrector goes by, with the one at the predicted point, 2 to 4; 0 for none. Without
+            one, `predictor` = 1 is `SDEDPMSolverPP1` and 2 is `SDEDPMSolverPP2MHeun`.
     """
 
     predictor: int = 3

@@ -2,8 +2,8 @@
 
     dx = [f x - ½ (1 + eta²) g² s] dt + eta g dw̄                eta = 0 the ODE, 1 the reverse SDE, more beyond
 
-(Anderson 1982; Song et al. 2021, arXiv:2011.13456, eq. 6; the family: Zhang & Chen 2023, arXiv:2204.13902, eq. 6; for constant eta the
-Fokker-Planck equations agree). Written in the denoiser, s = (alpha D - x)/sigma².
+(Anderson 1982; Song et al. 2021, arXiv:2011.13456, eq. 6; the family: Zhang & Chen 2023, arXiv:2204.13902, eq. 6; for
+constant eta the Fokker-Planck equations agree). Written in the denoiser, s = (alpha D - x)/sigma².
 """
 
 from dataclasses import dataclass
@@ -44,8 +44,8 @@ class EulerMaruyama(LinearSampler):
 class ReverseDiffusion(LinearSampler):
     """x' = (2 - r) x + v s + sqrt(v) z, which reverses the forward chain's own step between two times: weak order 1.
 
-    That step is x_i = r x_{i+1} + sqrt(v) z, with r = alpha_i/alpha_{i+1} and v = sigma_i² - r² sigma_{i+1}² (Song et al. 2021,
-    arXiv:2011.13456, eq. 46, there with r to first order for VP and exact for VE).
+    That step is x_i = r x_{i+1} + sqrt(v) z, with r = alpha_i/alpha_{i+1} and v = sigma_i² - r² sigma_{i+1}² (Song et
+    al. 2021, arXiv:2011.13456, eq. 46, there with r to first order for VP and exact for VE).
     """
 
     def update(self, sde: SDE, times: Any) -> Table:
@@ -60,8 +60,8 @@ class ReverseDiffusion(LinearSampler):
 class Ancestral(LinearSampler):
     """A draw from q(x_s | x_t, x_0 = D), the posterior of the forward chain: DDPM's sampler, weak order 1.
 
-    With v = sigma_t² - (alpha_t/alpha_s)² sigma_s²:  x' = [(alpha_t/alpha_s) sigma_s² x + alpha_s v D]/sigma_t² + sigma_s sqrt(v)/sigma_t z
-    (Ho et al. 2020, arXiv:2006.11239, eq. 6 and 7, with the smaller of its two variances).
+    With v = sigma_t² - (alpha_t/alpha_s)² sigma_s²:  x' = [(alpha_t/alpha_s) sigma_s² x + alpha_s v D]/sigma_t² +
+    sigma_s sqrt(v)/sigma_t z (Ho et al. 2020, arXiv:2006.11239, eq. 6 and 7, with the smaller of its two variances).
     """
 
     def update(self, sde: SDE, times: Any) -> Table:
@@ -69,16 +69,19 @@ class Ancestral(LinearSampler):
         r = sde.alpha(t) / sde.alpha(t_next)
         share = -sde.namespace(t).expm1(sde.log_snr(t) - sde.log_snr(t_next))  # v/sigma_t²
         sigma, sigma_next = sde.sigma(t), sde.sigma(t_next)
-        return Table(t, t_next, r * (sigma_next / sigma) ** 2, columns(sde.alpha(t_next) * share), sigma_next * share**0.5)
+        return Table(
+            t, t_next, r * (sigma_next / sigma) ** 2, columns(sde.alpha(t_next) * share), sigma_next * share**0.5
+        )
 
 
 @dataclass(frozen=True)
 class ExponentialEuler(LinearSampler):
-    """The linear drift f x exactly, the score frozen over the step: weak order 1 (Zhang & Chen 2023, arXiv:2204.13902, eq. 8).
+    """The linear drift f x exactly, the score frozen over the step: weak order 1 (Zhang & Chen 2023, arXiv:2204.13902,
+    eq. 8).
 
     x' = (alpha_s/alpha_t) x + ½ (1 + eta²) w s + eta alpha_s sqrt(rho_t² - rho_s²) z, with rho = sigma/alpha and
-    w = int_s^t (alpha_s/alpha) g² = alpha_s int alpha d(rho²). That the score changes as 1/sigma over a step, which a frozen denoiser
-    or noise (`DDIM`) does not, is what makes this method poor at few steps.
+    w = int_s^t (alpha_s/alpha) g² = alpha_s int alpha d(rho²). That the score changes as 1/sigma over a step, which a
+    frozen denoiser or noise (`DDIM`) does not, is what makes this method poor at few steps.
 
     eta: 1 is the reverse SDE, 0 the ODE.
     """

@@ -22,11 +22,12 @@ def _psi(xp: Any, z: Any, j: int) -> Any:
 
 
 def corrected(sde: SDE, ratio: Any, predict: Any, correct: Any) -> Any:
-    """The weights b (N, K) of rows that go from one predicted point to the next through the corrected one, as no extra call allows.
+    """The weights b (N, K) of rows that go from one predicted point to the next through the corrected one, as no extra
+    call allows.
 
-    predict (N, K): a step's weights of (D, D_{-1}, ..) at the predicted point; correct (N, K): those of (D_s, D, D_{-1}, ..) at the
-    corrected one, both beside ratio x. Where D has been called at the predicted point e, the corrected one is
-    e + sum_j (correct_j - predict_{j-1}) D_{-j}, of the step before; the last point is not corrected.
+    predict (N, K): a step's weights of (D, D_{-1}, ..) at the predicted point; correct (N, K): those of (D_s, D,
+    D_{-1}, ..) at the corrected one, both beside ratio x. Where D has been called at the predicted point e, the
+    corrected one is e + sum_j (correct_j - predict_{j-1}) D_{-j}, of the step before; the last point is not corrected.
     """
     xp = sde.namespace(ratio)
     shifted = xp.concatenate([xp.zeros((len(ratio), 1)), predict[:, :-1]], axis=1)
@@ -38,15 +39,16 @@ def corrected(sde: SDE, ratio: Any, predict: Any, correct: Any) -> Any:
 class UniPC(LinearSampler):
     """UniPC-p in the denoiser: order p + 1, or p without the corrector (Zhao et al. 2023, section 3 and appendix A).
 
-    A step with h = lambda_s - lambda_t, B = exp(-h) - 1 (bh2) or -h (bh1), r_i = (lambda_{-i} - lambda_t)/h, r_p = 1, has
+    A step with h = lambda_s - lambda_t, B = exp(-h) - 1 (bh2) or -h (bh1), r_i = (lambda_{-i} - lambda_t)/h, r_p = 1,
+    has
 
         y = (sigma_s/sigma_t) x - alpha_s (exp(-h) - 1) D
         predicted = y - alpha_s B sum_{0 < i < p} rho_i (D_{-i} - D)/r_i
         corrected = y - alpha_s B [sum_{0 < i < p} rho'_i (D_{-i} - D)/r_i + rho'_p (D_s - D)]
 
-    with D_s the denoiser at the predicted point, which is the next step's D: a step begins at the corrected point, the network is called
-    at predicted points, which are those of the path, and the last step is predicted only. rho and rho' solve
-    sum_i rho_i r_i^(j-1) = j! psi_j(-h)/B.
+    with D_s the denoiser at the predicted point, which is the next step's D: a step begins at the corrected point, the
+    network is called at predicted points, which are those of the path, and the last step is predicted only. rho and
+    rho' solve sum_i rho_i r_i^(j-1) = j! psi_j(-h)/B.
 
     Args:
         order: p, 1 to 3. The first steps have fewer calls to go by, and are of lower order.
@@ -75,7 +77,9 @@ class UniPC(LinearSampler):
         return Table(t, t_next, ratio, corrected(sde, ratio, predict, correct) if self.corrector else predict)
 
     def _weights(self, sde: SDE, times: Any, h: Any) -> tuple[Any, Any]:
-        """Of each step (steps, order + 1): the predictor's of (D, D_{-1}, ..), and the corrector's of (D_s, D, D_{-1}, ..)."""
+        """Of each step (steps, order + 1): the predictor's of (D, D_{-1}, ..), and the corrector's of (D_s, D, D_{-1},
+        ..).
+        """
         xp = sde.namespace(h)
         alpha, half_log_snr = sde.alpha(times[1:]), 0.5 * sde.log_snr(times)
         gain, scale = -alpha * xp.expm1(-h), -alpha * (-h if self.bh1 else xp.expm1(-h))
@@ -93,5 +97,7 @@ class UniPC(LinearSampler):
             past, past_c = scale[k] * rho / r[:-1], scale[k] * rho_c[:-1] / r[:-1]
             empty = [zero] * (self.order - p)
             predict.append(xp.stack([gain[k] - xp.sum(past), *past, *empty, zero]))
-            correct.append(xp.stack([scale[k] * rho_c[-1], gain[k] - xp.sum(past_c) - scale[k] * rho_c[-1], *past_c, *empty]))
+            correct.append(
+                xp.stack([scale[k] * rho_c[-1], gain[k] - xp.sum(past_c) - scale[k] * rho_c[-1], *past_c, *empty])
+            )
         return xp.stack(predict), xp.stack(correct)

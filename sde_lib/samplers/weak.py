@@ -1,12 +1,15 @@
 """The weak error of a linear sampler on a mixture on the line: no samples, no Monte Carlo.
 
-With an exact score a sampler's rows (`linear.py`) make a Markov chain in x and the last values M_1, M_2, .. of the model, so that the
-expectation of a function of the result follows backwards, by quadrature over each row's noise and polynomials between grid points:
+With an exact score a sampler's rows (`linear.py`) make a Markov chain in x and the last values M_1, M_2, .. of the
+model, so that the expectation of a function of the result follows backwards, by quadrature over each row's noise and
+polynomials between grid points:
 
-    v_N = phi(x),   v_i(x, M_1, M_2, ..) = E_z v_{i+1}(a x + b_0 D + b_1 M_1 + .. + c z, D, M_1, ..),   D = D(p x + q_1 M_1 + .., t_i)
+    v_N = phi(x),   v_i(x, M_1, M_2, ..) = E_z v_{i+1}(a x + b_0 D + b_1 M_1 + .. + c z, D, M_1, ..),   D = D(p x + q_1
+    M_1 + .., t_i)
 
-The grid of each M_j is about D(x, t_i), and as wide as it moves in j rows: under the reverse SDE D is a martingale, whose increments have
-the variance E D(t_i)² - E D(t_{i-j})². A row adds the M with weights of the order of its step, so cubics in all of them together are near.
+The grid of each M_j is about D(x, t_i), and as wide as it moves in j rows: under the reverse SDE D is a martingale,
+whose increments have the variance E D(t_i)² - E D(t_{i-j})². A row adds the M with weights of the order of its step, so
+cubics in all of them together are near.
 """
 
 import itertools
@@ -39,15 +42,17 @@ def weak_error(
     points: int = 80,
     nodes: int = 10,
 ) -> float:
-    """E[function(x)] of the sampler's result less that of the data at t_min, for a mixture of normals on the line, from the exact p_T.
+    """E[function(x)] of the sampler's result less that of the data at t_min, for a mixture of normals on the line, from
+    the exact p_T.
 
     Args:
         sampler: one with rows in the denoiser. The time that this takes grows with 4^(K - 1).
         weights, means, stds: of the mixture, (k,) each.
         points, nodes: of the grid in x, and of the quadrature over a row's noise. Short steps need fewer nodes.
 
-    Of the error that it gives, up to 1 % is its own: for K = 2 and 3 at 40 to 160 steps over VP's range, for K = 4 at 40 to 640 steps over
-    half of it. Rows that look back three times in longer steps add the M with weights above 1, and there it is wrong.
+    Of the error that it gives, up to 1 % is its own: for K = 2 and 3 at 40 to 160 steps over VP's range, for K = 4 at
+    40 to 640 steps over half of it. Rows that look back three times in longer steps add the M with weights above 1, and
+    there it is wrong.
 
     Raises ValueError for a sampler that goes by the noise.
     """
@@ -69,7 +74,9 @@ def weak_error(
         grid = np.linspace(*_range(sde, table.t[0] if i == 0 else table.t_next[i - 1], means, stds), points)
         centre = _denoise(sde, table.t[i], grid, weights, means, stds)
         # x and the values of the model before, the latest first: an axis each.
-        offsets = [math.sqrt(max(said[i] - said[max(i - j, 0)], (0.1 * stds.max()) ** 2)) * _PAST for j in range(1, depth)]
+        offsets = [
+            math.sqrt(max(said[i] - said[max(i - j, 0)], (0.1 * stds.max()) ** 2)) * _PAST for j in range(1, depth)
+        ]
         x, *apart = np.meshgrid(grid, *offsets, indexing="ij", sparse=True)
         known = [centre.reshape(x.shape) + offset for offset in apart]
         d = _denoise(sde, table.t[i], _called_at(table, i, x, known), weights, means, stds)
@@ -83,7 +90,11 @@ def weak_error(
 
 def _called_at(table: Table, i: int, x: np.ndarray, known: list[np.ndarray]) -> np.ndarray:
     """Where row i has the model called: p x + q_1 M_1 + .., or x."""
-    return x if table.point is None else table.point.p[i] * x + sum(q * m for q, m in zip(table.point.q[i], known, strict=True))
+    return (
+        x
+        if table.point is None
+        else table.point.p[i] * x + sum(q * m for q, m in zip(table.point.q[i], known, strict=True))
+    )
 
 
 def _without_noise(table: Table, i: int, x: np.ndarray, values: list[np.ndarray]) -> np.ndarray:
@@ -129,12 +140,16 @@ def _interpolant(grid: np.ndarray, centre: np.ndarray, offsets: list[np.ndarray]
                 result = "".join(sorted({*axes, *of} - {k}))
                 lines, axes = np.einsum(f"{axes},{of}y{k}->{result}", lines, weights), result
             lines = np.moveaxis(lines, axes.index("y"), -1)
-            lines = lines.reshape(*[n if axis in axes else 1 for axis, n in zip("abcd", x.shape[:-1], strict=False)], len(grid))
+            lines = lines.reshape(
+                *[n if axis in axes else 1 for axis, n in zip("abcd", x.shape[:-1], strict=False)], len(grid)
+            )
         else:
             lines = values.reshape(len(grid), -1)[:, 0]
         first, of_x = _nearest(grid, x)
         near = np.take_along_axis(
-            np.broadcast_to(lines, (*x.shape[:-1], len(grid))), (first[..., None] + _STENCIL).reshape(*x.shape[:-1], -1), axis=-1
+            np.broadcast_to(lines, (*x.shape[:-1], len(grid))),
+            (first[..., None] + _STENCIL).reshape(*x.shape[:-1], -1),
+            axis=-1,
         )
         return (near.reshape(of_x.shape) * of_x).sum(-1)
 
@@ -142,13 +157,17 @@ def _interpolant(grid: np.ndarray, centre: np.ndarray, offsets: list[np.ndarray]
 
 
 def _projector(variables: int) -> np.ndarray:
-    """(4^n, 4^n): from values on the grid of n M to those of the nearest polynomial of degree 3 in all of them together.
+    """(4^n, 4^n): from values on the grid of n M to those of the nearest polynomial of degree 3 in all of them
+    together.
 
     Products of cubics in each one swing where the M are far from each other.
     """
     powers = [k for k in itertools.product(range(len(_PAST)), repeat=variables) if sum(k) < len(_PAST)]
     basis = np.array(
-        [[math.prod(u**k for u, k in zip(m, ks, strict=True)) for ks in powers] for m in itertools.product(_PAST, repeat=variables)]
+        [
+            [math.prod(u**k for u, k in zip(m, ks, strict=True)) for ks in powers]
+            for m in itertools.product(_PAST, repeat=variables)
+        ]
     )
     return basis @ np.linalg.pinv(basis)
 
@@ -168,7 +187,12 @@ def _nearest(points: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 
 def _mixture_mean(
-    sde: SDE, t: Any, weights: np.ndarray, means: np.ndarray, stds: np.ndarray, function: Callable[[np.ndarray], np.ndarray]
+    sde: SDE,
+    t: Any,
+    weights: np.ndarray,
+    means: np.ndarray,
+    stds: np.ndarray,
+    function: Callable[[np.ndarray], np.ndarray],
 ) -> np.ndarray:
     """E[function(x_t)]."""
     z, weight = _normal_quadrature(100)
