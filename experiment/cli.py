@@ -19,6 +19,7 @@ from ml_collections import config_flags
 
 from experiment.config import KEYS, check_config, check_key, describe, nearest
 from experiment.errors import UserError
+from experiment.files import cache_folder
 
 MISTAKE, INTERRUPTED = 2, 130
 _LOUD = ("absl", "jax", "orbax", "tensorboardX", "etils")
@@ -139,7 +140,5 @@ def convolutions_on_all_cores() -> None:
 
 def _compilation_cache() -> None:
     """jax keeps compiled programs in the user's cache folder, or $JAX_COMPILATION_CACHE_DIR ("": nowhere)."""
-    from experiment.data import cache_folder
-
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder() / "compiled"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")

@@ -18,7 +18,7 @@ from typing import Any
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from experiment.errors import UserError
-from experiment.files import write_atomically
+from experiment.files import write_json
 
 
 def key(
@@ -312,7 +312,7 @@ def differences(old: Any, new: Any, free: tuple[str, ...] = ()) -> list[str]:
 
 def save_config(path: Path, config: Any, **beside: Any) -> None:
     """Write config.json atomically: the config's sections, and beside them what else is to be remembered of the run."""
-    write_atomically(path, json.dumps({**config.to_dict(), **beside}, indent=2) + "\n")
+    write_json(path, {**config.to_dict(), **beside})
 
 
 def load_config(path: Path) -> tuple[Any, dict[str, Any]]:

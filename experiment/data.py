@@ -3,7 +3,6 @@
 Batch k is a pure function of (seed, k): nothing is iterated, nothing has to be saved, and a run resumes exactly.
 """
 
-import os
 from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
@@ -15,6 +14,7 @@ from experiment.arrays import load_npz
 from experiment.dataset import Dataset, Split
 from experiment.decoding import Recipe
 from experiment.errors import UserError
+from experiment.files import cache_folder
 from experiment.images import load_images
 from experiment.toys import TOYS, load_toy
 
@@ -23,7 +23,6 @@ __all__ = [
     "Dataset",
     "Split",
     "batch_indices",
-    "cache_folder",
     "configured_dataset",
     "load_dataset",
     "training_batch",
@@ -102,13 +101,6 @@ def _no_resizing(recipe: Recipe, why: str) -> None:
         raise UserError(
             f"{why}: set config.data.crop and config.data.size to 0, or data.path to a folder or zip of images"
         )
-
-
-def cache_folder(cache: str = "") -> Path:
-    """`cache`, or noise_compass under $XDG_CACHE_HOME, by default ~/.cache."""
-    if cache:
-        return Path(cache).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "noise_compass"
 
 
 def batch_indices(seed: int, step: int, batch_size: int, n: int) -> np.ndarray:

@@ -30,10 +30,11 @@ from experiment.curves import at_budgets
 from experiment.data import load_dataset
 from experiment.errors import UserError
 from experiment.evaluation import plain, sample_key, settings_of
+from experiment.files import write_json
 from experiment.provenance import provenance
 from experiment.run import load_run
 from experiment.samplers import SAMPLERS, check_sampler, make_sampler
-from experiment.sampling import class_labels, draw, write_bytes
+from experiment.sampling import class_labels, draw
 from experiment.scaling import Scaling
 from experiment.tables import aligned, number
 
@@ -357,7 +358,7 @@ def fid_of_run(
     earlier, rows = _read(path), []
     for row in fid(run, samplers, settings):
         rows.append(row)
-        write_bytes(path, (json.dumps([*earlier, *rows], indent=2, allow_nan=False) + "\n").encode())
+        write_json(path, [*earlier, *rows])
     return fid_lines(rows), path
 
 

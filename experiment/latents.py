@@ -11,7 +11,6 @@ network was trained on, and its latent is too short. Example i has the same draw
 any --n.
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from absl import flags
 from experiment import cli
 from experiment.arrays import DATA_KEYS, LABEL_KEYS, read_npz
 from experiment.errors import UserError
+from experiment.files import write_bytes, write_json, write_npz
 
 Array = np.ndarray
 
@@ -174,7 +174,6 @@ def read_examples(run: Any, path: Path) -> tuple[Array, Array | None]:
 
 def encode_examples(run: Any, folder: Path, *, n: int | None = None, seed: int = 0) -> str:
     """--encode: the first n held-out examples."""
-    from experiment.sampling import npz_bytes, write_bytes
     from sde_lib import encode
 
     test = run.dataset.test
@@ -182,7 +181,7 @@ def encode_examples(run: Any, folder: Path, *, n: int | None = None, seed: int =
     x, labels = dequantised(run, test.x, test.labels, index, _TEST, seed)
     latents, nfe = carry(run, encode, x, labels, "encode")
     arrays = {"latents": latents, "index": index} | ({} if labels is None else {"labels": labels})
-    write_bytes(folder / "latents.npz", npz_bytes(**arrays))
+    write_npz(folder / "latents.npz", **arrays)
     return f"encode: {len(index):,} held-out examples, {nfe:,.0f} NFE, step {run.step}: {folder / 'latents.npz'}"
 
 
@@ -200,7 +199,6 @@ def decode_latents(run: Any, folder: Path, *, decode: str) -> str:
 def interpolate_examples(run: Any, folder: Path, *, interpolate: list[str], points: int = 9, seed: int = 0) -> str:
     """--interpolate: points steps between two held-out examples, ends included."""
     from experiment import likelihood_plots as plots
-    from experiment.sampling import npz_bytes, write_bytes
     from sde_lib import decode, encode, spherical_interpolation
 
     test, scaling = run.dataset.test, run.scaling
@@ -223,7 +221,7 @@ def interpolate_examples(run: Any, folder: Path, *, interpolate: list[str], poin
     else:
         shown = x.astype(np.float32)
         picture = plots.vector_path(shown, between, test.x, float(run.score_fn.sde.sigma(run.score_fn.sde.t_max)))
-    write_bytes(folder / "path.npz", npz_bytes(arr_0=shown, latents=between, weight=weight, index=index))
+    write_npz(folder / "path.npz", arr_0=shown, latents=between, weight=weight, index=index)
     write_bytes(folder / "path.png", picture)
     return (
         f"interpolate: {points} points from example {index[0]} to {index[1]}, {to + back:,.0f} NFE, step "
@@ -259,7 +257,6 @@ def score_examples(
     """
     from experiment import likelihood_plots as plots
     from experiment.evaluation import plain
-    from experiment.sampling import write_bytes
     from sde_lib import latent_typicality, typicality
 
     n, probes = n or run.config.eval.likelihood_n, probes or run.config.eval.probes
@@ -303,7 +300,7 @@ def score_examples(
         "reference": reference,
         "tested": tested,
     }
-    write_bytes(folder / "typicality.json", (json.dumps(plain(document), indent=2, allow_nan=False) + "\n").encode())
+    write_json(folder / "typicality.json", plain(document))
     write_bytes(folder / "typicality.png", picture)
     small = {name: np.mean(tested[name] <= 0.05) for name in ("p_value", "latent_p_value")}
     return (

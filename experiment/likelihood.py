@@ -22,7 +22,8 @@ import numpy as np
 
 from experiment import bounds
 from experiment.errors import UserError, choose
-from experiment.sampling import npz_bytes, padded, progress, solver_remedy, write_bytes
+from experiment.files import write_bytes, write_npz, write_text
+from experiment.sampling import padded, progress, solver_remedy
 from experiment.sharding import mesh_here, round_up
 from sde_lib import DiagonalGaussian, Hutchinson, bits_per_dim, log_prob
 from sde_lib.dequantization import TruncatedNormalDequantization, UniformDequantization, importance_weighted
@@ -138,7 +139,7 @@ def parts(run: Any, settings: LikelihoodSettings, folder: Path | None, budget: b
             path = None if folder is None else folder / f"{first:08d}.npz"
             part = _read(path) or _compute(run, first, settings, split, min(size, n - first), budget)
             if path is not None and not path.exists():
-                write_bytes(path, npz_bytes(**part))
+                write_npz(path, **part)
             bar.update(len(part["ratios"]))
             yield part
 
@@ -300,10 +301,8 @@ def likelihood_of_run(workdir: str, given: dict[str, Any]) -> tuple[list[str], P
     found, values, arrays = likelihood(run, settings, folder / "parts" / digest)
     lines = likelihood_lines(found)
     name = f"{settings.dequantization}_k{settings.k}" if run.scaling.levels else "nats"
-    write_bytes(
-        folder / f"{name}.json", (json.dumps({**what, **found, "values": values.tolist()}, indent=2) + "\n").encode()
-    )
-    write_bytes(folder / f"{name}.txt", ("\n".join(lines) + "\n").encode())
+    write_text(folder / f"{name}.json", json.dumps({**what, **found, "values": values.tolist()}, indent=2) + "\n")
+    write_text(folder / f"{name}.txt", "\n".join(lines) + "\n")
     for picture, content in bounds.pictures(
         arrays, settings, *likelihood_unit(math.prod(run.shape), run.scaling.bin_width)
     ).items():

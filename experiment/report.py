@@ -2,7 +2,6 @@
 holds it all.
 """
 
-import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,11 +15,11 @@ from experiment import plots, report_plots
 from experiment.comparison import QUALITY
 from experiment.config import load_config
 from experiment.evaluation import Evaluation, plain
+from experiment.files import write_bytes, write_json, write_text
 from experiment.likelihood_plots import likelihood_histogram
 from experiment.page import Figure, html_page
 from experiment.provenance import provenance
 from experiment.runlog import read_metrics
-from experiment.sampling import write_bytes
 
 GRID_IMAGES = 64
 
@@ -34,8 +33,8 @@ def write_report(run: Any, evaluation: Evaluation, folder: Path) -> Path:
     report = document(run, evaluation.report, figures)
     for figure in figures:
         write_bytes(folder / figure.file, figure.png)
-    write_bytes(folder / "report.json", (json.dumps(report, indent=2, allow_nan=False) + "\n").encode())
-    write_bytes(folder / "report.html", html_page(report, figures).encode())
+    write_json(folder / "report.json", report)
+    write_text(folder / "report.html", html_page(report, figures))
     return folder / "report.html"
 
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from experiment.files import write_atomically
+from experiment.files import write_text
 
 METRICS = "metrics.jsonl"
 
@@ -28,7 +28,7 @@ class RunLog:
         from tensorboardX import SummaryWriter
 
         rows = [row for row in read_metrics(workdir) if row["step"] <= step]
-        write_atomically(workdir / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
+        write_text(workdir / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
         self._file = open(workdir / METRICS, "a")
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
 

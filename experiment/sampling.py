@@ -1,8 +1,6 @@
 """Drawing samples from a run, a batch at a time, and the files that they go to: samples.npz and grid.png."""
 
 import contextlib
-import io
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from experiment.errors import UserError
+from experiment.files import write_bytes, write_npz
 from experiment.run import Run, load_run
 from experiment.samplers import check_sampler, make_sampler
 from experiment.sharding import mesh_here, round_up
@@ -104,27 +103,6 @@ def progress(total: int, description: str, unit: str = "sample") -> tqdm:
     return tqdm(total=total, desc=description, unit=unit, disable=None, dynamic_ncols=True, smoothing=0.1)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Replace the file's content: written beside it, then renamed over it, so that it is never half there."""
-    beside = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(beside, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror}): choose another folder, or make room") from None
-
-
-def npz_bytes(**arrays: Array) -> bytes:
-    """An .npz file that holds the arrays by name."""
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # numpy's stub takes the keywords for its own
-    return buffer.getvalue()
-
-
 def draw_to_files(workdir: str, name: str, n: int, *, seed: int = 0, out: str | None = None, **settings: Any) -> str:
     """Draw n samples of the run into samples/<name>/ (or `out`): samples.npz and grid.png. Returns a line that says
     what was done.
@@ -161,5 +139,5 @@ def write_samples(run: Run, x: Array, folder: Path) -> None:
     images = run.scaling.levels is not None
     points = run.scaling.to_uint8(levels) if images else levels.astype(np.float32)
     picture = plots.image_grid(points[:100]) if images else plots.scatter({"samples": points})
-    write_bytes(folder / "samples.npz", npz_bytes(arr_0=points))
+    write_npz(folder / "samples.npz", arr_0=points)
     write_bytes(folder / "grid.png", picture)
