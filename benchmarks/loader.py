@@ -21,7 +21,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiment.data import Dataset, batch_indices, load_dataset, training_batch
+from experiment.data.batches import batch_indices
+from experiment.data.dataset import Dataset
+from experiment.data.load import load_dataset
 from experiment.sharding import make_mesh, put_rows
 
 LARGE = 1_300_000  # images of ImageNet
@@ -60,6 +62,7 @@ def main() -> None:
     args = parser.parse_args()
     settings = {"crop": args.crop, "size": args.size}
     source = Path(args.path).expanduser().resolve()
+
     with tempfile.TemporaryDirectory() as folder:
         link = Path(folder, source.name)
         os.symlink(source, link)
@@ -81,7 +84,7 @@ def main() -> None:
                 rate(lambda step: batch_indices(0, step, args.batch, len(train)), args.batch, args.seconds)
             ),
             "images_per_s": round(
-                rate(lambda step: training_batch(train, 0, step, args.batch)[0], args.batch, args.seconds)
+                rate(lambda step: train.x[batch_indices(0, step, args.batch, len(train))], args.batch, args.seconds)
             ),
             "images_per_s_on_device": round(
                 rate(

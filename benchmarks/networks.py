@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from configs import digits
 from experiment.build import build_score
-from experiment.data import load_dataset
+from experiment.data.load import load_dataset
 from experiment.evaluation import evaluate_run
 from experiment.run import train
 from experiment.trainer import Trainer

@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from configs import digits
 from experiment.build import build_score
-from experiment.data import load_dataset
+from experiment.data.load import load_dataset
 from experiment.samplers import SAMPLERS
 from sde_lib import (
     VP,

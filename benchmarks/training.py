@@ -35,7 +35,7 @@ from ml_collections import ConfigDict
 from configs import cifar10_ddpmpp, cifar10_ncsnpp
 from experiment.build import build_score
 from experiment.cli import convolutions_on_all_cores
-from experiment.dataset import Dataset, Split
+from experiment.data.dataset import Dataset, Split
 from experiment.provenance import provenance
 from experiment.trainer import Trainer, empty_window
 from sde_lib import sample

@@ -57,7 +57,7 @@ class Drawn(NamedTuple):
 def with_exact_score(run: Any) -> Any:
     """The run with its data's exact score instead of its network. Raises UserError where that is not known."""
     if run.dataset.law is None:
-        from experiment.toys import LAWS
+        from experiment.data.toys import LAWS
 
         raise UserError(f"--exact_score: the law of {run.dataset.name} is not known; it is of {', '.join(LAWS)}")
     return replace(run, score_fn=ExactScore(run.dataset.law, run.score_fn.sde))

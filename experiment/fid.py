@@ -27,7 +27,8 @@ import numpy as np
 
 from experiment.config import load_config
 from experiment.curves import at_budgets
-from experiment.data import load_dataset
+from experiment.data.load import load_dataset
+from experiment.data.scaling import Scaling
 from experiment.errors import UserError
 from experiment.evaluation import plain, sample_key, settings_of
 from experiment.files import write_json
@@ -35,7 +36,6 @@ from experiment.provenance import provenance
 from experiment.run import load_run
 from experiment.samplers import SAMPLERS, check_sampler, make_sampler
 from experiment.sampling import class_labels, draw
-from experiment.scaling import Scaling
 from experiment.tables import aligned, number
 
 Array = np.ndarray

@@ -19,7 +19,7 @@ import numpy as np
 from absl import flags
 
 from experiment import cli
-from experiment.arrays import DATA_KEYS, LABEL_KEYS, read_npz
+from experiment.data.npz import DATA_KEYS, LABEL_KEYS, read_npz
 from experiment.errors import UserError
 from experiment.files import write_bytes, write_json, write_npz
 

@@ -25,10 +25,10 @@ from experiment.build import (
     build_sde,
 )
 from experiment.clock import Clock
-from experiment.data import batch_indices
+from experiment.data.batches import batch_indices
+from experiment.data.scaling import Scaling, random_flip
 from experiment.errors import UserError
 from experiment.objective import Objective
-from experiment.scaling import Scaling, random_flip
 from experiment.sharding import OverBatch, make_mesh, over_batch, put_rows, replicated, weight_shardings
 from sde_lib import NetworkScore
 from sde_lib.ema import power_ema_decay

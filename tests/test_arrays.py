@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from experiment.data import load_dataset
+from experiment.data.load import load_dataset
 from experiment.errors import UserError
 
 rng = np.random.default_rng(0)

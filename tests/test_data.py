@@ -13,7 +13,8 @@ from sklearn.datasets import load_digits
 
 from configs import base
 from experiment.config import check_config
-from experiment.data import DATASETS, Split, batch_indices, configured_dataset, load_dataset, training_batch
+from experiment.data.batches import batch_indices
+from experiment.data.load import DATASETS, configured_dataset, load_dataset
 from experiment.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -56,7 +57,7 @@ def test_second_load_writes_nothing(cache):
 
 
 def test_several_processes_prepare_at_once_in_silence(tmp_path):
-    code = "from experiment.data import load_dataset; print(int(load_dataset('digits').train.x.sum()))"
+    code = "from experiment.data.load import load_dataset; print(int(load_dataset('digits').train.x.sum()))"
     env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
     args = [sys.executable, "-c", code]
     processes = [
@@ -70,7 +71,7 @@ def test_several_processes_prepare_at_once_in_silence(tmp_path):
 
 
 def test_faster_process_wins_and_the_slower_one_reads_its_set(tmp_path, monkeypatch):
-    from experiment import digits
+    from experiment.data import digits
 
     def overtaken(source, target):  # another process finishes while this one is about to rename
         if "incomplete" in str(source):  # tfds' own rename, inside our temporary folder
@@ -141,7 +142,7 @@ def test_every_key_of_the_data_reaches_the_loader(monkeypatch):
     config = check_config(base.get_config())
     with config.unlocked():
         config.data.update(name="n", path="p", cache="c", crop=5, size=3, skip_unreadable=True)
-    monkeypatch.setattr("experiment.data.load_dataset", lambda *args, **kwargs: (args, kwargs))
+    monkeypatch.setattr("experiment.data.load.load_dataset", lambda *args, **kwargs: (args, kwargs))
     assert configured_dataset(config) == (("n", "p", "c"), {"crop": 5, "size": 3, "skip_unreadable": True})
 
 
@@ -233,7 +234,7 @@ def test_tfds_set_by_name(prepared):
 
 def test_tfds_set_by_name_needs_neither_its_code_nor_tensorflow(prepared):
     code = (
-        "import sys; from experiment.data import load_dataset\n"
+        "import sys; from experiment.data.load import load_dataset\n"
         f"d = load_dataset('tiny_colours', cache={prepared!r})\n"
         "print(d.train.x.sum(), len(d.test), 'tensorflow' in sys.modules)"
     )
@@ -364,11 +365,3 @@ def test_nonsense_is_refused():
     for arguments in ((0, -1, 4, 10), (0, 0, 0, 10), (0, 0, 4, 0)):
         with pytest.raises(ValueError, match="need n >= 1"):
             batch_indices(*arguments)
-
-
-def test_training_batch_gathers_images_with_their_labels():
-    split = Split(np.arange(30, dtype=np.uint8).reshape(30, 1, 1, 1), np.arange(30, dtype=np.int32))
-    x, labels = training_batch(split, seed=5, step=9, batch_size=8)
-    np.testing.assert_array_equal(x[:, 0, 0, 0], labels)
-    np.testing.assert_array_equal(labels, batch_indices(5, 9, 8, 30))
-    assert training_batch(Split(split.x), 5, 9, 8)[1] is None

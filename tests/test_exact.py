@@ -13,7 +13,7 @@ from PIL import Image
 
 from configs import base
 from experiment import report_plots
-from experiment.data import load_dataset
+from experiment.data.load import load_dataset
 from experiment.errors import UserError
 from experiment.exact import Drawn, against_the_law, draws_noise, entropy, exact_metrics, with_exact_score
 from experiment.run import Run

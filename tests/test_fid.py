@@ -22,7 +22,8 @@ from threadpoolctl import threadpool_limits
 
 from configs import base
 from experiment import fid as fid_module
-from experiment.dataset import Dataset, Split
+from experiment.data.dataset import Dataset, Split
+from experiment.data.scaling import Scaling
 from experiment.errors import UserError
 from experiment.fid import (
     FidSettings,
@@ -36,7 +37,6 @@ from experiment.fid import (
     reference_images,
 )
 from experiment.metrics import frechet
-from experiment.scaling import Scaling
 from sde_lib import VP, EulerMaruyama, ExactScore
 from sde_lib import sample as draw_samples
 from tests.commands import ROOT, Command, Done, fresh, trained

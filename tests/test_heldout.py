@@ -14,10 +14,10 @@ import pytest
 
 from configs import base
 from experiment import bounds
-from experiment.dataset import Dataset, Split
+from experiment.data.dataset import Dataset, Split
+from experiment.data.scaling import Scaling
 from experiment.errors import UserError
 from experiment.likelihood import LikelihoodSettings, likelihood, likelihood_lines, prior_mismatch
-from experiment.scaling import Scaling
 from sde_lib import VE, VP, CosineVP, ExactScore, GaussianMixture
 from sde_lib.bounds import vlb
 from sde_lib.chain import chain_of

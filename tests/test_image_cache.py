@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiment import image_cache, images
-from experiment.data import load_dataset, training_batch
+from experiment.data import image_cache
+from experiment.data import image_files as images
+from experiment.data.batches import batch_indices
+from experiment.data.load import load_dataset
 from experiment.errors import UserError
 from experiment.sharding import make_mesh, put_rows
 from tests.test_images import PIXELS, classes, flat, pairs, png, write, write_zip
@@ -88,7 +90,8 @@ def test_both_splits_are_read_only_slices_of_one_mapped_file(tmp_path, path):
 
 def test_batches_and_devices_read_the_mapped_rows(path):
     train = load_dataset("", path).train
-    x, labels = training_batch(train, seed=1, step=2, batch_size=5)
+    index = batch_indices(seed=1, step=2, batch_size=5, n=len(train))
+    x, labels = train.x[index], train.labels[index]
     assert {(a.tobytes(), b) for a, b in zip(x, labels, strict=True)} <= set(WANTED)
     rows = np.array([7, 0, 7, 3] * 2)
     np.testing.assert_array_equal(put_rows(rows, train.x, make_mesh()), np.array(train.x)[rows])

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiment import images
-from experiment.data import load_dataset
-from experiment.dataset import fixed_split
-from experiment.decoding import Recipe
+from experiment.data import image_files as images
+from experiment.data.dataset import fixed_split
+from experiment.data.image_decoding import Recipe
+from experiment.data.load import load_dataset
 from experiment.errors import UserError
 
 rng = np.random.default_rng(0)
@@ -229,7 +229,7 @@ def test_zip_that_reaches_outside_itself_is_refused(tmp_path, name):
 
 
 def test_zip_bomb_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
-    monkeypatch.setattr("experiment.images.MAX_BYTES", 2**20)
+    monkeypatch.setattr("experiment.data.image_files.MAX_BYTES", 2**20)
     monkeypatch.setattr(zipfile.ZipFile, "read", lambda *_: pytest.fail("unpacked"))
     path = write_zip(tmp_path / "set.zip", {**flat(), "99.png": bytes(2**20 + 1)})
     assert os.path.getsize(path) < 2**14
@@ -237,7 +237,7 @@ def test_zip_bomb_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
 
 
 def test_zip_bomb_of_many_members_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("experiment.images.MAX_BYTES", 2**20)
+    monkeypatch.setattr("experiment.data.image_files.MAX_BYTES", 2**20)
     monkeypatch.setattr(zipfile.ZipFile, "read", lambda *_: pytest.fail("unpacked"))
     path = write_zip(tmp_path / "set.zip", {**flat(), **{f"{i}.bmp": bytes(2**19) for i in range(8)}})
     assert "set.zip unpacks to over 100 times its size" in mistake(path)

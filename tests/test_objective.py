@@ -39,7 +39,7 @@ KEYS: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def whole() -> tuple[list[Any], Any]:
     """(the weights after each step, the state at the end) of a run without a stop."""
-    from experiment.data import load_dataset
+    from experiment.data.load import load_dataset
 
     trainer = Trainer(config_with(**KEYS, train_steps=STEPS), load_dataset("checkerboard"))
     params, last = [], None

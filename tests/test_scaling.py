@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiment.scaling import Scaling, random_flip
+from experiment.data.scaling import Scaling, random_flip
 
 LEVELS = [2, 17, 255, 256]
 

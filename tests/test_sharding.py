@@ -13,7 +13,7 @@ from jax.sharding import AbstractMesh
 from configs import cifar10_ddpmpp
 from experiment import load_score
 from experiment.build import abstract_network
-from experiment.dataset import Dataset, Split
+from experiment.data.dataset import Dataset, Split
 from experiment.likelihood import LikelihoodSettings, likelihood
 from experiment.run import load_run
 from experiment.runlog import read_metrics
@@ -91,7 +91,7 @@ import sys, warnings
 import jax, jax.numpy as jnp, numpy as np
 from configs import cifar10
 from experiment.config import check_config
-from experiment.dataset import Dataset, Split
+from experiment.data.dataset import Dataset, Split
 from experiment.likelihood import LikelihoodSettings, likelihood
 from experiment.run import load_run
 from experiment.samplers import make_sampler

@@ -3,8 +3,8 @@ import pytest
 from scipy import stats
 from scipy.spatial import cKDTree
 
-from experiment.data import load_dataset
-from experiment.toys import EIGHT_NOISE, MIXTURE_STD, TOYS, eight_scale, mixture_parameters
+from experiment.data.load import load_dataset
+from experiment.data.toys import EIGHT_NOISE, MIXTURE_STD, TOYS, eight_scale, mixture_parameters
 
 
 def points(name):

@@ -15,7 +15,7 @@ import pytest
 
 from configs import cifar10_ddpmpp
 from experiment.config import check_config
-from experiment.dataset import Dataset, Split
+from experiment.data.dataset import Dataset, Split
 from experiment.samplers import make_sampler
 from experiment.sharding import over_batch, replicated
 from experiment.trainer import Trainer

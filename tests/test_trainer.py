@@ -14,8 +14,9 @@ import pytest
 from configs import toys
 from experiment.build import build_optimizer, build_schedule
 from experiment.config import check_config
-from experiment.data import batch_indices, load_dataset
-from experiment.dataset import Dataset, Split
+from experiment.data.batches import batch_indices
+from experiment.data.dataset import Dataset, Split
+from experiment.data.load import load_dataset
 from experiment.errors import UserError
 from experiment.trainer import NotFinite, Trainer, averaged, empty_window
 from sde_lib import NetworkScore

@@ -31,8 +31,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from experiment.dataset import Dataset, Split
-from experiment.decoding import Recipe, Unreadable
+from experiment.data.dataset import Dataset, Split
+from experiment.data.image_decoding import Recipe, Unreadable
 from experiment.errors import UserError
 
 VERSION = 1  # of decoding and of the files: with another one everything is decoded again

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from experiment.dataset import Dataset, Split, class_count
+from experiment.data.dataset import Dataset, Split, class_count
 from sde_lib import GaussianMixture
 
 TOY_SEED = 2011

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiment.dataset import Dataset, Split, class_count, fixed_split
+from experiment.data.dataset import Dataset, Split, class_count, fixed_split
 from experiment.errors import UserError
 
 DATA_KEYS = ("x", "images", "data", "arr_0")  # arr_0 and arr_1 are what numpy.savez(file, x, labels) writes

@@ -22,10 +22,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from experiment.dataset import Dataset, fixed_order
-from experiment.decoding import Recipe, Size, Unreadable, decode_image, read_header
+from experiment.data.dataset import Dataset, fixed_order
+from experiment.data.image_cache import Plan, Row, Source, decoded_once
+from experiment.data.image_decoding import Recipe, Size, Unreadable, decode_image, read_header
 from experiment.errors import UserError
-from experiment.image_cache import Plan, Row, Source, decoded_once
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
 HELD_OUT = ("test", "val", "valid", "validation")  # the first of these that is there is the held-out split

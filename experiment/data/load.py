@@ -1,36 +1,23 @@
-"""The one door to the data: a data set by name or by path, and the batches of a training run.
-
-Batch k is a pure function of (seed, k): nothing is iterated, nothing has to be saved, and a run resumes exactly.
-"""
+"""The one door to the data: a data set by name or by path."""
 
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from experiment.arrays import load_npz
-from experiment.dataset import Dataset, Split
-from experiment.decoding import Recipe
+from experiment.data.dataset import Dataset
+from experiment.data.image_decoding import Recipe
+from experiment.data.image_files import load_images
+from experiment.data.npz import load_npz
+from experiment.data.toys import TOYS, load_toy
 from experiment.errors import UserError
 from experiment.files import cache_folder
-from experiment.images import load_images
-from experiment.toys import TOYS, load_toy
 
-__all__ = [
-    "DATASETS",
-    "Dataset",
-    "Split",
-    "batch_indices",
-    "configured_dataset",
-    "load_dataset",
-    "training_batch",
-]
+__all__ = ["DATASETS", "configured_dataset", "load_dataset"]
 
 
 def _digits(cache: str) -> Dataset:
-    from experiment.digits import load_digits  # imports tensorflow-datasets, which takes a second
+    from experiment.data.digits import load_digits  # imports tensorflow-datasets, which takes a second
 
     return load_digits(cache_folder(cache))
 
@@ -73,7 +60,7 @@ def load_dataset(
     if name in DATASETS:
         _no_resizing(recipe, f"data set {name!r} comes as it is")
         return DATASETS[name](cache)
-    from experiment.tfds_sets import load_named
+    from experiment.data.tfds_sets import load_named
 
     return load_named(
         name, str(Path(cache).expanduser()) if cache else "", tuple(DATASETS), recipe, cache_folder(cache)
@@ -84,7 +71,7 @@ def _from_path(path: Path, cache: Path, recipe: Recipe) -> Dataset:
     if not path.exists():
         raise UserError(f"data.path {path} does not exist; give a folder or zip of images, or an .npz file")
     if (path / "dataset_info.json").is_file():
-        from experiment.tfds_sets import load_prepared
+        from experiment.data.tfds_sets import load_prepared
 
         return load_prepared(path, recipe, cache)
     kind = path.suffix.lower()
@@ -101,32 +88,3 @@ def _no_resizing(recipe: Recipe, why: str) -> None:
         raise UserError(
             f"{why}: set config.data.crop and config.data.size to 0, or data.path to a folder or zip of images"
         )
-
-
-def batch_indices(seed: int, step: int, batch_size: int, n: int) -> np.ndarray:
-    """Indices (batch_size,) int64 into n examples of batch `step`, a pure function of its arguments.
-
-    The batches lie end to end over an endless row of epochs, each a fresh shuffle of all n: place
-    p = step * batch_size + i holds element p mod n of the shuffle of epoch p // n. So each epoch has every example
-    exactly once, whether or not batch_size divides n.
-    Raises ValueError for n < 1, batch_size < 1 or step < 0.
-    """
-    if n < 1 or batch_size < 1 or step < 0:
-        raise ValueError(f"need n >= 1, batch_size >= 1 and step >= 0; got n={n}, batch_size={batch_size}, step={step}")
-    first = step * batch_size
-    last = first + batch_size
-    epochs = range(first // n, (last - 1) // n + 1)
-    return np.concatenate([_shuffle(seed, e, n)[max(first - e * n, 0) : last - e * n] for e in epochs])
-
-
-@lru_cache(maxsize=4)  # pure, so remembering is invisible; a run needs two at a time
-def _shuffle(seed: int, epoch: int, n: int) -> np.ndarray:
-    order = np.random.default_rng([seed % 2**64, epoch]).permutation(n)
-    order.flags.writeable = False
-    return order
-
-
-def training_batch(split: Split, seed: int, step: int, batch_size: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """Batch `step` of a run with `seed`: x (batch_size, *shape), levels or vectors; labels (batch_size,) or None."""
-    index = batch_indices(seed, step, batch_size, len(split))
-    return split.x[index], None if split.labels is None else split.labels[index]
