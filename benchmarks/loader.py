@@ -24,7 +24,7 @@ import numpy as np
 from experiment.data.batches import batch_indices
 from experiment.data.dataset import Dataset
 from experiment.data.load import load_dataset
-from experiment.sharding import make_mesh, put_rows
+from experiment.devices.sharding import make_mesh, put_rows
 
 LARGE = 1_300_000  # images of ImageNet
 

@@ -17,7 +17,7 @@ import jax
 from ml_collections import ConfigDict
 
 from configs import digits
-from experiment.build import build_score
+from experiment.build.objects import build_score
 from experiment.data.load import load_dataset
 from experiment.evaluation import evaluate_run
 from experiment.run import train

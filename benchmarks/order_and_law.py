@@ -30,8 +30,8 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from experiment.build.samplers import SAMPLERS
 from experiment.exact import draws_noise
-from experiment.samplers import SAMPLERS
 from sde_lib import VE, VP, CosineVP, ExactScore, GaussianMixture, RectifiedFlow, SubVP
 from sde_lib.samplers import (
     EulerMaruyama,

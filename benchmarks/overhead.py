@@ -32,9 +32,9 @@ import jax.numpy as jnp
 from tqdm import tqdm
 
 from configs import digits
-from experiment.build import build_score
+from experiment.build.objects import build_score
+from experiment.build.samplers import SAMPLERS
 from experiment.data.load import load_dataset
-from experiment.samplers import SAMPLERS
 from sde_lib import (
     VP,
     EulerMaruyama,

@@ -33,7 +33,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import cifar10_ddpmpp, cifar10_ncsnpp
-from experiment.build import build_score
+from experiment.build.objects import build_score
 from experiment.cli import convolutions_on_all_cores
 from experiment.data.dataset import Dataset, Split
 from experiment.provenance import provenance

@@ -16,8 +16,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from experiment.devices.hosts import from_first, gathered
 from experiment.errors import UserError
-from experiment.hosts import from_first, gathered
 
 ITEMS = ("params", "ema", "power_ema", "opt_state", "learned")
 DIGESTS = "sha256.json"

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiment.build.samplers import SAMPLERS, check_sampler, make_sampler
 from experiment.comparison import SPLITS, compare, flat_points, points_each_side
 from experiment.curves import at_budgets, quality_curves
 from experiment.errors import UserError
@@ -22,7 +23,6 @@ from experiment.exact import Drawn, against_the_law, with_exact_score
 from experiment.likelihood import LikelihoodSettings, count_of_examples, likelihood
 from experiment.metrics import MIN_SIZE
 from experiment.run import Run, load_run
-from experiment.samplers import SAMPLERS, check_sampler, make_sampler
 from experiment.sampling import class_labels, draw, draw_batch
 from sde_lib import ExactScore
 

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from experiment.build.samplers import SAMPLERS, check_sampler, make_sampler
 from experiment.config import load_config
 from experiment.curves import at_budgets
 from experiment.data.load import load_dataset
@@ -34,7 +35,6 @@ from experiment.evaluation import plain, sample_key, settings_of
 from experiment.files import write_json
 from experiment.provenance import provenance
 from experiment.run import load_run
-from experiment.samplers import SAMPLERS, check_sampler, make_sampler
 from experiment.sampling import class_labels, draw
 from experiment.tables import aligned, number
 

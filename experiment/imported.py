@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from experiment.build import build_optimizer, check_names
+from experiment.build.objects import build_optimizer, check_names
 from experiment.config import check_config
 from experiment.errors import UserError
 from experiment.run import DataShape, RunDirectory

@@ -21,10 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiment import bounds
+from experiment.devices.sharding import mesh_here, round_up
 from experiment.errors import UserError, choose
 from experiment.files import write_bytes, write_npz, write_text
 from experiment.sampling import padded, progress, solver_remedy
-from experiment.sharding import mesh_here, round_up
 from sde_lib import DiagonalGaussian, Hutchinson, bits_per_dim, log_prob
 from sde_lib.dequantization import TruncatedNormalDequantization, UniformDequantization, importance_weighted
 

@@ -17,16 +17,16 @@ import numpy as np
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from experiment.build import abstract_network, build_score, check_names
+from experiment.build.objects import abstract_network, build_score, check_names
 from experiment.checkpoint import Checkpoints
 from experiment.config import FREE_ON_RESUME, check_config, differences, load_config, save_config
 from experiment.data.load import Dataset, configured_dataset
 from experiment.data.scaling import Scaling
+from experiment.devices.hosts import all_or_none, joined, one_host_only
+from experiment.devices.sharding import OverBatch, mesh_here, weight_shardings
 from experiment.errors import UserError
-from experiment.hosts import all_or_none, joined, one_host_only
 from experiment.provenance import provenance
 from experiment.runlog import RunLog
-from experiment.sharding import OverBatch, mesh_here, weight_shardings
 from experiment.trainer import NotFinite, Progress, Trainer, empty_window
 from sde_lib import NetworkScore
 

@@ -11,11 +11,11 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from experiment.build.samplers import check_sampler, make_sampler
+from experiment.devices.sharding import mesh_here, round_up
 from experiment.errors import UserError
 from experiment.files import write_bytes, write_npz
 from experiment.run import Run, load_run
-from experiment.samplers import check_sampler, make_sampler
-from experiment.sharding import mesh_here, round_up
 from sde_lib import sample
 
 Array = np.ndarray

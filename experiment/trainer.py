@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiment.build import (
+from experiment.build.objective import Objective
+from experiment.build.objects import (
     abstract_network,
     build_network,
     build_optimizer,
@@ -27,9 +28,8 @@ from experiment.build import (
 from experiment.clock import Clock
 from experiment.data.batches import batch_indices
 from experiment.data.scaling import Scaling, random_flip
+from experiment.devices.sharding import OverBatch, make_mesh, over_batch, put_rows, replicated, weight_shardings
 from experiment.errors import UserError
-from experiment.objective import Objective
-from experiment.sharding import OverBatch, make_mesh, over_batch, put_rows, replicated, weight_shardings
 from sde_lib import NetworkScore
 from sde_lib.ema import power_ema_decay
 

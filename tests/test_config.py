@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from configs import base, cifar10, digits, toys
 from experiment import cli
+from experiment.build.samplers import make_sampler
 from experiment.config import (
     FREE_ON_RESUME,
     KEYS,
@@ -22,7 +23,6 @@ from experiment.config import (
 )
 from experiment.errors import UserError
 from experiment.provenance import provenance
-from experiment.samplers import make_sampler
 from tests.commands import ROOT
 
 

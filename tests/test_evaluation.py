@@ -16,6 +16,7 @@ from PIL import Image
 
 from configs import base
 from experiment import report_plots
+from experiment.build.samplers import make_sampler
 from experiment.curves import budgets
 from experiment.data.dataset import Dataset, Split
 from experiment.data.scaling import Scaling
@@ -23,7 +24,6 @@ from experiment.errors import UserError
 from experiment.evaluation import Evaluation, Settings, evaluate, plain
 from experiment.likelihood import LikelihoodSettings, likelihood, likelihood_unit, se_probes
 from experiment.run import load_run
-from experiment.samplers import make_sampler
 from experiment.sampling import draw, draw_to_files, padded, write_samples
 from experiment.tables import text_table
 from sde_lib import VP, EulerMaruyama, ExactScore, ProbabilityFlow

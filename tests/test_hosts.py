@@ -156,7 +156,7 @@ def test_a_mistake_is_told_on_every_host(tmp_path: Path) -> None:
 
 JOIN = """
 from experiment import cli
-from experiment.hosts import joined
+from experiment.devices.hosts import joined
 with cli.mistakes_in_one_line(), joined(timeout=1):
     pass
 """

@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from configs import base
-from experiment import objective
+from experiment.build import objective
 from sde_lib import VE, VP, RectifiedFlow
 from sde_lib.losses import (
     EDMWeighting,

@@ -9,9 +9,9 @@ import jax
 import numpy as np
 import pytest
 
+from experiment.build.objective import TIMES, WEIGHTINGS, Objective
 from experiment.config import check_config
 from experiment.errors import UserError
-from experiment.objective import TIMES, WEIGHTINGS, Objective
 from experiment.reconstruct_ema import reconstructed, write_run
 from experiment.run import RunDirectory, load_run, train
 from experiment.trainer import Trainer

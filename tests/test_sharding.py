@@ -12,14 +12,14 @@ from jax.sharding import AbstractMesh
 
 from configs import cifar10_ddpmpp
 from experiment import load_score
-from experiment.build import abstract_network
+from experiment.build.objects import abstract_network
+from experiment.build.samplers import make_sampler
 from experiment.data.dataset import Dataset, Split
+from experiment.devices.sharding import weight_shardings
 from experiment.likelihood import LikelihoodSettings, likelihood
 from experiment.run import load_run
 from experiment.runlog import read_metrics
-from experiment.samplers import make_sampler
 from experiment.sampling import draw_batch
-from experiment.sharding import weight_shardings
 from tests.commands import Command, Done, train_flags, trained
 
 KEYS = {"model_width": 64, "train_batch_size": 32, "train_log_every": 1, "train_lr": 0.01, "train_checkpoint_every": 25}
@@ -94,9 +94,9 @@ from experiment.config import check_config
 from experiment.data.dataset import Dataset, Split
 from experiment.likelihood import LikelihoodSettings, likelihood
 from experiment.run import load_run
-from experiment.samplers import make_sampler
+from experiment.build.samplers import make_sampler
 from experiment.sampling import draw_batch
-from experiment.sharding import make_mesh, put_rows, weight_shardings
+from experiment.devices.sharding import make_mesh, put_rows, weight_shardings
 from experiment.trainer import Trainer, empty_window
 
 warnings.filterwarnings("error", message=".*donated")

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from configs import cifar10_ddpmpp
+from experiment.build.samplers import make_sampler
 from experiment.config import check_config
 from experiment.data.dataset import Dataset, Split
-from experiment.samplers import make_sampler
-from experiment.sharding import over_batch, replicated
+from experiment.devices.sharding import over_batch, replicated
 from experiment.trainer import Trainer
 from sde_lib import NetworkScore
 

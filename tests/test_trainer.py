@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from configs import toys
-from experiment.build import build_optimizer, build_schedule
+from experiment.build.objects import build_optimizer, build_schedule
 from experiment.config import check_config
 from experiment.data.batches import batch_indices
 from experiment.data.dataset import Dataset, Split

@@ -10,9 +10,9 @@ import numpy as np
 import optax
 from flax import nnx
 
+from experiment.build.objective import TIMES, WEIGHTINGS
+from experiment.build.samplers import check_sampler
 from experiment.errors import UserError, choose
-from experiment.objective import TIMES, WEIGHTINGS
-from experiment.samplers import check_sampler
 from models import MLP, Apply, DiT, NCSNpp, OneKey, UNet, split
 from sde_lib import VE, VP, CosineVP, NetworkScore, RectifiedFlow, SubVP
 from sde_lib.chain import Chain

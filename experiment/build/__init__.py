@@ -1,0 +1,1 @@
+"""From a config's names to objects, by explicit tables."""

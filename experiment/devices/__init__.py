@@ -1,0 +1,1 @@
+"""Devices as one mesh, and several hosts."""
