@@ -8,7 +8,7 @@ WORKDIR = flags.DEFINE_string("workdir", "runs/digits", "The run directory.")
 
 
 def main() -> int:
-    from experiment.run import train
+    from experiment.training.loop import train
 
     return train(flags.FLAGS.config, WORKDIR.value)
 

@@ -20,8 +20,8 @@ from configs import digits
 from experiment.build.objects import build_score
 from experiment.data.load import load_dataset
 from experiment.evaluation import evaluate_run
-from experiment.run import train
-from experiment.trainer import Trainer
+from experiment.training.loop import train
+from experiment.training.trainer import Trainer
 
 SAMPLERS = ["em", "ode"]
 DIT = {"name": "dit", "width": 128, "depth": 4, "heads": 4, "patch_size": 2}

@@ -37,7 +37,7 @@ from experiment.build.objects import build_score
 from experiment.cli import convolutions_on_all_cores
 from experiment.data.dataset import Dataset, Split
 from experiment.provenance import provenance
-from experiment.trainer import Trainer, empty_window
+from experiment.training.trainer import Trainer, empty_window
 from sde_lib import sample
 from sde_lib.samplers import DDIM
 

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from experiment.run import load_run, load_score
+    from experiment.run.load import load_run, load_score
 
 __all__ = ["load_run", "load_score"]
 
@@ -12,6 +12,6 @@ __all__ = ["load_run", "load_score"]
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'experiment' has no attribute {name!r}")
-    from experiment import run
+    from experiment.run import load
 
-    return getattr(run, name)
+    return getattr(load, name)

@@ -22,7 +22,7 @@ from experiment.errors import UserError
 from experiment.exact import Drawn, against_the_law, with_exact_score
 from experiment.likelihood import LikelihoodSettings, count_of_examples, likelihood
 from experiment.metrics import MIN_SIZE
-from experiment.run import Run, load_run
+from experiment.run.load import Run, load_run
 from experiment.sampling import class_labels, draw, draw_batch
 from sde_lib import ExactScore
 

@@ -34,7 +34,7 @@ from experiment.errors import UserError
 from experiment.evaluation import plain, sample_key, settings_of
 from experiment.files import write_json
 from experiment.provenance import provenance
-from experiment.run import load_run
+from experiment.run.load import load_run
 from experiment.sampling import class_labels, draw
 from experiment.tables import aligned, number
 

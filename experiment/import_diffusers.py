@@ -49,7 +49,7 @@ def import_folder(folder: str | Path, out: str | Path, data_name: str = "cifar10
     leaves no run.
     """
     from experiment.imported import Imported, abstract, arranged, check_new, write_run
-    from experiment.run import RunDirectory
+    from experiment.run.directory import RunDirectory
 
     root = Path(folder)
     unet = root / "unet" if (root / "unet" / "config.json").is_file() else root

@@ -121,7 +121,7 @@ def import_checkpoint(path: str | Path, out: str | Path, given: Mapping[str, Any
     """
     # Jax is loaded here: a mistake in the flags is told before.
     from experiment.imported import Imported, abstract, arranged, check_new, write_run
-    from experiment.run import RunDirectory
+    from experiment.run.directory import RunDirectory
     from experiment.score_sde_layout import options_of, published_names
 
     if Path(path).is_dir():

@@ -15,8 +15,8 @@ from flax import nnx
 from experiment.build.objects import build_optimizer, check_names
 from experiment.config import check_config
 from experiment.errors import UserError
-from experiment.run import DataShape, RunDirectory
-from experiment.trainer import empty_window
+from experiment.run.directory import DataShape, RunDirectory
+from experiment.training.trainer import empty_window
 from models import NCSNpp, OneKey, split
 
 Params = dict[str, Any]

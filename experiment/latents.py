@@ -327,7 +327,7 @@ def latents_of_run(workdir: str, given: dict[str, Any], out: str | None = None) 
     Raises UserError unless exactly one mode is given, for a flag that it does not have, and for whatever else the user
     can mend.
     """
-    from experiment.run import load_run
+    from experiment.run.load import load_run
 
     modes = [name for name in MODES if given.get(name)]
     if len(modes) != 1:

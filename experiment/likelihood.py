@@ -288,7 +288,7 @@ def likelihood_of_run(workdir: str, given: dict[str, Any]) -> tuple[list[str], P
     given: settings that are not None go over those of the run's config.eval. Raises UserError for a missing run or a
         setting out of range.
     """
-    from experiment.run import load_run
+    from experiment.run.load import load_run
 
     chosen = {k: v for k, v in given.items() if v is not None}
     LikelihoodSettings(**chosen)  # a mistake is told before the run is loaded

@@ -13,11 +13,12 @@ from typing import Any
 from absl import flags
 
 from experiment import cli
-from experiment.checkpoint import Damaged
 from experiment.config import load_config, save_config
 from experiment.errors import UserError
-from experiment.run import RunDirectory, read_config, weights_like
-from experiment.trainer import width_name
+from experiment.run.checkpoint import Damaged
+from experiment.run.directory import RunDirectory
+from experiment.run.load import read_config, weights_like
+from experiment.training.trainer import width_name
 from sde_lib.ema import reconstruct
 
 

@@ -19,7 +19,7 @@ from experiment.files import write_bytes, write_json, write_text
 from experiment.likelihood_plots import likelihood_histogram
 from experiment.page import Figure, html_page
 from experiment.provenance import provenance
-from experiment.runlog import read_metrics
+from experiment.run.log import read_metrics
 
 GRID_IMAGES = 64
 

@@ -15,7 +15,7 @@ from experiment.build.samplers import check_sampler, make_sampler
 from experiment.devices.sharding import mesh_here, round_up
 from experiment.errors import UserError
 from experiment.files import write_bytes, write_npz
-from experiment.run import Run, load_run
+from experiment.run.load import Run, load_run
 from sde_lib import sample
 
 Array = np.ndarray

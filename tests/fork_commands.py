@@ -14,7 +14,7 @@ from typing import Any
 
 import tensorboardX  # noqa: F401
 
-import experiment.run  # noqa: F401
+import experiment.training.loop  # noqa: F401
 
 
 def run(argv: list[str], env: dict[str, str], out: str, err: str) -> int:

@@ -23,7 +23,7 @@ from experiment.data.scaling import Scaling
 from experiment.errors import UserError
 from experiment.evaluation import Evaluation, Settings, evaluate, plain
 from experiment.likelihood import LikelihoodSettings, likelihood, likelihood_unit, se_probes
-from experiment.run import load_run
+from experiment.run.load import load_run
 from experiment.sampling import draw, draw_to_files, padded, write_samples
 from experiment.tables import text_table
 from sde_lib import VP, EulerMaruyama, ExactScore, ProbabilityFlow

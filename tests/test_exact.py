@@ -16,7 +16,7 @@ from experiment import report_plots
 from experiment.data.load import load_dataset
 from experiment.errors import UserError
 from experiment.exact import Drawn, against_the_law, draws_noise, entropy, exact_metrics, with_exact_score
-from experiment.run import Run
+from experiment.run.load import Run
 from experiment.tables import exact_rows
 from sde_lib import VP, EulerMaruyama, ExactScore, GaussianMixture, PredictorCorrector, ProbabilityFlow, sample
 from sde_lib.samplers import DDIM, AdaptiveSDE, SDEDPMSolverPP2M, UniPC, gaussian_kl, pulse

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiment.checkpoint import Checkpoints
 from experiment.config import load_config
-from experiment.run import load_run
-from experiment.runlog import read_metrics
-from experiment.trainer import Trainer
+from experiment.run.checkpoint import Checkpoints
+from experiment.run.load import load_run
+from experiment.run.log import read_metrics
+from experiment.training.trainer import Trainer
 from tests.commands import Command, Done, train_flags, trained
 from tests.test_resume import assert_same_run
 from tests.test_sharding import losses, on_eight
@@ -36,15 +36,15 @@ KEYS: dict[str, Any] = {
 # The command, with a second host that is slow to leave: the first must not go before it.
 SLOW_TO_LEAVE = """
 import os, runpy, sys, time
-import experiment.run
-say = experiment.run._say
+import experiment.training.loop
+say = experiment.training.loop.say
 
 def slowly(line, file=None):
     if "stopped after" in line and os.environ["JAX_PROCESS_ID"] == "1":
         time.sleep(2)
     say(line, file)
 
-experiment.run._say = slowly
+experiment.training.loop.say = slowly
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """

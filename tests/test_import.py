@@ -14,14 +14,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
-import experiment.run
 from experiment import load_run, load_score
 from experiment.config import load_config
 from experiment.errors import UserError
 from experiment.import_score_sde import import_checkpoint, parts_of
 from experiment.imported import abstract
+from experiment.run.directory import RunDirectory
 from experiment.score_sde_layout import options_of, published_names
-from experiment.trainer import Trainer
+from experiment.training.loop import train
+from experiment.training.trainer import Trainer
 from models import NCSNpp, split
 from tests.commands import ROOT, Command
 from tests.torch_writer import name, text, write_legacy_pth, write_pth, write_safetensors
@@ -271,9 +272,7 @@ def test_the_average_and_the_moments_go_to_their_weights(tmp_path: Path) -> None
     assert (run.config.train.ema, run.step, run.config.data.centered) == (0.99, 70, False)
 
     dataset = dataclasses.make_dataclass("Data", ["shape", "levels", "num_classes"])((32, 32, 3), 256, 0)
-    restored = experiment.run.RunDirectory(tmp_path / "run").checkpoints.restore(
-        Trainer(run.config, dataset).like, print
-    )
+    restored = RunDirectory(tmp_path / "run").checkpoints.restore(Trainer(run.config, dataset).like, print)
     assert restored is not None
     state, _ = restored
     adam = next(
@@ -299,7 +298,7 @@ def test_an_imported_run_trains_on(tmp_path: Path) -> None:
     config, _ = load_config(tmp_path / "run" / "config.json")
     with config.unlocked():
         config.train.steps = 72
-    assert experiment.run.train(config, tmp_path / "run") == 0
+    assert train(config, tmp_path / "run") == 0
     after = load_run(tmp_path / "run")
     assert (before.step, after.step) == (70, 72)
     moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), before.score_fn.params, after.score_fn.params)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-import experiment.run
+import experiment.run.load
 from configs import base
 from experiment import likelihood_plots as plots
 from experiment.data.dataset import Dataset, Split
@@ -226,7 +226,7 @@ def latents(monkeypatch: pytest.MonkeyPatch) -> Any:
     """latents(run, **flags): the command on a run that lies nowhere."""
 
     def command(run: Any, out: Path | None = None, **given: Any) -> str:
-        monkeypatch.setattr(experiment.run, "load_run", lambda workdir: run)
+        monkeypatch.setattr(experiment.run.load, "load_run", lambda workdir: run)
         return latents_of_run("nowhere", given, str(out) if out else None)
 
     return command

@@ -13,8 +13,10 @@ from experiment.build.objective import TIMES, WEIGHTINGS, Objective
 from experiment.config import check_config
 from experiment.errors import UserError
 from experiment.reconstruct_ema import reconstructed, write_run
-from experiment.run import RunDirectory, load_run, train
-from experiment.trainer import Trainer
+from experiment.run.directory import RunDirectory
+from experiment.run.load import load_run
+from experiment.training.loop import train
+from experiment.training.trainer import Trainer
 from sde_lib import VP, NetworkScore
 from sde_lib.ema import gamma_of
 from sde_lib.losses import EDMWeighting, MinSNR, SoftMinSNR, Uncertainty, denoising_score_matching, likelihood_weighting

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 
 from experiment import load_score
-from experiment.checkpoint import Checkpoints
 from experiment.config import load_config
 from experiment.errors import UserError
-from experiment.run import load_run
-from experiment.run import train as train_here
-from experiment.runlog import read_metrics
-from experiment.trainer import Trainer
+from experiment.run.checkpoint import Checkpoints
+from experiment.run.load import load_run
+from experiment.run.log import read_metrics
+from experiment.training.loop import train as train_here
+from experiment.training.trainer import Trainer
 from tests.commands import Done, fresh, start_train, train, train_flags, trained
 
 # 97 divides neither the log's interval nor the last step: a checkpoint falls inside an open row.

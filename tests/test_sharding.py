@@ -17,8 +17,8 @@ from experiment.build.samplers import make_sampler
 from experiment.data.dataset import Dataset, Split
 from experiment.devices.sharding import weight_shardings
 from experiment.likelihood import LikelihoodSettings, likelihood
-from experiment.run import load_run
-from experiment.runlog import read_metrics
+from experiment.run.load import load_run
+from experiment.run.log import read_metrics
 from experiment.sampling import draw_batch
 from tests.commands import Command, Done, train_flags, trained
 
@@ -93,11 +93,11 @@ from configs import cifar10
 from experiment.config import check_config
 from experiment.data.dataset import Dataset, Split
 from experiment.likelihood import LikelihoodSettings, likelihood
-from experiment.run import load_run
+from experiment.run.load import load_run
 from experiment.build.samplers import make_sampler
 from experiment.sampling import draw_batch
 from experiment.devices.sharding import make_mesh, put_rows, weight_shardings
-from experiment.trainer import Trainer, empty_window
+from experiment.training.trainer import Trainer, empty_window
 
 warnings.filterwarnings("error", message=".*donated")
 mesh = make_mesh(4)

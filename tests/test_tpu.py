@@ -18,7 +18,7 @@ from experiment.build.samplers import make_sampler
 from experiment.config import check_config
 from experiment.data.dataset import Dataset, Split
 from experiment.devices.sharding import over_batch, replicated
-from experiment.trainer import Trainer
+from experiment.training.trainer import Trainer
 from sde_lib import NetworkScore
 
 pytestmark = pytest.mark.slow

@@ -18,7 +18,7 @@ from experiment.data.batches import batch_indices
 from experiment.data.dataset import Dataset, Split
 from experiment.data.load import load_dataset
 from experiment.errors import UserError
-from experiment.trainer import NotFinite, Trainer, averaged, empty_window
+from experiment.training.trainer import NotFinite, Trainer, averaged, empty_window
 from sde_lib import NetworkScore
 from sde_lib.losses import denoising_score_matching
 from tests.commands import SMALL

@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from tqdm import tqdm
 
 from experiment.errors import UserError
 
@@ -158,3 +160,14 @@ def all_or_none() -> Iterator[None]:
     for host, text in enumerate(texts):
         if text:
             raise UserError(f"host {host}: {text}")
+
+
+def first_host() -> bool:
+    """Whether this process is the one that writes what is not an array."""
+    return jax.process_index() == 0
+
+
+def say(line: str, file: Any = None) -> None:
+    """Write one line on stderr, or on `file`, from the first host; a progress bar moves out of its way."""
+    if first_host():
+        tqdm.write(line, file=file or sys.stderr)

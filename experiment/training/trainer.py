@@ -25,11 +25,11 @@ from experiment.build.objects import (
     build_schedule,
     build_sde,
 )
-from experiment.clock import Clock
 from experiment.data.batches import batch_indices
 from experiment.data.scaling import Scaling, random_flip
 from experiment.devices.sharding import OverBatch, make_mesh, over_batch, put_rows, replicated, weight_shardings
 from experiment.errors import UserError
+from experiment.training.clock import Clock
 from sde_lib import NetworkScore
 from sde_lib.ema import power_ema_decay
 

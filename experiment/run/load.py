@@ -1,0 +1,97 @@
+"""The way back from a run's directory to the mathematics: `load_score`, and `load_run` with what is known beside it."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from experiment.build.objects import abstract_network, build_score, check_names
+from experiment.config import load_config
+from experiment.data.dataset import Dataset
+from experiment.data.load import configured_dataset
+from experiment.data.scaling import Scaling
+from experiment.devices.hosts import one_host_only, say
+from experiment.devices.sharding import OverBatch, mesh_here, weight_shardings
+from experiment.errors import UserError
+from experiment.run.directory import DataShape, RunDirectory
+from sde_lib import NetworkScore
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained run.
+
+    `score_fn` has the EMA weights of step `step`; `shape`, `levels` and `num_classes` are those of its data.
+    """
+
+    workdir: Path
+    config: Any
+    score_fn: NetworkScore
+    step: int
+    shape: tuple[int, ...]
+    levels: int | None
+    num_classes: int
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The data it was trained on, loaded at first use."""
+        return configured_dataset(self.config)
+
+    @property
+    def scaling(self) -> Scaling:
+        """Between the data's levels and the model's space."""
+        return Scaling(self.levels, self.config.data.centered)
+
+
+def load_run(workdir: str | Path) -> Run:
+    """The run in workdir, with the EMA weights of its newest whole checkpoint. Only reads, so it may run on.
+
+    Raises UserError when there is no run, or none of its checkpoints can be read.
+    """
+    directory = RunDirectory(workdir)
+    one_host_only("sampling, and whatever else reads a run,")
+    config, data = read_config(directory)
+    restored = directory.checkpoints.restore({"ema": weights_like(config, data)}, say)
+    if restored is None:
+        raise UserError(
+            f"run directory {workdir} has no checkpoint yet; wait for its training to save one, or {_make_one(workdir)}"
+        )
+    state, meta = restored
+    score_fn = build_score(config, data, state["ema"])
+    return Run(
+        directory.path,
+        config,
+        replace(score_fn, apply=OverBatch(score_fn.apply, mesh_here(config.train.fsdp))),
+        int(meta["step"]),
+        data.shape,
+        data.levels,
+        data.num_classes,
+    )
+
+
+def _make_one(workdir: str | Path) -> str:
+    return f"make one with: python train.py --workdir={workdir}"
+
+
+def read_config(directory: RunDirectory) -> tuple[Any, DataShape]:
+    """The run's checked config, and its data's shape. Raises UserError when there is no run."""
+    if not directory.config_path.is_file():
+        kind = "is not a run directory (it has no config.json)" if directory.path.exists() else "does not exist"
+        raise UserError(f"run directory {directory.path} {kind}; {_make_one(directory.path)}")
+    config, beside = load_config(directory.config_path)
+    check_names(config)
+    return config, DataShape(**{**beside["data_shape"], "shape": tuple(beside["data_shape"]["shape"])})
+
+
+def weights_like(config: Any, data: DataShape) -> Any:
+    """The weights' shapes and dtypes, to be restored on this host's devices, whatever devices they were trained on."""
+    _, shapes = abstract_network(config, data)
+    shardings = weight_shardings(mesh_here(config.train.fsdp), shapes)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+
+
+def load_score(workdir: str | Path) -> NetworkScore:
+    """The run's score: its EMA weights, SDE and parameterisation as one pytree, called as score_fn(x, t)."""
+    return load_run(workdir).score_fn
