@@ -181,7 +181,7 @@ def bound_lines(found: dict[str, Any]) -> list[str]:
 
 def pictures(arrays: dict[str, Array], settings: Any, unit: str, convert: Callable[[Array], Array]) -> dict[str, bytes]:
     """{file name: PNG} of the bounds that the arrays hold."""
-    from experiment import likelihood_plots as plots
+    from experiment.plots import likelihood as plots
 
     drawn = {}
     if "per_time" in arrays:

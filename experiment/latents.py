@@ -198,7 +198,7 @@ def decode_latents(run: Any, folder: Path, *, decode: str) -> str:
 
 def interpolate_examples(run: Any, folder: Path, *, interpolate: list[str], points: int = 9, seed: int = 0) -> str:
     """--interpolate: points steps between two held-out examples, ends included."""
-    from experiment import likelihood_plots as plots
+    from experiment.plots import likelihood as plots
     from sde_lib import decode, encode, spherical_interpolation
 
     test, scaling = run.dataset.test, run.scaling
@@ -255,8 +255,8 @@ def score_examples(
     The network has not seen the held-out ones, so against them another set's p-values are exact. Against the training
     examples they say how much nearer the network came to these.
     """
-    from experiment import likelihood_plots as plots
     from experiment.evaluation import plain
+    from experiment.plots import likelihood as plots
     from sde_lib import latent_typicality, typicality
 
     n, probes = n or run.config.eval.likelihood_n, probes or run.config.eval.probes

@@ -15,7 +15,6 @@ import pytest
 from PIL import Image
 
 from configs import base
-from experiment import report_plots
 from experiment.build.samplers import make_sampler
 from experiment.curves import budgets
 from experiment.data.dataset import Dataset, Split
@@ -23,6 +22,7 @@ from experiment.data.scaling import Scaling
 from experiment.errors import UserError
 from experiment.evaluation import Evaluation, Settings, evaluate, plain
 from experiment.likelihood import LikelihoodSettings, likelihood, likelihood_unit, se_probes
+from experiment.plots import evaluation as report_plots
 from experiment.run.load import load_run
 from experiment.sampling import draw, draw_to_files, padded, write_samples
 from experiment.tables import text_table

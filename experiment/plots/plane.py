@@ -7,7 +7,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiment.plots import COLOURS, FLOOR, INK, Array, Line, Picture, panels_in_a_row, png
+from experiment.plots.base import COLOURS, FLOOR, INK, Array, Line, Picture, panels_in_a_row, png
 
 
 def _root(vectors: Array) -> Array:

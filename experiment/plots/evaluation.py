@@ -1,5 +1,5 @@
 """The report's own figures: denoising strips, quality over samplers and over NFE, the loss. Their look is that of
-`experiment.plots`.
+`experiment.plots.base`.
 """
 
 import math
@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiment.plots import (
+from experiment.plots.base import (
     COLOURS,
     FLOOR,
     INK,

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import chi2
 
-from experiment.plots import (
+from experiment.plots.base import (
     COLOURS,
     FAINT,
     FLOOR,
