@@ -54,7 +54,7 @@ LIKELIHOOD_N = flags.DEFINE_integer("likelihood_n", None, "Held-out examples. De
 
 
 def likelihood() -> int:
-    from experiment.likelihood import likelihood_of_run
+    from experiment.evaluation.likelihood import likelihood_of_run
 
     names = (N, SEED, PROBES, DEQUANTIZATION, K, BOUND, CHAIN, BETAS, VARIANCE)
     lines, path = likelihood_of_run(WORKDIR.value, {flag.name: flag.value for flag in names})
@@ -67,8 +67,8 @@ def fid() -> int:
         if flag.value:
             raise UserError(f"--{flag.name} does not go with --fid: leave one of them out")
 
-    from experiment.curves import budgets
-    from experiment.fid import fid_of_run
+    from experiment.evaluation.curves import budgets
+    from experiment.evaluation.fid import fid_of_run
 
     given = {"weights": FID_WEIGHTS.value, "reference": FID_REFERENCE.value, "n": N.value, "seed": SEED.value}
     lines, path = fid_of_run(WORKDIR.value, SAMPLERS.value, given, budgets(NFE.value))
@@ -88,10 +88,10 @@ def main() -> int:
         if flag.value is not None:
             raise UserError(f"--{flag.name} goes with --likelihood: add it")
 
-    from experiment.curves import budgets
-    from experiment.evaluation import evaluate_run
-    from experiment.report import write_report
-    from experiment.tables import text_table
+    from experiment.evaluation.curves import budgets
+    from experiment.evaluation.evaluate import evaluate_run
+    from experiment.report.report import write_report
+    from experiment.report.tables import text_table
 
     given = {"n": N.value, "seeds": SEEDS.value, "seed": SEED.value, "likelihood_n": LIKELIHOOD_N.value}
     run, evaluation = evaluate_run(WORKDIR.value, SAMPLERS.value, given, budgets(NFE.value), EXACT_SCORE.value)

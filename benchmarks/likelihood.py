@@ -26,7 +26,7 @@ import jax.numpy as jnp
 
 from configs import digits
 from experiment.cli import convolutions_on_all_cores
-from experiment.likelihood import LikelihoodSettings, likelihood
+from experiment.evaluation.likelihood import LikelihoodSettings, likelihood
 from experiment.run.load import Run, load_run
 from experiment.training.loop import train
 from sde_lib import Hutchinson, log_prob

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from configs import digits
 from experiment.build.objects import build_score
 from experiment.data.load import load_dataset
-from experiment.evaluation import evaluate_run
+from experiment.evaluation.evaluate import evaluate_run
 from experiment.training.loop import train
 from experiment.training.trainer import Trainer
 

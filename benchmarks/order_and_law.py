@@ -31,7 +31,7 @@ import numpy as np
 from tqdm import tqdm
 
 from experiment.build.samplers import SAMPLERS
-from experiment.exact import draws_noise
+from experiment.evaluation.known_distribution import draws_noise
 from sde_lib import VE, VP, CosineVP, ExactScore, GaussianMixture, RectifiedFlow, SubVP
 from sde_lib.samplers import (
     EulerMaruyama,

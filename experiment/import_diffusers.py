@@ -20,9 +20,9 @@ import numpy as np
 from absl import flags
 
 from experiment import cli
-from experiment.diffusers_layout import NCSNPP, architecture_of, diffusers_names, options_of
 from experiment.errors import UserError
-from experiment.torch_files import read_state_dict
+from experiment.published.diffusers_layout import NCSNPP, architecture_of, diffusers_names, options_of
+from experiment.published.torch_files import read_state_dict
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 
@@ -48,7 +48,7 @@ def import_folder(folder: str | Path, out: str | Path, data_name: str = "cifar10
     """Write the run `out` with the folder's network; returns what was read, in a line. Raises UserError, and then
     leaves no run.
     """
-    from experiment.imported import Imported, abstract, arranged, check_new, write_run
+    from experiment.published.to_run import Imported, abstract, arranged, check_new, write_run
     from experiment.run.directory import RunDirectory
 
     root = Path(folder)

@@ -18,7 +18,7 @@ from absl import flags
 
 from experiment import cli
 from experiment.errors import UserError, choose
-from experiment.torch_files import read_state_dict
+from experiment.published.torch_files import read_state_dict
 
 # Added by PyTorch's DataParallel; where plain files keep weights beside other arrays.
 PREFIXES = ("module.", "sd/")
@@ -120,9 +120,9 @@ def import_checkpoint(path: str | Path, out: str | Path, given: Mapping[str, Any
         leaves no run.
     """
     # Jax is loaded here: a mistake in the flags is told before.
-    from experiment.imported import Imported, abstract, arranged, check_new, write_run
+    from experiment.published.score_sde_layout import options_of, published_names
+    from experiment.published.to_run import Imported, abstract, arranged, check_new, write_run
     from experiment.run.directory import RunDirectory
-    from experiment.score_sde_layout import options_of, published_names
 
     if Path(path).is_dir():
         raise UserError(

@@ -16,16 +16,16 @@ from PIL import Image
 
 from configs import base
 from experiment.build.samplers import make_sampler
-from experiment.curves import budgets
 from experiment.data.dataset import Dataset, Split
 from experiment.data.scaling import Scaling
 from experiment.errors import UserError
-from experiment.evaluation import Evaluation, Settings, evaluate, plain
-from experiment.likelihood import LikelihoodSettings, likelihood, likelihood_unit, se_probes
+from experiment.evaluation.curves import budgets
+from experiment.evaluation.evaluate import Evaluation, Settings, evaluate, plain
+from experiment.evaluation.likelihood import LikelihoodSettings, likelihood, likelihood_unit, se_probes
 from experiment.plots import evaluation as report_plots
+from experiment.report.tables import text_table
 from experiment.run.load import load_run
 from experiment.sampling import draw, draw_to_files, padded, write_samples
-from experiment.tables import text_table
 from sde_lib import VP, EulerMaruyama, ExactScore, ProbabilityFlow
 from sde_lib import sample as draw_samples
 from sde_lib.samplers import DDIM, DPMSolverPP3M, Heun, UniPC

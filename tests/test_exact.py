@@ -14,10 +14,17 @@ from PIL import Image
 from configs import base
 from experiment.data.load import load_dataset
 from experiment.errors import UserError
-from experiment.exact import Drawn, against_the_law, draws_noise, entropy, exact_metrics, with_exact_score
+from experiment.evaluation.known_distribution import (
+    Drawn,
+    against_the_law,
+    draws_noise,
+    entropy,
+    exact_metrics,
+    with_exact_score,
+)
 from experiment.plots import evaluation as report_plots
+from experiment.report.tables import exact_rows
 from experiment.run.load import Run
-from experiment.tables import exact_rows
 from sde_lib import VP, EulerMaruyama, ExactScore, GaussianMixture, PredictorCorrector, ProbabilityFlow, sample
 from sde_lib.samplers import DDIM, AdaptiveSDE, SDEDPMSolverPP2M, UniPC, gaussian_kl, pulse
 

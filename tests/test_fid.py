@@ -21,11 +21,11 @@ from sklearn.metrics.pairwise import euclidean_distances
 from threadpoolctl import threadpool_limits
 
 from configs import base
-from experiment import fid as fid_module
 from experiment.data.dataset import Dataset, Split
 from experiment.data.scaling import Scaling
 from experiment.errors import UserError
-from experiment.fid import (
+from experiment.evaluation import fid as fid_module
+from experiment.evaluation.fid import (
     FidSettings,
     checked_weights,
     compare_images,
@@ -36,7 +36,7 @@ from experiment.fid import (
     library,
     reference_images,
 )
-from experiment.metrics import frechet
+from experiment.evaluation.metrics import frechet
 from sde_lib import VP, EulerMaruyama, ExactScore
 from sde_lib import sample as draw_samples
 from tests.commands import ROOT, Command, Done, fresh, trained

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiment.imported import arranged
-from experiment.score_sde_layout import options_of, published_names
+from experiment.published.score_sde_layout import options_of, published_names
+from experiment.published.to_run import arranged
 from models import NCSNpp, OneKey, split
 from models.ncsnpp_blocks import Downsample, positional_embedding
 from models.resample import downsample, fir_downsample, fir_upsample, upsample

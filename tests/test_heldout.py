@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from configs import base
-from experiment import bounds
 from experiment.data.dataset import Dataset, Split
 from experiment.data.scaling import Scaling
 from experiment.errors import UserError
-from experiment.likelihood import LikelihoodSettings, likelihood, likelihood_lines, prior_mismatch
+from experiment.evaluation import variational_bounds as bounds
+from experiment.evaluation.likelihood import LikelihoodSettings, likelihood, likelihood_lines, prior_mismatch
 from sde_lib import VE, VP, CosineVP, ExactScore, GaussianMixture
 from sde_lib.bounds import vlb
 from sde_lib.chain import chain_of
@@ -116,7 +116,8 @@ def test_the_bound_lies_beside_the_ode_s_value_and_says_its_terms() -> None:
 def unsolved(monkeypatch: pytest.MonkeyPatch) -> None:
     """No ODE is solved: the bounds do not need it."""
     monkeypatch.setattr(
-        "experiment.likelihood.solve_batch", lambda run, first, settings, size, **_: (np.zeros((size, 1, 1)), 0)
+        "experiment.evaluation.likelihood.solve_batch",
+        lambda run, first, settings, size, **_: (np.zeros((size, 1, 1)), 0),
     )
 
 

@@ -18,9 +18,9 @@ from experiment import load_run, load_score
 from experiment.config import load_config
 from experiment.errors import UserError
 from experiment.import_score_sde import import_checkpoint, parts_of
-from experiment.imported import abstract
+from experiment.published.score_sde_layout import options_of, published_names
+from experiment.published.to_run import abstract
 from experiment.run.directory import RunDirectory
-from experiment.score_sde_layout import options_of, published_names
 from experiment.training.loop import train
 from experiment.training.trainer import Trainer
 from models import NCSNpp, split

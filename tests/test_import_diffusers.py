@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from experiment import load_score
-from experiment.diffusers_layout import diffusers_names, options_of
 from experiment.errors import UserError
 from experiment.import_diffusers import import_folder
-from experiment.imported import abstract
+from experiment.published.diffusers_layout import diffusers_names, options_of
+from experiment.published.to_run import abstract
 from models import split
 from sde_lib.chain import Chain
 from tests.commands import ROOT, Command

@@ -6,8 +6,8 @@ from scipy.stats import energy_distance as scipy_energy
 from scipy.stats import norm, wasserstein_distance
 from sklearn.linear_model import LogisticRegression
 
-from experiment import metrics
-from experiment.metrics import (
+from experiment.evaluation import metrics
+from experiment.evaluation.metrics import (
     ClassFeatures,
     boosted_trees,
     classifier_auc,

@@ -17,9 +17,9 @@ from configs import base
 from experiment import plots
 from experiment.data.dataset import Dataset, Split
 from experiment.data.scaling import Scaling
-from experiment.evaluation import Settings, evaluate
-from experiment.report import write_report
-from experiment.tables import number, outside, plus_minus, text_table
+from experiment.evaluation.evaluate import Settings, evaluate
+from experiment.report.report import write_report
+from experiment.report.tables import number, outside, plus_minus, text_table
 from sde_lib import VP, EulerMaruyama, ExactScore
 from tests.oracles import random_mixture
 

@@ -16,7 +16,7 @@ from experiment.build.objects import abstract_network
 from experiment.build.samplers import make_sampler
 from experiment.data.dataset import Dataset, Split
 from experiment.devices.sharding import weight_shardings
-from experiment.likelihood import LikelihoodSettings, likelihood
+from experiment.evaluation.likelihood import LikelihoodSettings, likelihood
 from experiment.run.load import load_run
 from experiment.run.log import read_metrics
 from experiment.sampling import draw_batch
@@ -92,7 +92,7 @@ import jax, jax.numpy as jnp, numpy as np
 from configs import cifar10
 from experiment.config import check_config
 from experiment.data.dataset import Dataset, Split
-from experiment.likelihood import LikelihoodSettings, likelihood
+from experiment.evaluation.likelihood import LikelihoodSettings, likelihood
 from experiment.run.load import load_run
 from experiment.build.samplers import make_sampler
 from experiment.sampling import draw_batch

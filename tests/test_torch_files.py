@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from experiment.errors import UserError
-from experiment.torch_files import read_state_dict
+from experiment.published.torch_files import read_state_dict
 from tests.torch_writer import name, pickled, program, tensor, text, write_legacy_pth, write_pth, write_safetensors
 
 RNG = np.random.default_rng(0)

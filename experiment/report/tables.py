@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from experiment.comparison import QUALITY
-from experiment.curves import INSIDE
+from experiment.evaluation.comparison import QUALITY
+from experiment.evaluation.curves import INSIDE
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiment.build.samplers import at_nfe
-from experiment.comparison import QUALITY
 from experiment.errors import UserError
+from experiment.evaluation.comparison import QUALITY
 
 INSIDE = 2.0  # floor standard deviations: the half-width of the floor's band
 

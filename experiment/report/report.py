@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 
 from experiment import plots
-from experiment.comparison import QUALITY
 from experiment.config import load_config
-from experiment.evaluation import Evaluation, plain
+from experiment.evaluation.comparison import QUALITY
+from experiment.evaluation.evaluate import Evaluation, plain
 from experiment.files import write_bytes, write_json, write_text
-from experiment.page import Figure, html_page
 from experiment.plots import evaluation as report_plots
 from experiment.plots.likelihood import likelihood_histogram
 from experiment.provenance import provenance
+from experiment.report.page import Figure, html_page
 from experiment.run.log import read_metrics
 
 GRID_IMAGES = 64

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from experiment.errors import UserError
-from experiment.exact import exact_metrics
-from experiment.metrics import (
+from experiment.evaluation.known_distribution import exact_metrics
+from experiment.evaluation.metrics import (
     AUC,
     AUC_MLP,
     ENERGY,

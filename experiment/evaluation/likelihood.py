@@ -20,9 +20,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiment import bounds
 from experiment.devices.sharding import mesh_here, round_up
 from experiment.errors import UserError, choose
+from experiment.evaluation import variational_bounds as bounds
 from experiment.files import write_bytes, write_npz, write_text
 from experiment.sampling import padded, progress, solver_remedy
 from sde_lib import DiagonalGaussian, Hutchinson, bits_per_dim, log_prob

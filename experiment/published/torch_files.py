@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from experiment.errors import UserError
-from experiment.torch_pickle import Refused, Unpickler, check_whole_numbers, short
+from experiment.published.torch_pickle import Refused, Unpickler, check_whole_numbers, short
 
 # safetensors' names -> numpy's, and "bfloat16", which numpy lacks: read as bits and widened.
 SAFETENSORS = {

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiment.errors import UserError
-from experiment.metrics import Metric
+from experiment.evaluation.metrics import Metric
 from sde_lib import ExactScore, GaussianMixture, ProbabilityFlow, sample
 from sde_lib.samplers import LinearSampler, UniPC, gaussian_kl, pulse
 from sde_lib.samplers.linear import table_of

@@ -16,12 +16,12 @@ import jax
 import numpy as np
 
 from experiment.build.samplers import SAMPLERS, check_sampler, make_sampler
-from experiment.comparison import SPLITS, compare, flat_points, points_each_side
-from experiment.curves import at_budgets, quality_curves
 from experiment.errors import UserError
-from experiment.exact import Drawn, against_the_law, with_exact_score
-from experiment.likelihood import LikelihoodSettings, count_of_examples, likelihood
-from experiment.metrics import MIN_SIZE
+from experiment.evaluation.comparison import SPLITS, compare, flat_points, points_each_side
+from experiment.evaluation.curves import at_budgets, quality_curves
+from experiment.evaluation.known_distribution import Drawn, against_the_law, with_exact_score
+from experiment.evaluation.likelihood import LikelihoodSettings, count_of_examples, likelihood
+from experiment.evaluation.metrics import MIN_SIZE
 from experiment.run.load import Run, load_run
 from experiment.sampling import class_labels, draw, draw_batch
 from sde_lib import ExactScore

@@ -27,16 +27,16 @@ import numpy as np
 
 from experiment.build.samplers import SAMPLERS, check_sampler, make_sampler
 from experiment.config import load_config
-from experiment.curves import at_budgets
 from experiment.data.load import load_dataset
 from experiment.data.scaling import Scaling
 from experiment.errors import UserError
-from experiment.evaluation import plain, sample_key, settings_of
+from experiment.evaluation.curves import at_budgets
+from experiment.evaluation.evaluate import plain, sample_key, settings_of
 from experiment.files import write_json
 from experiment.provenance import provenance
+from experiment.report.tables import aligned, number
 from experiment.run.load import load_run
 from experiment.sampling import class_labels, draw
-from experiment.tables import aligned, number
 
 Array = np.ndarray
 

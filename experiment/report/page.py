@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from experiment.comparison import QUALITY
-from experiment.curves import INSIDE
-from experiment.tables import curve_lines, exact_rows, likelihood_line, number, score_error_line, table_rows
+from experiment.evaluation.comparison import QUALITY
+from experiment.evaluation.curves import INSIDE
+from experiment.report.tables import curve_lines, exact_rows, likelihood_line, number, score_error_line, table_rows
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Numbers of a run: samples against data, likelihoods, bounds, FID."""
