@@ -8,181 +8,9 @@ CHECKPOINT is a .pth of github.com/yang-song/score_sde_pytorch, whole or the net
 weights tell; flags say what they cannot.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-import numpy as np
 from absl import flags
 
 from experiment import cli
-from experiment.errors import UserError, choose
-from experiment.published.torch_files import read_state_dict
-
-# Added by PyTorch's DataParallel; where plain files keep weights beside other arrays.
-PREFIXES = ("module.", "sd/")
-
-
-@dataclass(frozen=True)
-class Process:
-    """What score_sde trains under an SDE: the config's keys."""
-
-    parameterization: str
-    centered: bool
-    noise_label: str
-    ema: float
-
-
-PROCESSES = {
-    "vp": Process("raw_eps", True, "time", 0.9999),
-    "subvp": Process("raw_eps", True, "time", 0.9999),
-    "ve": Process(
-        "raw_score", False, "reversed_time", 0.999
-    ),  # the label of discrete noise levels; a Fourier embedding takes log sigma
-}
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint's parts, by the names of the network's weights.
-
-    weights, ema: the same where the file has one of them. moments: Adam's two, or None. sigmas: the noise levels, or
-        None.
-    """
-
-    weights: dict[str, np.ndarray]
-    ema: dict[str, np.ndarray]
-    moments: tuple[dict[str, np.ndarray], dict[str, np.ndarray]] | None
-    sigmas: np.ndarray | None
-    step: int
-    decay: float | None
-
-
-def parts_of(content: Any) -> Checkpoint:
-    """What `read_state_dict` gave, taken apart. Raises UserError for what is no checkpoint of score_sde's."""
-    whole = isinstance(content, Mapping) and isinstance(content.get("model"), Mapping)
-    weights = _state_dict(content["model"] if whole else content)
-    sigmas = weights.pop("sigmas", None)
-    # Fourier frequencies are never trained: a parameter, but not of the average.
-    trained = [name for name, array in weights.items() if not (name.endswith(".W") and array.ndim == 1)]
-    average = content.get("ema") if whole else None
-    if not average:
-        return Checkpoint(weights, weights, None, sigmas, 0, None)
-    shadow = average["shadow_params"] if isinstance(average, Mapping) and "shadow_params" in average else []
-    if [np.shape(array) for array in shadow] != [weights[name].shape for name in trained]:
-        raise UserError(
-            f"the checkpoint's average has {len(shadow)} weights, and the network {len(trained)}, or they are of "
-            "other shapes:"
-            " give a checkpoint of one network"
-        )
-    ema = {**weights, **dict(zip(trained, shadow, strict=True))}
-    step, decay = content.get("step", 0), average.get("decay")
-    if not isinstance(step, int) or step < 0:
-        raise UserError(f"the checkpoint's step is {step!r}: give a checkpoint whose step is a whole number")
-    return Checkpoint(weights, ema, _moments(content.get("optimizer"), weights, trained), sigmas, step, decay)
-
-
-def _state_dict(content: Any) -> dict[str, np.ndarray]:
-    """{name: array} without prefixes."""
-    if not isinstance(content, Mapping):
-        raise UserError(
-            f"the checkpoint holds a {type(content).__name__}, not a state dict: give the file that score_sde saved"
-        )
-    arrays = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, np.ndarray)}
-    for prefix in PREFIXES:
-        if any(name.startswith(prefix) for name in arrays):
-            arrays = {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
-    if not arrays:
-        raise UserError("the checkpoint holds no arrays: give the file that score_sde saved, or a state dict")
-    # The name of a 1x1 convolution in score_sde's first commits.
-    return {name.replace(".Conv.", ".Conv_0."): value for name, value in arrays.items()}
-
-
-def _moments(optimizer: Any, weights: Mapping[str, np.ndarray], trained: list[str]) -> tuple[Any, Any] | None:
-    """Adam's first and second moments, {name: array}; None where they are not all there."""
-    try:
-        (group,) = optimizer["param_groups"]
-        state = dict(zip(weights, (optimizer["state"].get(number) for number in group["params"]), strict=True))
-        found = [{name: state[name][moment] for name in trained} for moment in ("exp_avg", "exp_avg_sq")]
-        if any(moment[name].shape != weights[name].shape for moment in found for name in trained):
-            return None
-    except (LookupError, TypeError, ValueError, AttributeError):  # another optimiser, or none
-        return None
-    frozen = {name: np.zeros_like(array) for name, array in weights.items() if name not in trained}
-    return {**found[0], **frozen}, {**found[1], **frozen}
-
-
-def import_checkpoint(path: str | Path, out: str | Path, given: Mapping[str, Any]) -> str:
-    """Write the run `out` with the weights in `path`; returns what was read, in a line.
-
-    given: the command's flags by name, None where the weights are to tell. Raises UserError for any mistake, and then
-        leaves no run.
-    """
-    # Jax is loaded here: a mistake in the flags is told before.
-    from experiment.published.score_sde_layout import options_of, published_names
-    from experiment.published.to_run import Imported, abstract, arranged, check_new, write_run
-    from experiment.run.directory import RunDirectory
-
-    if Path(path).is_dir():
-        raise UserError(
-            f"{path} is a folder: give a checkpoint's file, or, for diffusers, python -m experiment.import_diffusers "
-            "FOLDER RUN"
-        )
-    check_new(RunDirectory(out))
-    parts = parts_of(read_state_dict(path))
-    shown = options_of(parts.weights, has_sigmas=parts.sigmas is not None, image_size=given["image_size"] or 0)
-    options = {**shown, **_given(given, "fir", "skip_rescale")}
-    name = given["sde"] or ("ve" if options["embedding"] == "fourier" else "vp")
-    process = choose(PROCESSES, name, "--sde")
-    label = given["noise_label"] or ("log_sigma" if options["embedding"] == "fourier" else process.noise_label)
-    if options["embedding"] == "fourier" and name != "ve":
-        raise UserError(
-            f"the checkpoint's network takes log sigma, as score_sde's do under ve alone: leave out --sde={name}"
-        )
-    centered = process.centered if given["centered"] is None else given["centered"]
-    network, shape = abstract({**options, "centered": centered}), options.pop("shape")
-    names = published_names(network, parts.weights, options)
-    params = arranged(network, names, parts.weights)
-    imported = Imported(
-        params=params,
-        ema=params if parts.ema is parts.weights else arranged(network, names, parts.ema),
-        moments=parts.moments
-        and (arranged(network, names, parts.moments[0]), arranged(network, names, parts.moments[1])),
-        step=parts.step,
-        shape=shape,
-        sde={
-            "name": name,
-            **({"t_min": 1e-5, **_levels(parts.sigmas)} if name == "ve" else {}),  # where the published samplers end
-            **_given(given, "beta_min", "beta_max", "sigma_min", "sigma_max"),
-        },
-        model={"name": "ncsnpp", **options, "parameterization": process.parameterization, "noise_label": label},
-        data={"centered": centered, "name": given["data_name"], "path": given["data_path"]},
-        # Song et al. 2021's for 256 pixels and more; a step of Langevin's that is right for 32 is too long there.
-        sample={"snr": 0.075, "steps": 2000} if shape[0] >= 256 else {},
-        ema_decay=process.ema if parts.decay is None else parts.decay,
-    )
-    write_run(imported, out)
-    count = sum(array.size for array in parts.weights.values())
-    hidden = ", ".join(f"{key} {options[key]}" for key in ("fir", "skip_rescale"))
-    what = f"{count:,} weights, {'their average applied, ' if parts.ema is not parts.weights else ''}step {parts.step}"
-    return f"{out}: {what}; {name}, images {shape[0]}x{shape[1]}, {hidden} (flags change what is not so)"
-
-
-def _given(given: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    return {name: given[name] for name in names if given[name] is not None}
-
-
-def _levels(sigmas: np.ndarray | None) -> dict[str, float]:
-    """sigma_min and sigma_max, to the ten digits that survive the logarithms they were made by."""
-    if sigmas is None or sigmas.size < 2:
-        return {}
-    return {"sigma_min": float(f"{sigmas.min():.10g}"), "sigma_max": float(f"{sigmas.max():.10g}")}
-
-
-def main(checkpoint: str, run: str) -> int:
-    print(import_checkpoint(checkpoint, run, flags.FLAGS.flag_values_dict()))
-    return 0
 
 
 def define_flags() -> None:
@@ -210,6 +38,13 @@ def define_flags() -> None:
         "data_name", "cifar10", "What the network was trained on, for evaluate.py: as config.data.name."
     )
     flags.DEFINE_string("data_path", "", "The same, as a folder or zip of images or an .npz: as config.data.path.")
+
+
+def main(checkpoint: str, run: str) -> int:
+    from experiment.published.score_sde import import_checkpoint
+
+    print(import_checkpoint(checkpoint, run, flags.FLAGS.flag_values_dict()))
+    return 0
 
 
 if __name__ == "__main__":

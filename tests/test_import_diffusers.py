@@ -16,7 +16,7 @@ import pytest
 
 from experiment import load_score
 from experiment.errors import UserError
-from experiment.import_diffusers import import_folder
+from experiment.published.diffusers import import_folder
 from experiment.published.diffusers_layout import diffusers_names, options_of
 from experiment.published.to_run import abstract
 from models import split

@@ -18,7 +18,7 @@ from configs import base
 from experiment.data.dataset import Dataset, Split
 from experiment.data.scaling import Scaling
 from experiment.errors import UserError
-from experiment.latents import latents_of_run, read_examples
+from experiment.evaluation.latents import latents_of_run, read_examples
 from experiment.plots import likelihood as plots
 from sde_lib import VE, VP, DiagonalGaussian, ExactScore, latent_typicality, spherical_interpolation, typicality
 from tests.commands import ROOT, Command, trained

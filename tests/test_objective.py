@@ -12,10 +12,10 @@ import pytest
 from experiment.build.objective import TIMES, WEIGHTINGS, Objective
 from experiment.config import check_config
 from experiment.errors import UserError
-from experiment.reconstruct_ema import reconstructed, write_run
 from experiment.run.directory import RunDirectory
 from experiment.run.load import load_run
 from experiment.training.loop import train
+from experiment.training.power_ema import reconstructed, write_run
 from experiment.training.trainer import Trainer
 from sde_lib import VP, NetworkScore
 from sde_lib.ema import gamma_of

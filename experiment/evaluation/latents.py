@@ -1,0 +1,342 @@
+"""Latents of a run: examples carried to their latents and back, paths between them, and how typical they are.
+
+Levels are dequantised uniformly: at the centre of its bin an image lies nearer to the mode than any data that the
+network was trained on, and its latent is too short. Example i has the same draws in every mode, in any batch and for
+any --n.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiment.data.npz import DATA_KEYS, LABEL_KEYS, read_npz
+from experiment.errors import UserError
+from experiment.files import write_bytes, write_json, write_npz
+
+Array = np.ndarray
+
+_TRAIN, _TEST, _FILE = range(3)  # the sets that a seed's randomness is split into, and then by purpose
+_DRAWS, _PROBES = range(2)
+SHOWN = 10  # examples at either end of the scale
+
+
+def dequantised(
+    run: Any, x: Array, labels: Array | None, index: Array, of: int, seed: int
+) -> tuple[Array, Array | None]:
+    """The rows `index` of a set's examples as points at t_min (n, *shape), and their classes for a conditional
+    network.
+    """
+    import jax
+
+    from sde_lib.dequantization import UniformDequantization
+
+    if not len(index):
+        raise UserError(f"{run.dataset.name} has no examples there: train on data with a held-out split")
+    z = run.scaling.to_model(x[index])
+    if run.scaling.levels is not None:
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(_key(seed, of, _DRAWS), index)
+        z, _ = UniformDequantization(run.scaling.bin_width)(run.score_fn.sde, keys, z)
+    return np.asarray(z), labels[index] if run.config.model.class_conditional and labels is not None else None
+
+
+def _key(seed: int, of: int, purpose: int) -> Any:
+    import jax
+
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), of), purpose)
+
+
+def in_batches(
+    run: Any, solve: Callable[..., Any], x: Array, labels: Array | None, description: str
+) -> tuple[list[Array], float]:
+    """(each array of solve(x, labels, first), joined over the batches; mean NFE). `solve` returns arrays of rows, and
+    then NFE.
+    """
+    from experiment.sampling import padded, progress, solver_remedy
+
+    n, found, calls = len(x), [], 0
+    size = min(run.config.eval.batch_size, n)
+    with progress(n, description, "example") as bar, solver_remedy():
+        for first in range(0, n, size):
+            rows = slice(first, first + size)
+            *arrays, nfe = solve(padded(x[rows], size), None if labels is None else padded(labels[rows], size), first)
+            kept = min(size, n - first)
+            found.append([np.asarray(array)[:kept] for array in arrays])
+            calls += kept * int(nfe)
+            bar.update(kept)
+    return [np.concatenate(parts) for parts in zip(*found, strict=True)], calls / n
+
+
+def carry(
+    run: Any, direction: Callable[..., Any], x: Array, labels: Array | None, description: str
+) -> tuple[Array, float]:
+    """(x carried by `sde_lib.encode` or `decode`, mean NFE), at the tolerances of the run's config.sample."""
+    from sde_lib import ProbabilityFlow
+
+    flow = ProbabilityFlow(rtol=run.config.sample.rtol, atol=run.config.sample.atol)
+
+    def solve(x: Array, labels: Array | None, first: int) -> Any:
+        result = direction(run.score_fn, x, flow=flow, cond=labels)
+        return result.x, result.nfe
+
+    (carried,), nfe = in_batches(run, solve, x, labels, description)
+    return carried, nfe
+
+
+def scores(
+    run: Any, x: Array, labels: Array | None, of: int, *, probes: int, seed: int, description: str
+) -> tuple[Array, Array]:
+    """(log-densities (n,) in nats of points x, their latents (n, *shape))."""
+    from sde_lib import Hutchinson, log_prob
+
+    key, settings = _key(seed, of, _PROBES), run.config.eval
+
+    def solve(x: Any, labels: Array | None, first: int) -> Any:
+        divergence = Hutchinson(probes=probes)
+        return log_prob(
+            run.score_fn,
+            x,
+            key,
+            divergence=divergence,
+            rtol=settings.rtol,
+            atol=settings.atol,
+            first=first,
+            cond=labels,
+        )
+
+    (nats, _, latent), _ = in_batches(run, solve, x, labels, description)
+    return np.asarray(nats, np.float64), latent
+
+
+def read_rows(
+    run: Any, path: Path, flag: str, names: tuple[str, ...], images: bool
+) -> tuple[dict[str, Array], Array, Array | None]:
+    """(all arrays of the file, the first of `names` that it has, (n, *shape), and its classes for a conditional
+    network).
+
+    Raises UserError where it is not uint8 images, or floats, of the run's shape, and where the network needs classes
+    that are not there.
+    """
+    if not path.is_file():
+        raise UserError(f"--{flag}={path}: there is no such file; give an .npz")
+    arrays = read_npz(path)
+    x = next((arrays[name] for name in names if name in arrays), None)
+    has = f"{', '.join(arrays) or 'no arrays'}" if x is None else f"{x.dtype} of shape {x.shape}"
+    x = x[..., None] if x is not None and images and x.ndim == 3 else x
+    if x is None or not len(x) or x.shape[1:] != tuple(run.shape) or x.dtype.kind != ("u" if images else "f"):
+        wanted = (
+            f"{'uint8 images' if images else 'floats'} (n, {', '.join(map(str, run.shape))}), named "
+            f"{' or '.join(names)}"
+        )
+        raise UserError(f"--{flag}={path}: this run takes {wanted}, and the file holds {has}")
+    if not np.isfinite(x).all():
+        raise UserError(f"--{flag}={path}: a value is not finite; drop its row")
+    if not run.config.model.class_conditional:
+        return arrays, x, None
+    labels = next((arrays[name] for name in LABEL_KEYS if name in arrays), np.array(-1))
+    if (
+        labels.shape != (len(x),)
+        or labels.dtype.kind not in "iu"
+        or labels.min() < 0
+        or labels.max() >= run.num_classes
+    ):
+        raise UserError(
+            f"--{flag}={path}: the network is class-conditional; save a class 0..{run.num_classes - 1} for each row, "
+            "as labels"
+        )
+    return arrays, x, labels
+
+
+def read_examples(run: Any, path: Path) -> tuple[Array, Array | None]:
+    """--of's examples in the levels of the run's data, or vectors; images have the file's `levels`, or 256, as
+    samples.npz has.
+    """
+    images = run.scaling.levels is not None
+    arrays, x, labels = read_rows(run, path, "of", DATA_KEYS, images)
+    if images:
+        levels, most = arrays.get("levels", np.array(256)), int(x.max())
+        if levels.size != 1 or levels.dtype.kind not in "iu" or not most < levels.item() <= 256:
+            told = f"values to {most} take `levels`, one integer, from {most + 1} to 256"
+            raise UserError(f"--of={path}: {told}; it is {levels.tolist()!r:.40}")
+        top = max(levels.item() - 1, 1)
+        x = np.rint(x * ((run.scaling.levels - 1) / top)).astype(np.uint8)
+    return x, labels
+
+
+def encode_examples(run: Any, folder: Path, *, n: int | None = None, seed: int = 0) -> str:
+    """--encode: the first n held-out examples."""
+    from sde_lib import encode
+
+    test = run.dataset.test
+    index = np.arange(min(n or run.config.eval.likelihood_n, len(test)))
+    x, labels = dequantised(run, test.x, test.labels, index, _TEST, seed)
+    latents, nfe = carry(run, encode, x, labels, "encode")
+    arrays = {"latents": latents, "index": index} | ({} if labels is None else {"labels": labels})
+    write_npz(folder / "latents.npz", **arrays)
+    return f"encode: {len(index):,} held-out examples, {nfe:,.0f} NFE, step {run.step}: {folder / 'latents.npz'}"
+
+
+def decode_latents(run: Any, folder: Path, *, decode: str) -> str:
+    """--decode: the file's latents."""
+    from experiment.sampling import write_samples
+    from sde_lib import decode as backwards
+
+    _, latents, labels = read_rows(run, Path(decode).expanduser(), "decode", ("latents",), images=False)
+    x, nfe = carry(run, backwards, latents.astype(np.float32), labels, "decode")
+    write_samples(run, x, folder)
+    return f"decode: {len(x):,} latents, {nfe:,.0f} NFE, step {run.step}: {folder / 'samples.npz'}"
+
+
+def interpolate_examples(run: Any, folder: Path, *, interpolate: list[str], points: int = 9, seed: int = 0) -> str:
+    """--interpolate: points steps between two held-out examples, ends included."""
+    from experiment.plots import likelihood as plots
+    from sde_lib import decode, encode, spherical_interpolation
+
+    test, scaling = run.dataset.test, run.scaling
+    index = _pair(interpolate, len(test))
+    ends, labels = dequantised(run, test.x, test.labels, index, _TEST, seed)
+    if labels is not None and labels[0] != labels[1]:
+        raise UserError(
+            f"--interpolate: examples {index[0]} and {index[1]} are of classes {labels[0]} and {labels[1]}, and a "
+            "class-conditional network has a map of its own for each: choose two of one class"
+        )
+    weight = np.linspace(0, 1, points)
+    latents, to = carry(run, encode, ends, labels, "encode")
+    between = np.asarray(spherical_interpolation(latents[:1], latents[1:], weight))
+    x, back = carry(run, decode, between, None if labels is None else np.repeat(labels[:1], points), "decode")
+    rows = weight.reshape(-1, *[1] * len(run.shape))
+    if scaling.levels:
+        shown = scaling.to_uint8(scaling.to_data(x))
+        blended = scaling.to_uint8((1 - rows) * test.x[index[0]] + rows * test.x[index[1]])
+        picture = plots.image_paths({"through the latents": shown, "pixel by pixel": blended}, weight)
+    else:
+        shown = x.astype(np.float32)
+        picture = plots.vector_path(shown, between, test.x, float(run.score_fn.sde.sigma(run.score_fn.sde.t_max)))
+    write_npz(folder / "path.npz", arr_0=shown, latents=between, weight=weight, index=index)
+    write_bytes(folder / "path.png", picture)
+    return (
+        f"interpolate: {points} points from example {index[0]} to {index[1]}, {to + back:,.0f} NFE, step "
+        f"{run.step}: {folder / 'path.png'}"
+    )
+
+
+def _pair(given: list[str], available: int) -> Array:
+    """The two indices of --interpolate. Raises UserError for anything else."""
+    try:
+        first, second = map(int, given)
+    except ValueError:
+        raise UserError(
+            f"--interpolate={','.join(given)}: give two held-out examples by index, such as --interpolate=3,17"
+        ) from None
+    for index in (first, second):
+        if not 0 <= index < available:
+            raise UserError(
+                f"--interpolate: there is no held-out example {index}; the indices are 0 to {available - 1}"
+            )
+    if first == second:
+        raise UserError(f"--interpolate={first},{second}: give two different examples")
+    return np.array([first, second])
+
+
+def score_examples(
+    run: Any, folder: Path, *, of: str | None = None, n: int | None = None, probes: int | None = None, seed: int = 0
+) -> str:
+    """--typicality: n held-out examples against n training examples, or n of a file against n held-out ones.
+
+    The network has not seen the held-out ones, so against them another set's p-values are exact. Against the training
+    examples they say how much nearer the network came to these.
+    """
+    from experiment.evaluation.evaluate import plain
+    from experiment.plots import likelihood as plots
+    from sde_lib import latent_typicality, typicality
+
+    n, probes = n or run.config.eval.likelihood_n, probes or run.config.eval.probes
+    train, test = run.dataset.train, run.dataset.test
+    sets: list[tuple[str, int, Array, Array | None]] = [("held-out examples", _TEST, test.x, test.labels)]
+    if of is None:
+        sets.insert(0, ("training examples", _TRAIN, train.x, train.labels))
+    else:
+        sets.append((Path(of).name, _FILE, *read_examples(run, Path(of).expanduser())))
+    if len(sets[0][2]) < 2:
+        raise UserError(
+            f"typicality needs at least 2 {sets[0][0]} to compare with, and {run.dataset.name} has {len(sets[0][2])}"
+        )
+    std = float(run.score_fn.sde.sigma(run.score_fn.sde.t_max))
+    found: list[dict[str, Any]] = []
+    for name, which, x, labels in sets:
+        index = np.random.RandomState(seed).permutation(len(x))[
+            :n
+        ]  # a folder's images may lie in the order of their classes
+        points = dequantised(run, x, labels, index, which, seed)
+        nats, latent = scores(run, *points, which, probes=probes, seed=seed, description=name)
+        latent_z, latent_p_value = map(np.asarray, latent_typicality(latent, std))
+        arrays = {"index": index, "nats": nats, "latent_z": latent_z, "latent_p_value": latent_p_value}
+        found.append({"name": name} | {key: values[np.argsort(index)] for key, values in arrays.items()})
+    reference, tested = found
+    try:
+        reference["z"], _ = typicality(
+            reference["nats"], reference["nats"]
+        )  # its p-values would be against a set with the example
+        tested["z"], tested["p_value"] = typicality(tested["nats"], reference["nats"])
+    except ValueError as error:  # not finite, or all equal
+        raise UserError(f"{error}, or train the network longer") from error
+    x = sets[1][2][tested["index"]]
+    shown = run.scaling.to_uint8(x) if run.scaling.levels else x
+    picture = plots.typicality(reference, tested, int(np.prod(run.shape)), shown, SHOWN)
+    document = {
+        "workdir": str(run.workdir),
+        "step": run.step,
+        "seed": seed,
+        "probes": probes,
+        "reference": reference,
+        "tested": tested,
+    }
+    write_json(folder / "typicality.json", plain(document))
+    write_bytes(folder / "typicality.png", picture)
+    small = {name: np.mean(tested[name] <= 0.05) for name in ("p_value", "latent_p_value")}
+    return (
+        f"typicality: {len(x):,} {tested['name']} against {len(reference['index']):,} {reference['name']}: "
+        f"mean z {tested['z'].mean():+.2f}, {small['p_value']:.1%} with p <= 0.05; of the latents' norms "
+        f"{tested['latent_z'].mean():+.2f}, {small['latent_p_value']:.1%}; step {run.step}: {folder / 'typicality.png'}"
+    )
+
+
+# Each mode, and the flags that are its own.
+MODES: dict[str, tuple[Callable[..., str], tuple[str, ...]]] = {
+    "encode": (encode_examples, ("n", "seed")),
+    "decode": (decode_latents, ()),
+    "interpolate": (interpolate_examples, ("points", "seed")),
+    "typicality": (score_examples, ("of", "n", "probes", "seed")),
+}
+SETTINGS = ("points", "of", "n", "probes", "seed")
+
+
+def latents_of_run(workdir: str, given: dict[str, Any], out: str | None = None) -> str:
+    """The whole command: `given` has the flags by name, None where one was not given; returns the line that says what
+    was done.
+
+    Raises UserError unless exactly one mode is given, for a flag that it does not have, and for whatever else the user
+    can mend.
+    """
+    from experiment.run.load import load_run
+
+    modes = [name for name in MODES if given.get(name)]
+    if len(modes) != 1:
+        got = f", not {' and '.join(f'--{name}' for name in modes)}" if modes else ""
+        raise UserError(f"choose one of --encode, --decode=FILE.npz, --interpolate=3,17 and --typicality{got}")
+    mode = modes[0]
+    function, own = MODES[mode]
+    settings = {name: given[name] for name in SETTINGS if given.get(name) is not None}
+    for name, value in settings.items():
+        if name not in own:
+            raise UserError(f"--{name} is not for --{mode}: leave it out")
+        least = {"n": 2 if mode == "typicality" else 1, "points": 2, "probes": 1, "seed": 0}.get(name)
+        if least is not None and value < least:
+            raise UserError(f"--{name} is {value}: give at least {least}")
+        if name == "seed" and value >= 2**32:
+            raise UserError(f"--seed is {value}: give at most 2^32 - 1")
+    if mode in ("decode", "interpolate"):
+        settings[mode] = given[mode]
+    run = load_run(workdir)
+    return function(run, Path(out).expanduser() if out else run.workdir / "latents", **settings)

@@ -1,0 +1,151 @@
+"""Folders of diffusers' `UNet2DModel` as runs: the architectures of DDPM and NCSN++, and what their schedulers say."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiment.errors import UserError
+from experiment.published.diffusers_layout import NCSNPP, architecture_of, diffusers_names, options_of
+from experiment.published.to_run import Imported, abstract, arranged, check_new, write_run
+from experiment.published.torch_files import read_state_dict
+from experiment.run.directory import RunDirectory
+
+WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+
+SCHEDULE: dict[str, Any] = {
+    "beta_schedule": "linear",
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "trained_betas": None,
+}
+
+# Names before diffusers 0.15 -> names since.
+RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+def _renamed(name: str) -> str:
+    """A weight's name as diffusers has it since 0.15."""
+    module, _, leaf = name.rpartition(".")
+    before, _, last = module.rpartition(".")
+    return f"{before}.{RENAMED[last]}.{leaf}" if ".attentions." in name and last in RENAMED else name
+
+
+def import_folder(folder: str | Path, out: str | Path, data_name: str = "cifar10", data_path: str = "") -> str:
+    """Write the run `out` with the folder's network; returns what was read, in a line. Raises UserError, and then
+    leaves no run.
+    """
+    root = Path(folder)
+    unet = root / "unet" if (root / "unet" / "config.json").is_file() else root
+    check_new(RunDirectory(out))
+    config = _json(unet / "config.json")
+    options = options_of(config)
+    process = _ve(root, unet, config) if architecture_of(config) is NCSNPP else _vp(root, unet)
+    there = [unet / name for name in WEIGHTS if (unet / name).is_file()]
+    if not there:
+        raise UserError(f"{unet} has no weights: it needs {' or '.join(WEIGHTS)}")
+    content = read_state_dict(there[0])
+    if not isinstance(content, Mapping) or not all(isinstance(array, np.ndarray) for array in content.values()):
+        raise UserError(f"{there[0]} holds more than weights: give what diffusers saved")
+    weights = {_renamed(str(name)): array for name, array in content.items()}
+    network, shape = abstract({**options, "centered": process.centered}), options.pop("shape")
+    params = arranged(network, diffusers_names(network), weights)
+    imported = Imported(
+        params=params,
+        ema=params,  # what was published is the average
+        moments=None,
+        step=0,
+        shape=shape,
+        sde=process.sde,
+        model={"name": "ncsnpp", **options, **process.model},
+        data={"centered": process.centered, "name": data_name, "path": data_path},
+        sample=process.sample,
+        ema_decay=process.ema_decay,
+    )
+    write_run(imported, out)
+    count = sum(array.size for array in weights.values())
+    return (
+        f"{out}: {count:,} weights; {process.line}, images {shape[0]}x{shape[1]} in "
+        f"{'[-1, 1]' if process.centered else '[0, 1]'}"
+    )
+
+
+@dataclass(frozen=True)
+class Process:
+    """What a published network was trained for: sections of the config, whether its images are in [-1, 1], and all that
+    in a few words.
+    """
+
+    sde: Mapping[str, Any]
+    model: Mapping[str, Any]
+    sample: Mapping[str, Any]
+    centered: bool
+    ema_decay: float
+    line: str
+
+
+def _vp(root: Path, unet: Path) -> Process:
+    """DDPM's, with the betas of the scheduler's file if there is one. Raises UserError for another chain."""
+    file, schedule = _schedule(root, unet)
+    for key, value in SCHEDULE.items():
+        if schedule.get(key, value) != value:
+            raise UserError(
+                f"the folder's {key} is {schedule[key]!r}; this reads chains with {value!r} alone: give DDPM's"
+            )
+    steps = SCHEDULE["num_train_timesteps"]
+    start, end = _numbers(file, schedule, beta_start=1e-4, beta_end=0.02)
+    low, high = (float(f"{steps * beta:.10g}") for beta in (start, end))
+    sde = {"name": "vp", "beta_min": low, "beta_max": high}
+    model = {"parameterization": "raw_eps", "noise_label": "chain"}
+    return Process(sde, model, {}, True, 0.9999, f"vp, beta {low:g} to {high:g}")
+
+
+def _ve(root: Path, unet: Path, config: Mapping[str, Any]) -> Process:
+    """NCSN++'s, with the noise levels of the scheduler's file if there is one. It divides by sigma itself, what is left
+    is the score.
+    """
+    file, schedule = _schedule(root, unet)
+    named = {"sigma_min": 0.01, "sigma_max": 1348.0, "sampling_eps": 1e-5, "snr": 0.15, "num_train_timesteps": 2000}
+    low, high, t_min, snr, steps = _numbers(file, schedule, **named)
+    sde = {"name": "ve", "sigma_min": low, "sigma_max": high, "t_min": t_min}
+    model = {"parameterization": "raw_score", "noise_label": "log_sigma"}
+    # A network that takes 2 x - 1 of its input has images in [0, 1].
+    centered = not config.get("center_input_sample", False)
+    return Process(sde, model, {"snr": snr, "steps": int(steps)}, centered, 0.999, f"ve, sigma {low:g} to {high:g}")
+
+
+def _schedule(root: Path, unet: Path) -> tuple[Path, dict[str, Any]]:
+    """The scheduler's file and what it holds; nothing without one."""
+    files = [folder / "scheduler_config.json" for folder in (root / "scheduler", root, unet)]
+    there = [file for file in files if file.is_file()]
+    return (there[0], _json(there[0])) if there else (files[0], {})
+
+
+def _numbers(file: Path, schedule: Mapping[str, Any], **defaults: float) -> list[float]:
+    """The scheduler's values of these keys. Raises UserError for one that is no positive number."""
+    found = [schedule.get(key, value) for key, value in defaults.items()]
+    for key, value in zip(defaults, found, strict=True):
+        if not (isinstance(value, int | float) and 0 < value < math.inf):
+            raise UserError(
+                f"{file}: {key} is {value!r}, and must be a positive number: get the file again from where it was "
+                "published"
+            )
+    return found
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(
+            f"cannot read {path} ({error.strerror}): give a folder that diffusers' save_pretrained wrote"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error}): get it again from where it was published") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no object: give a folder that diffusers' save_pretrained wrote")
+    return content
