@@ -19,32 +19,18 @@ SAMPLERS = flags.DEFINE_list("samplers", None, "Names of samplers. Default: the 
 N = flags.DEFINE_integer("n", None, "Samples for each sampler and seed. Default: config.eval.n.")
 SEEDS = flags.DEFINE_integer("seeds", None, "Sample seeds. Default: config.eval.seeds.")
 SEED = flags.DEFINE_integer("seed", None, "The first of them. Default: config.eval.seed.")
-NFE = flags.DEFINE_list(
-    "nfe", [], "Budgets of score calls, for curves of quality over NFE: every fixed-step sampler spends each of them."
-)
-EXACT_SCORE = flags.DEFINE_bool(
-    "exact_score", False, "The data's exact score instead of the network, where their law is known."
-)
-LIKELIHOOD = flags.DEFINE_bool(
-    "likelihood", False, "Only the held-out likelihood, with its error budget: WORKDIR/likelihood/."
-)
+NFE = flags.DEFINE_list("nfe", [], "Budgets of score calls, for curves of quality over NFE, of fixed-step samplers.")
+EXACT_SCORE = flags.DEFINE_bool("exact_score", False, "The exact score of a known distribution, not the network.")
+LIKELIHOOD = flags.DEFINE_bool("likelihood", False, "Only the held-out likelihood and its errors: WORKDIR/likelihood/.")
 PROBES = flags.DEFINE_integer("probes", None, "Hutchinson's probes for each example. Default: config.eval.probes.")
 DEQUANTIZATION = flags.DEFINE_string("dequantization", None, "uniform (default) or truncated_normal.")
 K = flags.DEFINE_integer("k", None, "Importance-weighted draws of each example. Default: 1.")
 BOUND = flags.DEFINE_bool("bound", False, "With --likelihood: the variational bound of the SDE's model too.")
 CHAIN = flags.DEFINE_integer("chain", None, "With --likelihood: the ELBO of the discrete chain of so many steps too.")
-BETAS = flags.DEFINE_string(
-    "betas", None, "The chain's: sde (default, the run's own at even times), linear, cosine or log_snr."
-)
-VARIANCE = flags.DEFINE_string(
-    "variance", None, "Of the chain's reverse steps: fixed_small (default) or fixed_large, better for short chains."
-)
-FID = flags.DEFINE_bool(
-    "fid", False, "Only FID, KID, precision and recall, by the Inception weights of --fid_weights: WORKDIR/fid/."
-)
-FID_WEIGHTS = flags.DEFINE_string(
-    "fid_weights", None, "With --fid: the file of the Inception weights, which is not downloaded."
-)
+BETAS = flags.DEFINE_string("betas", None, "The chain's: sde (default, the run's own), linear, cosine or log_snr.")
+VARIANCE = flags.DEFINE_string("variance", None, "Of the chain's steps: fixed_small (default) or fixed_large.")
+FID = flags.DEFINE_bool("fid", False, "Only FID, KID, precision and recall, by --fid_weights: WORKDIR/fid/.")
+FID_WEIGHTS = flags.DEFINE_string("fid_weights", None, "With --fid: the Inception weights' file; it is not downloaded.")
 FID_REFERENCE = flags.DEFINE_string(
     "fid_reference",
     None,

@@ -72,7 +72,7 @@ def fresh(*argv: str, **env: str) -> Done:
 
 @cache
 def _server() -> subprocess.Popen[str]:
-    command = [sys.executable, str(ROOT / "tests" / "fork_commands.py")]
+    command = [sys.executable, "-m", "tests.fork_commands"]
     server = subprocess.Popen(
         command, cwd=ROOT, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

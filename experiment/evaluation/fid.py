@@ -32,9 +32,9 @@ from experiment.data.scaling import Scaling
 from experiment.errors import UserError
 from experiment.evaluation.curves import at_budgets
 from experiment.evaluation.evaluate import plain, sample_key, settings_of
+from experiment.evaluation.text import aligned, number
 from experiment.files import write_json
 from experiment.provenance import provenance
-from experiment.report.tables import aligned, number
 from experiment.run.load import load_run
 from experiment.sampling import class_labels, draw
 

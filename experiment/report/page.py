@@ -11,7 +11,8 @@ from typing import Any
 
 from experiment.evaluation.comparison import QUALITY
 from experiment.evaluation.curves import INSIDE
-from experiment.report.tables import curve_lines, exact_rows, likelihood_line, number, score_error_line, table_rows
+from experiment.evaluation.text import number
+from experiment.report.tables import curve_lines, exact_rows, likelihood_line, score_error_line, table_rows
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,13 @@
 """The report's numbers as text: with their spread, to the digits that it leaves them, in rows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from experiment.evaluation.comparison import QUALITY
 from experiment.evaluation.curves import INSIDE
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """The value to so many significant digits; a dash where there is none."""
-    if value is None:
-        return "–"
-    return f"{value:,.0f}" if abs(value) >= 10 ** (digits - 1) else f"{value:#.{digits}g}".rstrip(".")
+from experiment.evaluation.text import aligned, number
 
 
 def plus_minus(value: Mapping[str, Any]) -> str:
@@ -40,12 +34,6 @@ def text_table(report: Mapping[str, Any]) -> str:
     if report["exact"]:
         lines += ["", *aligned(exact_rows(report["exact"])), score_error_line(report["exact"]), ""]
     return "\n".join([*lines, *curve_lines(report), likelihood_line(report["likelihood"]), *report["notes"]])
-
-
-def aligned(cells: Sequence[Sequence[str]]) -> list[str]:
-    """A line for each row, its cells in columns."""
-    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
 
 
 EXACT_COLUMNS = {

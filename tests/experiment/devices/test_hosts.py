@@ -19,8 +19,8 @@ from experiment.run.load import load_run
 from experiment.run.log import read_metrics
 from experiment.training.trainer import Trainer
 from tests.commands import Command, Done, train_flags, trained
-from tests.test_resume import assert_same_run
-from tests.test_sharding import losses, on_eight
+from tests.experiment.devices.test_sharding import losses, on_eight
+from tests.experiment.training.test_resume import assert_same_run
 
 KEYS: dict[str, Any] = {
     "model_width": 64,

@@ -50,8 +50,8 @@ from sde_lib.samplers import (
     weak_error,
 )
 from sde_lib.samplers.linear import run_linear, table_of
-from tests.family import FAMILY
 from tests.oracles import ALL_SDE_IDS, ALL_SDES, SDE_IDS, SDES, calls_of, random_mixture
+from tests.sde_lib.samplers.family import FAMILY
 
 each_method = pytest.mark.parametrize("name", FAMILY)
 each_sde = pytest.mark.parametrize("sde", ALL_SDES, ids=ALL_SDE_IDS)

@@ -22,7 +22,7 @@ from sde_lib.ema import gamma_of
 from sde_lib.losses import EDMWeighting, MinSNR, SoftMinSNR, Uncertainty, denoising_score_matching, likelihood_weighting
 from sde_lib.score import EDMPreconditioning
 from sde_lib.times import LearnedLogSNR, LogNormal, LossSecondMoment, uniform_log_snr
-from tests.test_trainer import config_with, host
+from tests.experiment.training.test_trainer import config_with, host
 
 WIDTHS, STEPS = (0.06, 0.12), 40
 KEYS: dict[str, Any] = {

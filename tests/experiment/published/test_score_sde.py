@@ -25,7 +25,7 @@ from experiment.training.loop import train
 from experiment.training.trainer import Trainer
 from models import NCSNpp, split
 from tests.commands import ROOT, Command
-from tests.torch_writer import name, text, write_legacy_pth, write_pth, write_safetensors
+from tests.experiment.published.torch_writer import name, text, write_legacy_pth, write_pth, write_safetensors
 
 GOLDEN = ROOT.parent / "shared" / "golden"
 needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="needs ../shared/golden")

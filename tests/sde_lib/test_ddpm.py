@@ -24,7 +24,7 @@ from sde_lib.ddpm import Model, NoiseOfScore, ancestral, elbo, fixed_large, fixe
 from sde_lib.pytree import register_dataclass
 from sde_lib.samplers import Ancestral, Times
 from sde_lib.sde import namespace
-from tests.test_chain import composed, conditioned, each_sde, even_in_log_snr, kl
+from tests.sde_lib.test_chain import composed, conditioned, each_sde, even_in_log_snr, kl
 
 # A mixture on a line, and its posterior mean at a step from the law of (x_0, x_t) within each component.
 WEIGHTS, MEANS, STDS = np.array([0.35, 0.65]), np.array([-0.8, 0.9]), np.array([0.35, 0.5])

@@ -1,7 +1,7 @@
 """The training step of DDPM++ and samplers compile for sixteen TPU v5e chips, without one: jax[tpu] brings the
 compiler.
 
-pytest -s -m slow tests/test_tpu.py prints what each chip needs.
+pytest -s -m slow tests/experiment/devices/test_tpu.py prints what each chip needs.
 """
 
 from collections.abc import Callable

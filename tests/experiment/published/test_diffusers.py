@@ -1,6 +1,6 @@
 """diffusers' UNet2DModel of DDPM's and NCSN++'s architecture into a run, against what diffusers computes.
 
-tests/data/diffusers_ddpm.json and diffusers_ncsnpp.json hold the names and shapes of a small network's weights, and
+data/diffusers_ddpm.json and diffusers_ncsnpp.json hold the names and shapes of a small network's weights, and
 what diffusers 0.42.1 with torch 2.13 computes on CPU with the weights and images that `weights` and `images` draw;
 `computed` makes them, where both are installed.
 """
@@ -22,7 +22,7 @@ from experiment.published.to_run import abstract
 from models import split
 from sde_lib.chain import Chain
 from tests.commands import ROOT, Command
-from tests.torch_writer import write_pth, write_safetensors
+from tests.experiment.published.torch_writer import write_pth, write_safetensors
 
 DATA = Path(__file__).parent / "data"
 CONFIG: dict[str, Any] = {

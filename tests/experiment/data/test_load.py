@@ -17,7 +17,7 @@ from experiment.data.batches import batch_indices
 from experiment.data.load import DATASETS, configured_dataset, load_dataset
 from experiment.errors import UserError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")

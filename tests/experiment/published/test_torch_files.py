@@ -15,7 +15,16 @@ import pytest
 
 from experiment.errors import UserError
 from experiment.published.torch_files import read_state_dict
-from tests.torch_writer import name, pickled, program, tensor, text, write_legacy_pth, write_pth, write_safetensors
+from tests.experiment.published.torch_writer import (
+    name,
+    pickled,
+    program,
+    tensor,
+    text,
+    write_legacy_pth,
+    write_pth,
+    write_safetensors,
+)
 
 RNG = np.random.default_rng(0)
 ARRAYS = {

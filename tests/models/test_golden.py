@@ -3,7 +3,6 @@ are not there.
 """
 
 from functools import cache
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +18,9 @@ from models.resample import downsample, fir_downsample, fir_upsample, upsample
 from sde_lib import VE, VP, NetworkScore, SubVP
 from sde_lib.labels import LogSigmaLabel, TimeLabel
 from sde_lib.score import RawEpsilonPrediction, RawScorePrediction
+from tests.commands import ROOT
 
-GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
+GOLDEN = ROOT.parent / "shared" / "golden"
 pytestmark = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"no vectors in {GOLDEN}")
 BOUND = 1e-5  # relative to the largest entry
 
