@@ -10,7 +10,7 @@ WORKDIR = flags.DEFINE_string("workdir", "runs/digits", "The run directory.")
 def main() -> int:
     from experiment.training.loop import train
 
-    return train(flags.FLAGS.config, WORKDIR.value)
+    return train(flags.FLAGS.config, WORKDIR.value, given=flags.FLAGS["config"].override_values)
 
 
 if __name__ == "__main__":

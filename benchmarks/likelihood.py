@@ -26,6 +26,7 @@ import jax.numpy as jnp
 
 from configs import digits
 from experiment.cli import convolutions_on_all_cores
+from experiment.config import whole_config
 from experiment.evaluation.likelihood import LikelihoodSettings, likelihood
 from experiment.run.load import Run, load_run
 from experiment.training.loop import train
@@ -42,7 +43,7 @@ CENTRES = {
 
 def trained(workdir: Path, steps: int, seed: int, settings: dict[str, Any]) -> Run:
     """The run of the digits config with these settings; settings without a section are train's."""
-    config = digits.get_config()
+    config = whole_config(digits.get_config())
     config.seed, config.train.steps = seed, steps
     config.train.checkpoint_every = steps
     config.update_from_flattened_dict({k if "." in k else f"train.{k}": v for k, v in settings.items()})

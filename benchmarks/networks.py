@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from configs import digits
 from experiment.build.objects import build_score
+from experiment.config import whole_config
 from experiment.data.load import load_dataset
 from experiment.evaluation.evaluate import evaluate_run
 from experiment.training.loop import train
@@ -33,7 +34,7 @@ NETWORKS: dict[str, dict] = {
 
 
 def config_of(name: str, **train_settings: object) -> ConfigDict:
-    config = digits.get_config()
+    config = whole_config(digits.get_config())
     for section, values in NETWORKS[name].items():
         config[section].update(values)
     config.train.update(train_settings)

@@ -34,6 +34,7 @@ from tqdm import tqdm
 from configs import digits
 from experiment.build.objects import build_score
 from experiment.build.samplers import SAMPLERS
+from experiment.config import whole_config
 from experiment.data.load import load_dataset
 from sde_lib import (
     VP,
@@ -68,7 +69,7 @@ def checkpoints(count: int, traces: list) -> tuple[list[NetworkScore], tuple[int
     """The digits network with `count` sets of weights, and an image's shape. Untrained it puts out zero: few ODE steps,
     as long each.
     """
-    config, dataset = digits.get_config(), load_dataset("digits")
+    config, dataset = whole_config(digits.get_config()), load_dataset("digits")
     scores = []
     for seed in range(count):
         config.seed = seed

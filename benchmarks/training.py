@@ -35,6 +35,7 @@ from ml_collections import ConfigDict
 from configs import cifar10_ddpmpp, cifar10_ncsnpp
 from experiment.build.objects import build_score
 from experiment.cli import convolutions_on_all_cores
+from experiment.config import whole_config
 from experiment.data.dataset import Dataset, Split
 from experiment.provenance import provenance
 from experiment.training.trainer import Trainer, empty_window
@@ -64,7 +65,7 @@ def random_images(n: int = 1024) -> Dataset:
 
 
 def config_of(kind: str, args: argparse.Namespace, dtype: str, steps_per_call: int) -> ConfigDict:
-    config = CONFIGS[kind].get_config()
+    config = whole_config(CONFIGS[kind].get_config())
     config.model.update(width=args.width, blocks=args.blocks, dtype=dtype)
     never = 10**9
     config.train.update(

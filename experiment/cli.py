@@ -9,6 +9,7 @@ import contextlib
 import importlib.metadata
 import logging
 import os
+import runpy
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from experiment.config import KEYS, check_config, check_key, describe, nearest
+from experiment.config import KEYS, check_config, check_key, describe, nearest, whole_config
 from experiment.errors import UserError
 from experiment.files import cache_folder
 
@@ -74,8 +75,7 @@ def parse_flags(
     try:
         values.set_gnu_getopt(bool(positional))  # flags may follow them
         if config:
-            _check_overrides(argv)
-            config_flags.DEFINE_config_file("config", config, "A file with get_config().", values, lock_config=True)
+            argv = _define_config(argv, config, values)
         rest = values(argv)[1:]
     except flags.UnrecognizedFlagError as error:
         guess = nearest(error.flagname, values)
@@ -95,20 +95,34 @@ def parse_flags(
     return list(rest)
 
 
-def _check_overrides(argv: list[str]) -> None:
-    """The names in --config.name and the file in --config, which ml_collections would answer with a traceback."""
-    for i, argument in enumerate(argv[1:], 1):
+def _define_config(argv: list[str], file: str, values: flags.FlagValues) -> list[str]:
+    """Define --config.section.key of the whole config that --config=FILE, by default `file`, stands for.
+
+    Returns the arguments without --config=FILE, which is read here: ml_collections overrides only keys that a file
+    itself names. Raises UserError for an unknown key, a missing file, and a value that its key does not take.
+    """
+    rest = argv[:1]
+    arguments = iter(argv[1:])
+    for argument in arguments:
         name, equals, value = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and name == "config":
+            file = value if equals else next(arguments, "")
+            _check_file(file)
+            continue
         if argument.startswith("-") and name.startswith("config."):
             check_key(name.removeprefix("config."))
-        elif argument.startswith("-") and name == "config":
-            _check_file(value if equals else "".join(argv[i + 1 : i + 2]))
+        rest.append(argument)
+    config = whole_config(runpy.run_path(file)["get_config"]())
+    told = "A file with get_config(). Each of its keys, and every other, is also --config.section.key=value."
+    config_flags.DEFINE_config_dict("config", config, told, values, lock_config=True, sys_argv=rest)
+    values["config"].default_as_str = f"'{file}'"
+    return rest
 
 
 def _check_file(name: str) -> None:
     if not Path(name).is_file():
         there = sorted(Path(sys.argv[0]).resolve().parent.glob("configs/[!_]*.py"))
-        names = ", ".join(os.path.relpath(path) for path in there)
+        names = ", ".join(os.path.relpath(path) for path in there if path.name != "base.py")
         raise UserError(f"config file {name!r} does not exist; there are {names}")
 
 
@@ -141,4 +155,4 @@ def convolutions_on_all_cores() -> None:
 def _compilation_cache() -> None:
     """jax keeps compiled programs in the user's cache folder, or $JAX_COMPILATION_CACHE_DIR ("": nowhere)."""
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder() / "compiled"))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")

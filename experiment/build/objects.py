@@ -110,14 +110,21 @@ def check_names(config: Any) -> None:
         check_sampler(name, "a sampler of config.eval.samplers")
 
 
-def construct(cls: type, section: Mapping[str, Any], what: str, **given: Any) -> Any:
-    """cls with `given` and those keys of the section that its signature names; None leaves its default.
+def parameters(cls: type) -> list[str]:
+    """The names that the class's constructor takes."""
+    signature = inspect.signature(cls.__init__)  # type: ignore[misc]  # of a flax class itself, it is its metaclass's
+    return list(signature.parameters)
+
+
+def construct(cls: type, section: Any, what: str, **given: Any) -> Any:
+    """Make cls of `given` and of those keys of the config's section that its constructor names; None is left out.
 
     Raises UserError where the constructor raises ValueError.
     """
-    signature = inspect.signature(cls.__init__)  # type: ignore[misc]  # of a flax class itself, it is its metaclass's
-    names = signature.parameters
-    options = {k: v for k, v in {**section, **given}.items() if k in names and v is not None}
+    named = parameters(cls)
+    options = {name: section[name] for name in named if name in section}
+    options |= {name: value for name, value in given.items() if name in named}
+    options = {name: value for name, value in options.items() if value is not None}
     try:
         return cls(**options)
     except ValueError as error:
@@ -126,14 +133,14 @@ def construct(cls: type, section: Mapping[str, Any], what: str, **given: Any) ->
 
 def build_sde(config: Any) -> Any:
     """The forward process of the `sde` section."""
-    return construct(choose(SDES, config.sde.name, "config.sde.name"), config.sde.to_dict(), "config.sde")
+    return construct(choose(SDES, config.sde.name, "config.sde.name"), config.sde, "config.sde")
 
 
 def build_parameterization(config: Any) -> Any:
     """How the network's output becomes a score: `model.parameterization`."""
     cls = choose(PARAMETERIZATIONS, config.model.parameterization, "config.model.parameterization")
     label = choose(NOISE_LABELS, config.model.noise_label, "config.model.noise_label")(config)
-    return construct(cls, config.model.to_dict(), "config.model", noise_label=label)
+    return construct(cls, config.model, "config.model", noise_label=label)
 
 
 def compute_dtype(name: str) -> jax.typing.DTypeLike:
@@ -160,7 +167,7 @@ def build_network(config: Any, dataset: Any, rngs: Any = None) -> tuple[Apply, d
         "rngs": rngs or nnx.Rngs(config.seed),
     }
     cls = choose(MODELS, config.model.name, "config.model.name")
-    return split(construct(cls, config.model.to_dict(), "config.model", **given))
+    return split(construct(cls, config.model, "config.model", **given))
 
 
 def abstract_network(config: Any, dataset: Any) -> tuple[Apply, dict[str, Any]]:

@@ -150,7 +150,7 @@ def import_checkpoint(path: str | Path, out: str | Path, given: Mapping[str, Any
         model={"name": "ncsnpp", **options, "parameterization": process.parameterization, "noise_label": label},
         data={"centered": centered, "name": given["data_name"], "path": given["data_path"]},
         # Song et al. 2021's for 256 pixels and more; a step of Langevin's that is right for 32 is too long there.
-        sample={"snr": 0.075, "steps": 2000} if shape[0] >= 256 else {},
+        sample={**({"snr": 0.075} if name == "ve" else {}), "steps": 2000} if shape[0] >= 256 else {},
         ema_decay=process.ema if parts.decay is None else parts.decay,
     )
     write_run(imported, out)

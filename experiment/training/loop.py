@@ -4,7 +4,7 @@ import contextlib
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from experiment.errors import UserError
 from experiment.run.directory import DataShape, RunDirectory
 from experiment.run.log import RunLog
 from experiment.training.trainer import NotFinite, Progress, Trainer, empty_window
+from experiment.training.unused import unused_keys, unused_line
 
 
 class Signals:
@@ -65,8 +66,11 @@ class Signals:
         return bool(self.received)
 
 
-def train(config: Any, workdir: str | Path) -> int:
+def train(config: Any, workdir: str | Path, given: Iterable[str] = ()) -> int:
     """Train config into workdir, from its newest checkpoint on. The same call again resumes, or says it is done.
+
+    given: the keys that the command line sets; one that the chosen classes do not take is a mistake. One that a config
+        file sets in vain, as a difference from another config may, is told in a line.
 
     Returns the exit status: 0, or 128 + n when signal n stopped it, after a checkpoint. Raises UserError for whatever
     the user can mend.
@@ -77,6 +81,8 @@ def train(config: Any, workdir: str | Path) -> int:
             check_names(config)
             directory = RunDirectory(workdir, config.train.keep)
             directory.check_belongs(config)
+            # A run that was begun goes on by the same command, whatever that sets in vain.
+            unused = unused_keys(config, () if directory.checkpoints.steps() else given)
             dataset = configured_dataset(config)
             trainer = Trainer(config, dataset)
             if first_host():
@@ -98,6 +104,8 @@ def train(config: Any, workdir: str | Path) -> int:
             return 0
         hosts = f" of {jax.process_count()} hosts" if jax.process_count() > 1 else ""
         devices = f"{trainer.mesh.size} {jax.default_backend()} device(s){hosts}"
+        if unused:
+            say(unused_line(config, unused))
         say(f"{directory.path}: {trainer.weights:,} weights on {devices}, from step {step}", sys.stdout)
         log = stack.enter_context(RunLog(directory.path, step)) if first_host() else None
         return _train(trainer, trainer.run(state, window, signals.here), directory, log, signals, step)

@@ -1,5 +1,6 @@
 """The schema: what passes, and what each mistake is told; the command line's flags in one line each."""
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,17 @@ from experiment.config import (
     KEYS,
     check_config,
     check_key,
+    check_value,
     differences,
     flatten,
     load_config,
     save_config,
+    set_keys,
+    whole_config,
 )
 from experiment.errors import UserError
 from experiment.provenance import provenance
+from experiment.training.unused import unused_keys, unused_line
 from tests.commands import ROOT
 
 
@@ -59,7 +64,7 @@ MISTAKES = {
 
 @pytest.mark.parametrize("name, value", MISTAKES)
 def test_a_mistake_in_a_config_is_told(name: str, value: Any) -> None:
-    nested = base.get_config().to_dict()
+    nested = whole_config({}).to_dict()
     section, _, last = name.rpartition(".")
     (nested.setdefault(section, {}) if section else nested)[last] = value
     with pytest.raises(UserError) as told:
@@ -67,17 +72,76 @@ def test_a_mistake_in_a_config_is_told(name: str, value: Any) -> None:
     assert MISTAKES[name, value] in str(told.value) and "\n" not in str(told.value)
 
 
-def test_a_missing_key_and_a_section_are_told() -> None:
-    config = base.get_config()
-    del config.train["lr"]
-    with pytest.raises(UserError, match=r"config.train.lr is missing"):
-        check_config(config)
+def test_a_section_is_no_key() -> None:
     with pytest.raises(UserError, match=r"config.train is a section"):
         check_key("train")
 
 
+def test_what_is_not_given_is_at_its_default() -> None:
+    assert set_keys(check_config({})) == {}
+    assert set_keys(check_config({"train": {"lr": 3e-3}, "eval": {"samplers": ("em",)}, "seed": 4})) == {
+        "seed": 4,
+        "train.lr": 3e-3,
+        "eval.samplers": ("em",),
+    }
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_each_default_is_in_its_range_and_each_key_has_a_meaning(name: str) -> None:
+    field = KEYS[name][1]
+    assert check_value(name, field.default) == field.default
+    assert len(field.metadata["meaning"]) > 3 and not field.metadata["meaning"].endswith(".")
+
+
+def test_our_configs_set_only_what_differs_from_the_defaults_and_is_used() -> None:
+    """No second home: a value that a config repeats, or sets for a class that it does not choose, would go stale."""
+    for path in sorted((ROOT / "configs").glob("[!_]*.py")):
+        config = importlib.import_module(f"configs.{path.stem}").get_config()
+        assert unused_keys(check_config(config)) == [], path.name
+
+
+UNUSED = {
+    "model.depth": 8,
+    "model.patch_size": 4,
+    "model.fir": True,
+    "model.scale_by_sigma": False,
+    "sde.sigma_min": 0.5,
+    "train.min_snr_gamma": 3.0,
+    "train.time_std": 2.0,
+}
+
+
+@pytest.mark.parametrize("name", UNUSED)
+def test_a_key_that_the_chosen_class_does_not_take_is_told(name: str) -> None:
+    config = whole_config(digits.get_config())
+    config.update_from_flattened_dict({name: UNUSED[name]})
+    checked = check_config(config)
+    assert unused_keys(checked) == [name]
+    assert f"config.{name}" in unused_line(checked, [name])
+    with pytest.raises(UserError, match=f"config.{name} is set, and config.*=.* does not take it"):
+        unused_keys(checked, given=[name])
+
+
+TAKEN = {
+    ("model.name", "dit"): ("model.patch_size", 4),
+    ("model.name", "ncsnpp"): ("model.fir", True),
+    ("sde.name", "ve"): ("sde.sigma_min", 0.5),
+    ("train.weighting", "min_snr"): ("train.min_snr_gamma", 3.0),
+    ("train.times", "logit_normal"): ("train.time_std", 2.0),
+    ("train.weighting", "soft_min_snr"): ("model.sigma_data", 0.3),
+}
+
+
+@pytest.mark.parametrize("choice", TAKEN)
+def test_a_key_that_the_chosen_class_takes_is_not_told(choice: tuple[str, str]) -> None:
+    name, value = TAKEN[choice]
+    config = whole_config({})
+    config.update_from_flattened_dict({choice[0]: choice[1], name: value})
+    assert name not in unused_keys(check_config(config), given=[name])
+
+
 def test_values_take_their_keys_types() -> None:
-    config = base.get_config()
+    config = whole_config({})
     config.train.lr = 1.0
     nested = config.to_dict()
     nested["train"]["lr"] = 1
@@ -90,7 +154,7 @@ def test_values_take_their_keys_types() -> None:
 
 
 def test_differences_name_the_keys_that_matter() -> None:
-    old, new = check_config(base.get_config()), base.get_config()
+    old, new = check_config(whole_config({})), whole_config({})
     new.train.lr, new.train.steps, new.sample.steps, new.eval.seeds, new.sde.t_min = 0.002, 7, 3, 1, 0.01
     new = check_config(new)
     assert differences(old, new, FREE_ON_RESUME) == ["sde.t_min None -> 0.01", "train.lr 0.001 -> 0.002"]
@@ -171,7 +235,7 @@ def test_provenance_says_what_ran() -> None:
 
 
 def test_each_sampler_takes_its_own_settings_from_the_sample_section() -> None:
-    config = base.get_config()
+    config = whole_config({})
     config.sample.update({"steps": 77, "rtol": 3e-4, "snr": 0.2})
     assert make_sampler("em", config).steps == 77
     assert (make_sampler("pc", config).steps, make_sampler("pc", config).snr) == (77, 0.2)

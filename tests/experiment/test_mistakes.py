@@ -37,6 +37,7 @@ MISTAKES = {
     "eval_samplers=em,heum": "is 'heum'; it must be one of: em, pc, ode",
     "data_name=digist": "digits",
     "model_name=dit": "DiT",
+    "model_heads=2": "config.model.heads is set, and config.model.name=mlp does not take it: leave it out",
     "train_batch_size=10 train_accumulate=4": "divisible by config.train.accumulate x devices, 4 x 1",
 }
 

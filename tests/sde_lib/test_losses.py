@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from configs import base
 from experiment.build import objective
+from experiment.config import whole_config
 from sde_lib import VE, VP, RectifiedFlow
 from sde_lib.losses import (
     EDMWeighting,
@@ -46,8 +46,8 @@ SIZES = np.random.default_rng(3).lognormal(0, 1, 8).astype(np.float32)
 
 
 # The tables of configs, at their defaults; of the laws that learn, one that has seen losses of very different sizes.
-WEIGHTINGS = {name: make(base.get_config()) for name, make in objective.WEIGHTINGS.items()}
-LAWS = {name: make(base.get_config()) for name, make in objective.TIMES.items()} | {
+WEIGHTINGS = {name: make(whole_config({})) for name, make in objective.WEIGHTINGS.items()}
+LAWS = {name: make(whole_config({})) for name, make in objective.TIMES.items()} | {
     "loss_second_moment": LossSecondMoment(jnp.asarray(SIZES**2), jnp.ones(8, jnp.int32), uniform_log_snr, history=1),
     "learned_log_snr": LearnedLogSNR(
         *(jnp.asarray(x, jnp.float32) for x in (0.3, np.log(SIZES), 2 + SIZES / 4, np.arange(8) / 7))

@@ -11,8 +11,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from configs import base
-from experiment.config import check_config
+from experiment.config import check_config, whole_config
 from experiment.data.batches import batch_indices
 from experiment.data.load import DATASETS, configured_dataset, load_dataset
 from experiment.errors import UserError
@@ -139,7 +138,7 @@ def test_arrays_are_neither_cropped_nor_resized(tmp_path):
 
 
 def test_every_key_of_the_data_reaches_the_loader(monkeypatch):
-    config = check_config(base.get_config())
+    config = check_config(whole_config({}))
     with config.unlocked():
         config.data.update(name="n", path="p", cache="c", crop=5, size=3, skip_unreadable=True)
     monkeypatch.setattr("experiment.data.load.load_dataset", lambda *args, **kwargs: (args, kwargs))

@@ -14,6 +14,7 @@ from configs import cifar10_ddpmpp
 from experiment import load_score
 from experiment.build.objects import abstract_network
 from experiment.build.samplers import make_sampler
+from experiment.config import whole_config
 from experiment.data.dataset import Dataset, Split
 from experiment.devices.sharding import weight_shardings
 from experiment.evaluation.likelihood import LikelihoodSettings, likelihood
@@ -71,7 +72,7 @@ def test_each_of_eight_devices_holds_an_eighth_of_the_weights(width: int) -> Non
     """DDPM++ as published, and a quarter as wide: at most 1/7 of the bytes, whatever stays whole. The EMA and the
     moments go with them.
     """
-    config = cifar10_ddpmpp.get_config()
+    config = whole_config(cifar10_ddpmpp.get_config())
     config.model.width = width
     images = Split(np.zeros((1, 32, 32, 3), np.uint8))
     _, weights = abstract_network(config, Dataset("images", images, images, 256))
@@ -90,7 +91,7 @@ ON_EIGHT = """
 import sys, warnings
 import jax, jax.numpy as jnp, numpy as np
 from configs import cifar10
-from experiment.config import check_config
+from experiment.config import check_config, whole_config
 from experiment.data.dataset import Dataset, Split
 from experiment.evaluation.likelihood import LikelihoodSettings, likelihood
 from experiment.run.load import load_run
@@ -112,7 +113,7 @@ several = put_rows(np.stack([rows, rows + 7]), source, mesh)
 same = np.array_equal(several, source[np.stack([rows, rows + 7])])
 print((same, sorted({s.data.shape for s in several.addressable_shards})))
 
-config = cifar10.get_config()
+config = whole_config(cifar10.get_config())
 keys = {"model.name": "dit", "model.width": 128, "model.depth": 2}
 keys |= {"train.batch_size": 16, "train.fsdp": 8, "train.power_ema": (0.1,)}
 config.update_from_flattened_dict(keys)

@@ -15,7 +15,7 @@ import pytest
 
 from configs import cifar10_ddpmpp
 from experiment.build.samplers import make_sampler
-from experiment.config import check_config
+from experiment.config import check_config, whole_config
 from experiment.data.dataset import Dataset, Split
 from experiment.devices.sharding import over_batch, replicated
 from experiment.training.trainer import Trainer
@@ -36,7 +36,7 @@ def chips() -> Any:
 
 
 def trainer_on(chips: Any, **keys: Any) -> Trainer:
-    config = cifar10_ddpmpp.get_config()
+    config = whole_config(cifar10_ddpmpp.get_config())
     config.update_from_flattened_dict({"train.batch_size": BATCH, "model.dtype": "bfloat16", **keys})
     images = Split(np.zeros((1, 32, 32, 3), np.uint8))
     return Trainer(check_config(config), Dataset("images", images, images, 256), chips)

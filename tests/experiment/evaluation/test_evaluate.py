@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import base
 from experiment.build.samplers import make_sampler
+from experiment.config import whole_config
 from experiment.data.dataset import Dataset, Split
 from experiment.data.scaling import Scaling
 from experiment.errors import UserError
@@ -66,7 +66,7 @@ def mixture() -> Any:
     """A run whose score is the exact one of its data."""
     x = np.asarray(LAW.sample(jax.random.key(9), 3300))
     return SimpleNamespace(
-        config=base.get_config(),
+        config=whole_config({}),
         dataset=Dataset("mixture", Split(x[:3000]), Split(x[3000:]), None, law=LAW),
         score_fn=ExactScore(LAW, VP()),
         scaling=Scaling(None),
@@ -288,17 +288,17 @@ def test_mistakes_in_sampling(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--n is 0"):
         draw_to_files("nowhere", "em", 0)
     with pytest.raises(UserError, match="--steps is -1"):
-        make_sampler("em", base.get_config(), steps=-1)
+        make_sampler("em", whole_config({}), steps=-1)
     with pytest.raises(UserError, match=r"'foo'.*em, pc, ode"):
-        make_sampler("foo", base.get_config())
+        make_sampler("foo", whole_config({}))
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
         write_samples(SimpleNamespace(scaling=Scaling(None)), np.ones((3, 2), np.float32), tmp_path / "file" / "folder")
 
 
 def test_steps_given_are_the_steps_taken() -> None:
-    assert make_sampler("em", base.get_config()).steps == 500
-    assert make_sampler("em", base.get_config(), steps=20).steps == 20
+    assert make_sampler("em", whole_config({})).steps == 500
+    assert make_sampler("em", whole_config({}), steps=20).steps == 20
 
 
 def test_the_commands_on_a_trained_run(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from PIL import Image
 from sklearn.metrics.pairwise import euclidean_distances
 from threadpoolctl import threadpool_limits
 
-from configs import base
+from experiment.config import whole_config
 from experiment.data.dataset import Dataset, Split
 from experiment.data.scaling import Scaling
 from experiment.errors import UserError
@@ -57,7 +57,7 @@ def run(tmp_path: Path) -> Any:
     """A run on pictures of 4x4 with 17 levels, with their exact score."""
     k = pictures(60)
     return SimpleNamespace(
-        config=base.get_config(),
+        config=whole_config({}),
         dataset=Dataset("pictures", Split(k[:40]), Split(k[40:]), 17),
         score_fn=ExactScore(LAW, VP()),
         scaling=Scaling(17),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import base
+from experiment.config import whole_config
 from experiment.data.load import load_dataset
 from experiment.errors import UserError
 from experiment.evaluation.known_distribution import (
@@ -166,7 +166,7 @@ def test_the_table_leaves_out_what_is_not_known_and_the_curves_are_drawn(tmp_pat
 
 
 def test_the_exact_score_takes_the_network_s_place() -> None:
-    config = base.get_config()
+    config = whole_config({})
     config.data.name = "mixture"
     other = ExactScore(OTHER, VP(beta_max=15.0))
     run = Run(Path("unused"), config, other, 1, (2,), None, 8)  # type: ignore[arg-type]  # a score is a score

@@ -14,7 +14,7 @@ import pytest
 from scipy import stats
 
 import experiment.run.load
-from configs import base
+from experiment.config import whole_config
 from experiment.data.dataset import Dataset, Split
 from experiment.data.scaling import Scaling
 from experiment.errors import UserError
@@ -206,7 +206,7 @@ def run_of(sde: Any, workdir: Path, levels: int | None = None, n: int = 12) -> A
     law = DiagonalGaussian(jnp.asarray(MEAN, jnp.float32).reshape(shape), jnp.full(shape, STD))
     x = np.asarray(Scaling(levels).to_data(law.sample(jax.random.key(0), 2 * n)))
     labels = (np.arange(2 * n) % 3).astype(np.int32)
-    config = base.get_config()
+    config = whole_config({})
     config.eval.batch_size, config.eval.probes = 2, 1  # every solve of one shape, which is compiled once
     return SimpleNamespace(
         workdir=workdir,

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import base
+from experiment.config import whole_config
 from experiment.data.dataset import Dataset, Split
 from experiment.data.scaling import Scaling
 from experiment.errors import UserError
@@ -36,7 +36,7 @@ def run_of(levels: int | None, n: int = 40) -> Any:
     if levels is not None:
         shape, x = (2, 2, 1), np.asarray(Scaling(levels).to_data(x)).reshape(-1, 2, 2, 1)
     return SimpleNamespace(
-        config=base.get_config(),
+        config=whole_config({}),
         dataset=Dataset("ours", Split(x[:200]), Split(x[200:]), levels),
         score_fn=ExactScore(LAW, VP(t_min=0.01)),
         scaling=Scaling(levels),
@@ -194,7 +194,7 @@ def test_a_class_conditional_network_is_told_the_classes() -> None:
         "ours", Split(levels.reshape(-1, 2, 2, 1), levels[:, 0]), Split(levels.reshape(-1, 2, 2, 1), levels[:, 0]), 17
     )
     run = SimpleNamespace(
-        **{**vars(PICTURES), "score_fn": ClassScore(), "dataset": dataset, "config": base.get_config()}
+        **{**vars(PICTURES), "score_fn": ClassScore(), "dataset": dataset, "config": whole_config({})}
     )
     run.config.model.class_conditional = True
     found, _, _ = likelihood(run, LikelihoodSettings(chain=10))

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import base
 from experiment import plots
+from experiment.config import whole_config
 from experiment.data.dataset import Dataset, Split
 from experiment.data.scaling import Scaling
 from experiment.evaluation.evaluate import Settings, evaluate
@@ -59,7 +59,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     rows = [{"step": s, "loss": 1 / s} for s in range(10, 200, 10)] + [{"step": 200, "loss": float("nan")}]
     (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     run = SimpleNamespace(
-        config=base.get_config(),
+        config=whole_config({}),
         dataset=Dataset(NAME, Split(k[:500], labels[:500]), Split(k[500:], labels[500:]), 17, 2),
         score_fn=ExactScore(LAW, VP()),
         scaling=Scaling(17),

@@ -13,7 +13,7 @@ import pytest
 
 from configs import toys
 from experiment.build.objects import build_optimizer, build_schedule
-from experiment.config import check_config
+from experiment.config import check_config, whole_config
 from experiment.data.batches import batch_indices
 from experiment.data.dataset import Dataset, Split
 from experiment.data.load import load_dataset
@@ -25,7 +25,7 @@ from tests.commands import SMALL
 
 
 def config_with(**keys: Any) -> Any:
-    config = toys.get_config()
+    config = whole_config(toys.get_config())
     config.update_from_flattened_dict({**SMALL, **{k.replace("_", ".", 1): v for k, v in keys.items()}})
     return check_config(config)
 

@@ -1,0 +1,73 @@
+"""Keys of a config that nothing takes: what the user set for another class than the one he chose."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from experiment.build.objective import Objective
+from experiment.build.objects import MODELS, build_parameterization, build_sde, parameters
+from experiment.config import KEYS, set_keys
+from experiment.errors import UserError
+
+# Keys that some classes take and others do not, and the key that chooses the class.
+CHOSEN_BY = {name: f"{name.partition('.')[0]}.name" for name in KEYS if name.startswith(("model.", "sde."))}
+CHOSEN_BY |= {
+    "model.sigma_data": "model.parameterization",
+    "model.scale_by_sigma": "model.parameterization",
+    "train.min_snr_gamma": "train.weighting",
+    "train.time_mean": "train.times",
+    "train.time_std": "train.times",
+}
+
+
+def unused_keys(config: Any, given: Iterable[str] = ()) -> list[str]:
+    """The keys that are set, so not at their defaults, and that the chosen classes do not take.
+
+    Raises UserError where one of them is in `given`, the keys of the command line.
+    """
+    read = _Reads(config)
+    build_sde(read)
+    build_parameterization(read)
+    Objective.of(read)
+    network = {f"model.{name}" for name in (*parameters(MODELS[config.model.name]), *_OF_EVERY_NETWORK)}
+    taken = network | read.names
+    unused = [name for name in set_keys(config) if name in CHOSEN_BY and name not in taken]
+    for name in unused:
+        if name in given:
+            raise UserError(f"config.{name} is set, and {_choice(config, name)} does not take it: leave it out")
+    return unused
+
+
+def unused_line(config: Any, unused: Iterable[str]) -> str:
+    """What is said of keys that a config file sets in vain."""
+    return "set and not used: " + ", ".join(f"config.{name} (not of {_choice(config, name)})" for name in unused)
+
+
+_OF_EVERY_NETWORK = ("name", "class_conditional", "dtype")
+
+
+def _choice(config: Any, name: str) -> str:
+    """The choice by which the key is not taken, such as "config.model.name=unet"."""
+    section, _, key = CHOSEN_BY[name].partition(".")
+    return f"config.{section}.{key}={config[section][key]}"
+
+
+class _Reads:
+    """A config that remembers, by dotted name, which of its values were read."""
+
+    def __init__(self, config: Any, prefix: str = "", names: set[str] | None = None):
+        self._config, self._prefix = config, prefix
+        self.names: set[str] = set() if names is None else names
+
+    def __getitem__(self, name: str) -> Any:
+        value = self._config[name]
+        if isinstance(value, ConfigDict):
+            return _Reads(value, f"{self._prefix}{name}.", self.names)
+        self.names.add(self._prefix + name)
+        return value
+
+    __getattr__ = __getitem__
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._config
