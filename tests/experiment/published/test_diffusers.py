@@ -126,6 +126,8 @@ def test_the_run_computes_what_diffusers_computes(expected: dict[str, Any], tmp_
     line = import_folder(path, tmp_path / "run")
     assert "vp, beta 0.1 to 20, images 8x8" in line
     check_run(tmp_path / "run", expected["y"])
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (config["sample"]["snr"], config["sample"]["steps"]) == (0.01, 1000)  # the corrector's step for VP
 
 
 def test_ncsnpp_s_score_is_what_diffusers_computes(expected_ncsnpp: dict[str, Any], tmp_path: Path) -> None:

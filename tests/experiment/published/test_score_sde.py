@@ -314,11 +314,13 @@ FLAGGED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "model.noise_label": "time",
             "data.centered": True,
             "train.ema": 0.9999,
+            "sample.snr": 0.01,
+            "train.lr": 2e-4,
         },
     ),
     "subvp": (
         {"sde": "subvp", "beta_max": 10.0},
-        {"sde.name": "subvp", "sde.beta_max": 10.0, "model.noise_label": "time"},
+        {"sde.name": "subvp", "sde.beta_max": 10.0, "model.noise_label": "time", "sample.snr": 0.01},
     ),
     "discrete ve": (
         {"sde": "ve", "sigma_max": 90.0},
@@ -327,6 +329,7 @@ FLAGGED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "model.noise_label": "reversed_time",
             "data.centered": False,
             "sde.sigma_max": 90.0,
+            "sample.snr": 0.16,
         },
     ),
     "by hand": (
