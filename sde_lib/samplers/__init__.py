@@ -4,6 +4,7 @@ from sde_lib.samplers.adams import DEIS, IPNDM, in_log_snr, in_rho, in_t
 from sde_lib.samplers.adaptive import AdaptiveSDE
 from sde_lib.samplers.annealed import AnnealedLangevin
 from sde_lib.samplers.base import Sampler, Samples, sample
+from sde_lib.samplers.exact_law import gaussian_kl, gaussian_law, pulse
 from sde_lib.samplers.exponential import (
     DDIM,
     DPMSolverPP2M,
@@ -16,14 +17,13 @@ from sde_lib.samplers.exponential import (
 from sde_lib.samplers.grids import FlowTime, Grid, Karras, Quadratic, Times, UniformLogSNR, UniformT
 from sde_lib.samplers.heun import Heun
 from sde_lib.samplers.langevin import Langevin, LangevinSamples, langevin
-from sde_lib.samplers.law import gaussian_kl, gaussian_law, pulse
 from sde_lib.samplers.linear import LinearSampler, Table
 from sde_lib.samplers.ode import ProbabilityFlow, decode, encode
 from sde_lib.samplers.predictor_corrector import PredictorCorrector
 from sde_lib.samplers.sa_solver import SASolver
 from sde_lib.samplers.stochastic import Ancestral, EulerMaruyama, ExponentialEuler, ReverseDiffusion
 from sde_lib.samplers.unipc import UniPC
-from sde_lib.samplers.weak import weak_error
+from sde_lib.samplers.weak_error import weak_error
 
 __all__ = [
     "DDIM",
