@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sde_lib.score import ScoreFn, per_sample
+from sde_lib.batch import fold_in_each, normal_like, per_sample, row_keys, sum_of_entries
+from sde_lib.score import ScoreFn
 
 
 class Bound(NamedTuple):
@@ -65,7 +66,7 @@ def vlb(
     """
     if times < 1:
         raise ValueError(f"vlb: times must be at least 1, not {times}")
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(x.shape[0]))
+    keys = row_keys(key, first + jnp.arange(x.shape[0]))
     sde = score_fn.sde
     high, low = (jnp.asarray(sde.log_snr(t), x.dtype) for t in (sde.t_min, sde.t_max))
     log_snr, per_time = _diffusion(score_fn, x, keys, times, cond)
@@ -96,8 +97,8 @@ def clean_offset(
     """
     sde = score_fn.sde
     alpha, sigma = (jnp.asarray(f(sde.t_min), x.dtype) for f in (sde.alpha, sde.sigma))
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(x.shape[0]))
-    eps = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(keys)
+    keys = row_keys(key, first + jnp.arange(x.shape[0]))
+    eps = normal_like(keys, x)
     z = alpha * x + sigma * eps
     error = eps + sigma * score_fn(z, sde.t_min, cond)
     return z, x[0].size * jnp.log(alpha) + 0.5 * sum_of_entries(eps**2) - 0.5 * sum_of_entries(error**2)
@@ -108,12 +109,12 @@ def _diffusion(score_fn: Any, x: jax.Array, keys: jax.Array, times: int, cond: A
     """(log SNR, ½ |eps - eps^|²), both (n, times)."""
     sde = score_fn.sde
     high, low = (jnp.asarray(sde.log_snr(t), x.dtype) for t in (sde.t_min, sde.t_max))
-    shift = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, times)))(keys).astype(x.dtype)
+    shift = jax.vmap(jax.random.uniform)(fold_in_each(keys, times)).astype(x.dtype)
 
     def stratum(j: jax.Array) -> tuple[jax.Array, jax.Array]:
         log_snr = high + (low - high) * (j + shift) / times
         t = jnp.clip(sde.time_of_log_snr(log_snr), sde.t_min, sde.t_max)
-        eps = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, j), x.shape[1:], x.dtype))(keys)
+        eps = normal_like(fold_in_each(keys, j), x)
         sigma = per_sample(sde.sigma(t), x)
         error = eps + sigma * score_fn(per_sample(sde.alpha(t), x) * x + sigma * eps, t, cond)
         return log_snr, 0.5 * sum_of_entries(error**2)
@@ -129,14 +130,9 @@ def _entropy(sde: Any, x: jax.Array) -> jax.Array:
 
 def _level_nats(sde: Any, x: jax.Array, keys: jax.Array, centres: jax.Array) -> jax.Array:
     """-log P(x | z_0) of one z_0 for each row, (n,)."""
-    eps = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 2**31 - 1), x.shape[1:], x.dtype))(keys)
+    eps = normal_like(fold_in_each(keys, 2**31 - 1), x)
     alpha, sigma = (jnp.asarray(f(sde.t_min), x.dtype) for f in (sde.alpha, sde.sigma))
     # In units of sigma, from x's own level: its logit is -eps²/2.
     apart = x[..., None] - centres.reshape((1,) * x.ndim + (-1,))
     logits = -0.5 * (eps[..., None] + apart * (alpha / sigma)) ** 2
     return sum_of_entries(jax.nn.logsumexp(logits, axis=-1) + 0.5 * eps**2)
-
-
-def sum_of_entries(x: jax.Array) -> jax.Array:
-    """The sum over the entries of each example, (n,)."""
-    return jnp.sum(x.reshape(x.shape[0], -1), axis=1)

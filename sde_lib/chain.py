@@ -16,10 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sde_lib.batch import per_sample
 from sde_lib.pytree import register_dataclass
-from sde_lib.samplers.base import host_sde
-from sde_lib.score import per_sample
-from sde_lib.sde import SDE, namespace
+from sde_lib.sde import SDE, host_sde, namespace
 
 
 @register_dataclass

@@ -13,7 +13,8 @@ from typing import Any
 
 import jax
 
-from sde_lib.score import ScoreFn, per_sample
+from sde_lib.batch import per_sample
+from sde_lib.score import ScoreFn
 from sde_lib.sde import SDE
 
 

@@ -18,13 +18,12 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import log_ndtr
 
-from sde_lib.bounds import sum_of_entries
+from sde_lib.batch import fold_in_each, normal_like, per_sample, row_keys, sum_of_entries
 from sde_lib.chain import Chain, Conversion, denoiser_from_noise, noise_from_denoiser
 from sde_lib.conversions import noise
 from sde_lib.pytree import register_dataclass
 from sde_lib.samplers.base import Samples
-from sde_lib.samplers.linear import normal_like
-from sde_lib.score import ScoreFn, per_sample
+from sde_lib.score import ScoreFn
 from sde_lib.times import stratified_uniform
 
 # All randomness of sample i comes from fold_in(key, i), split by purpose, as for `sample`.
@@ -208,7 +207,7 @@ def elbo(
         raise ValueError(
             f"elbo: draws must be even and at least 2, of a chain of at least 2 steps, not {draws} of {chain.steps}"
         )
-    return _elbo(model, chain, x0, _row_keys(key, first, x0.shape[0]), bin_width, draws)
+    return _elbo(model, chain, x0, row_keys(key, first + jnp.arange(x0.shape[0])), bin_width, draws)
 
 
 def ancestral(
@@ -233,16 +232,16 @@ def ancestral(
     """
     if n < 1:
         raise ValueError(f"ancestral: n must be at least 1, not {n}")
-    return Samples(_ancestral(model, chain, _row_keys(key, first, n), tuple(shape), jnp.dtype(dtype)), chain.steps)
+    return Samples(
+        _ancestral(model, chain, row_keys(key, first + jnp.arange(n)), tuple(shape), jnp.dtype(dtype)), chain.steps
+    )
 
 
 @partial(jax.jit, static_argnames="draws")
 def _elbo(model: Model, chain: Chain, x0: jax.Array, keys: jax.Array, bin_width: Any, draws: int | None) -> ELBO:
     def reverse(t: Any, number: Any) -> tuple[jax.Array, jax.Array]:
         mean, variance = chain.jump(x0, t)
-        return model(
-            chain, mean + jnp.sqrt(variance) * normal_like(jax.vmap(jax.random.fold_in, (0, None))(keys, number), x0), t
-        )
+        return model(chain, mean + jnp.sqrt(variance) * normal_like(fold_in_each(keys, number), x0), t)
 
     def step(_: None, drawn: tuple[jax.Array, jax.Array]) -> tuple[None, jax.Array]:
         t, number = drawn
@@ -271,7 +270,7 @@ def _drawn_steps(chain: Chain, keys: jax.Array, draws: int, dtype: Any) -> tuple
     """
     log_snr = 2 * (jnp.log(jnp.asarray(chain.alpha, dtype)) - jnp.log(jnp.asarray(chain.sigma, dtype)))
     crossed = log_snr[0] - log_snr
-    u = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 0), (draws,), dtype))(keys)
+    u = jax.vmap(lambda key: jax.random.uniform(key, (draws,), dtype))(fold_in_each(keys, 0))
     place = (2 * crossed[-1] / draws) * (jnp.arange(draws)[None] // 2 + u)
     index = jnp.clip(
         jnp.searchsorted(crossed, place, side="right"), 1, chain.steps - 1
@@ -281,15 +280,14 @@ def _drawn_steps(chain: Chain, keys: jax.Array, draws: int, dtype: Any) -> tuple
 
 @partial(jax.jit, static_argnums=(3, 4))
 def _ancestral(model: Model, chain: Chain, keys: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    fold_in = jax.vmap(jax.random.fold_in, (0, None))
-    x = normal_like(fold_in(keys, _PRIOR), jnp.zeros((len(keys), *shape), dtype))
-    keys = fold_in(keys, _NOISE)
+    x = normal_like(fold_in_each(keys, _PRIOR), jnp.zeros((len(keys), *shape), dtype))
+    keys = fold_in_each(keys, _NOISE)
 
     def step(x: jax.Array, i: Any) -> tuple[jax.Array, None]:
         t = chain.steps - i
         denoised, log_variance = model(chain, x, t)
         mean, _ = chain.posterior(x, denoised, t)
-        noisy = mean + jnp.exp(0.5 * log_variance) * normal_like(fold_in(keys, i), x)
+        noisy = mean + jnp.exp(0.5 * log_variance) * normal_like(fold_in_each(keys, i), x)
         return jnp.where(t > 1, noisy, mean), None
 
     return jax.lax.scan(step, x, jnp.arange(chain.steps))[0]
@@ -335,10 +333,6 @@ def _log_mass(x0: jax.Array, mean: jax.Array, std: jax.Array, bin_width: Any) ->
     log_below = log_ndtr(high)
     log_ratio = jnp.where(is_first | is_last, -jnp.inf, log_ndtr(low) - log_below)
     return log_below + jnp.log(-jnp.expm1(log_ratio))
-
-
-def _row_keys(key: jax.Array, first: int, n: int) -> jax.Array:
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(n))
 
 
 def _check_bin_width(name: str, bin_width: Any) -> None:

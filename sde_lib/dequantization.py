@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import erf, logsumexp
 
+from sde_lib.batch import sum_of_entries
 from sde_lib.sde import SDE
 
 
@@ -62,7 +63,7 @@ class TruncatedNormalDequantization:
         tau = 0.5 * self.bin_width * alpha / sigma
         e = jax.vmap(lambda key, row: jax.random.truncated_normal(key, -tau, tau, row.shape, row.dtype))(keys, x)
         log_density = -0.5 * e**2 - 0.5 * np.log(2 * np.pi) - jnp.log(sigma) - jnp.log(erf(tau / np.sqrt(2)))
-        return alpha * x + sigma * e, jnp.sum(log_density.reshape(x.shape[0], -1), axis=1)
+        return alpha * x + sigma * e, sum_of_entries(log_density)
 
 
 def importance_weighted(log_ratios: Any) -> jax.Array:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sde_lib.batch import sum_of_entries
 from sde_lib.pytree import register_dataclass
 
 _HIGHEST = jax.lax.Precision.HIGHEST  # the oracle keeps full float32 on GPU and TPU
@@ -61,7 +62,7 @@ class DiagonalGaussian:
         """The sum over entries of log N(x; mean, std²) in nats, (n,)."""
         std = jnp.asarray(self.std, x.dtype)[None]
         z = (x - jnp.asarray(self.mean, x.dtype)[None]) / std
-        return -jnp.sum((0.5 * z**2 + jnp.log(std) + 0.5 * np.log(2 * np.pi)).reshape(x.shape[0], -1), axis=1)
+        return -sum_of_entries(0.5 * z**2 + jnp.log(std) + 0.5 * np.log(2 * np.pi))
 
     def score(self, x: jax.Array) -> jax.Array:
         """-(x - mean)/std²."""

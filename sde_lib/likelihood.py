@@ -19,9 +19,10 @@ import diffrax
 import jax
 import jax.numpy as jnp
 
+from sde_lib.batch import per_sample, row_keys, sum_of_entries
 from sde_lib.divergence import Divergence, Exact, Hutchinson
 from sde_lib.samplers.ode import ProbabilityFlow, solve
-from sde_lib.score import ScoreFn, per_sample
+from sde_lib.score import ScoreFn
 
 
 class LogProb(NamedTuple):
@@ -82,7 +83,7 @@ def log_prob(
         raise ValueError(f"log_prob: {type(divergence).__name__} draws random probes: give it a key, or use Exact()")
     if data_std is not None and not data_std > 0:
         raise ValueError(f"log_prob: data_std must be positive, not {data_std}")
-    keys = None if key is None else jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(x.shape[0]))
+    keys = None if key is None else row_keys(key, first + jnp.arange(x.shape[0]))
     probes = divergence.probes(keys, x)
     sde = score_fn.sde
     flow = ProbabilityFlow(rtol, atol, solver or diffrax.Tsit5(), max_steps=max_steps, per_sample=per_sample)
@@ -107,7 +108,7 @@ def _error_in_nats(error: tuple[jax.Array, jax.Array]) -> jax.Array:
     samples, would let the log-density of a point in 50 dimensions drift by a hundred times the tolerance.
     """
     x, change = error
-    norm2 = jnp.sum(x.reshape(x.shape[0], -1) ** 2, axis=1)
+    norm2 = sum_of_entries(x**2)
     return jnp.maximum(jnp.sqrt(jnp.max(norm2)), jnp.max(jnp.abs(change)) / x[0].size ** 0.5)
 
 

@@ -24,8 +24,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sde_lib.batch import per_sample
 from sde_lib.pytree import register_dataclass
-from sde_lib.score import per_sample
 from sde_lib.sde import SDE
 from sde_lib.times import Density, TimeLaw, check_positive, stratified_uniform, uniform_t
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import jax
 
+from sde_lib.batch import per_sample
 from sde_lib.pytree import register_dataclass
-from sde_lib.samplers.base import host_sde
-from sde_lib.score import ScoreFn, per_sample
-from sde_lib.sde import SDE
+from sde_lib.score import ScoreFn
+from sde_lib.sde import SDE, host_sde
 
 
 @register_dataclass

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
+from sde_lib.batch import per_sample
 from sde_lib.labels import LogSNRLabel, NoiseLabel
 from sde_lib.pytree import register_dataclass
 from sde_lib.sde import SDE
@@ -33,12 +34,6 @@ class ScoreFn(Protocol):
         ...
 
     def __call__(self, x: jax.Array, t: Any, cond: Any = None) -> jax.Array: ...
-
-
-def per_sample(values: Any, x: jax.Array) -> jax.Array:
-    """A scalar or (n,) made ready to multiply x, in x's dtype."""
-    values = jnp.asarray(values, x.dtype)
-    return values.reshape(values.shape + (1,) * (x.ndim - values.ndim)) if values.ndim else values
 
 
 @register_dataclass

@@ -250,6 +250,13 @@ class RectifiedFlow(SDE):
         return 1 * t
 
 
+def host_sde(sde: SDE) -> SDE:
+    """The SDE with Python numbers for constants, so that tables come in float64; unchanged under a transformation."""
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(sde)):
+        return sde
+    return jax.tree.map(float, sde)
+
+
 def _check_before_one(sde: SDE) -> None:
     if not sde.t_max < 1:
         raise ValueError(f"{type(sde).__name__}: t_max must be less than 1, where no signal is left, not {sde.t_max}")

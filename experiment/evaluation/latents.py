@@ -28,15 +28,14 @@ def dequantised(
     """The rows `index` of a set's examples as points at t_min (n, *shape), and their classes for a conditional
     network.
     """
-    import jax
-
+    from sde_lib.batch import row_keys
     from sde_lib.dequantization import UniformDequantization
 
     if not len(index):
         raise UserError(f"{run.dataset.name} has no examples there: train on data with a held-out split")
     z = run.scaling.to_model(x[index])
     if run.scaling.levels is not None:
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(_key(seed, of, _DRAWS), index)
+        keys = row_keys(_key(seed, of, _DRAWS), index)
         z, _ = UniformDequantization(run.scaling.bin_width)(run.score_fn.sde, keys, z)
     return np.asarray(z), labels[index] if run.config.model.class_conditional and labels is not None else None
 

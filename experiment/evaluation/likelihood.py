@@ -26,6 +26,7 @@ from experiment.evaluation import variational_bounds as bounds
 from experiment.files import write_bytes, write_npz, write_text
 from experiment.sampling import padded, progress, solver_remedy
 from sde_lib import DiagonalGaussian, Hutchinson, bits_per_dim, log_prob
+from sde_lib.batch import row_keys
 from sde_lib.dequantization import TruncatedNormalDequantization, UniformDequantization, importance_weighted
 
 Array = np.ndarray
@@ -99,7 +100,7 @@ def solve_batch(
         z, log_q = centres, jnp.zeros(size)
         if run.scaling.levels:
             of_draw = jax.random.fold_in(jax.random.fold_in(key, purpose), draw)
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(of_draw, first + jnp.arange(size))
+            keys = row_keys(of_draw, first + jnp.arange(size))
             z, log_q = DEQUANTIZATIONS[settings.dequantization](run.scaling.bin_width)(run.score_fn.sde, keys, centres)
         # An example's draws share its probes: noise that differed between them would not average out in the mean of
         # exponentials.

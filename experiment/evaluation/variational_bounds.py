@@ -15,7 +15,7 @@ from sde_lib import VP, CosineVP, reschedule
 from sde_lib.bounds import vlb
 from sde_lib.chain import Chain, chain_of
 from sde_lib.ddpm import Model, NoiseOfScore, elbo, fixed_large, fixed_small
-from sde_lib.samplers.base import host_sde
+from sde_lib.sde import host_sde
 
 Array = np.ndarray
 

@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from sde_lib.batch import fold_in_each, normal_like, per_sample
 from sde_lib.conversions import denoiser
 from sde_lib.samplers.base import Samples
-from sde_lib.samplers.linear import normal_like
-from sde_lib.score import ScoreFn, per_sample
+from sde_lib.score import ScoreFn
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def _solve(
         lands = h >= (t - aim) * (1 - 1e-6)
         t_next = jnp.where(lands, aim, t - h)
         taken = jnp.maximum(t - t_next, jnp.finfo(x.dtype).tiny)
-        noise = per_sample(jnp.sqrt(taken), x) * normal_like(jax.vmap(jax.random.fold_in, (0, None))(keys, i), x)
+        noise = per_sample(jnp.sqrt(taken), x) * normal_like(fold_in_each(keys, i), x)
         euler = x - per_sample(taken, x) * drift(x, t) + per_sample(jnp.sqrt(sde.g2(t)), x) * noise
         heun = x - per_sample(taken, x) * drift(euler, t_next) + per_sample(jnp.sqrt(sde.g2(t_next)), x) * noise
         scale = absolute + relative * jnp.maximum(jnp.abs(x), jnp.abs(euler))

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sde_lib.batch import fold_in_each, row_keys
 from sde_lib.score import ScoreFn
-from sde_lib.sde import SDE
 
 # All randomness of sample i comes from fold_in(key, i), split by purpose.
 _PRIOR, _NOISE = 0, 1
@@ -85,9 +85,9 @@ def sample(
         index = np.arange(start, start + batch_size)
         rows = np.minimum(index, n - 1)
         batch_cond = cond if cond is None else jax.tree.map(lambda c, rows=rows: c[rows], cond)
-        keys = _sample_keys(key, jnp.asarray(first + index))
+        keys = row_keys(key, jnp.asarray(first + index))
         x = _draw_prior(prior, keys).reshape(batch_size, *shape).astype(dtype)
-        noise_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, _NOISE)
+        noise_keys = fold_in_each(keys, _NOISE)
         batches.append(sampler.run(score_fn, x, noise_keys, batch_cond, frames))
     if len(batches) == 1:
         return batches[0]
@@ -98,19 +98,5 @@ def sample(
 
 
 @jax.jit
-def _sample_keys(key: jax.Array, index: jax.Array) -> jax.Array:
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
-
-
-@jax.jit
 def _draw_prior(prior: Any, keys: jax.Array) -> jax.Array:
-    return jax.vmap(lambda key: prior.sample(jax.random.fold_in(key, _PRIOR), 1)[0])(keys)
-
-
-def host_sde(sde: SDE) -> SDE:
-    """The SDE with Python numbers for constants, so that tables are computed in float64; unchanged under a
-    transformation.
-    """
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(sde)):
-        return sde
-    return jax.tree.map(float, sde)
+    return jax.vmap(lambda key: prior.sample(key, 1)[0])(fold_in_each(keys, _PRIOR))

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 
 from sde_lib.conversions import denoiser
-from sde_lib.samplers.base import host_sde
 from sde_lib.samplers.linear import LinearSampler, table_of
-from sde_lib.sde import SDE
+from sde_lib.sde import SDE, host_sde
 
 # At half log SNR lambda the scale and the bias that turn the exact noise e = -sigma s into scale e + bias, the same for
 # each entry.

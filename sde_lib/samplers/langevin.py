@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sde_lib.samplers.linear import normal_like
-from sde_lib.score import per_sample
+from sde_lib.batch import fold_in_each, normal_like, per_sample, row_keys, sum_of_entries
 
 
 class LangevinSamples(NamedTuple):
@@ -64,7 +63,7 @@ def langevin(sampler: Langevin, distribution: Any, x: jax.Array, key: jax.Array,
     """
     if frames < 0 or frames == 1:
         raise ValueError(f"langevin: frames must be 0 (keep no path) or at least 2 (both ends), not {frames}")
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(x.shape[0]))
+    keys = row_keys(key, jnp.arange(x.shape[0]))
     last = np.round(np.arange(frames) * sampler.steps / max(frames - 1, 1)).astype(int)
     slots = jnp.asarray(np.searchsorted(last, np.arange(1, sampler.steps + 1)))
     settings = jnp.asarray([sampler.step_size, sampler.noise], x.dtype)
@@ -89,19 +88,19 @@ def _chain(
         return distribution.log_prob(x) if metropolis else jnp.zeros(x.shape[0], x.dtype)
 
     def squared_residual(x: jax.Array, start: jax.Array, score: jax.Array) -> jax.Array:
-        return jnp.sum((x - start - size * score).reshape(x.shape[0], -1) ** 2, axis=1)
+        return sum_of_entries((x - start - size * score) ** 2)
 
     def step(carry: Any, row: Any) -> tuple[Any, None]:
         x, score, log_p, path, accepted = carry
         i, slot = row
-        step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
+        step_keys = fold_in_each(keys, i)
         new_x = x + size * score + noise * jnp.sqrt(2 * size) * normal_like(step_keys, x)
         new_score, new_log_p = distribution.score(new_x), log_prob(new_x)
         if metropolis:
             # log q(x | x') - log q(x' | x) of the Gaussian proposal.
             backward, forward = squared_residual(x, new_x, new_score), squared_residual(new_x, x, score)
             log_ratio = new_log_p - log_p + (forward - backward) / (4 * size)
-            uniform = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 0)))(step_keys)
+            uniform = jax.vmap(jax.random.uniform)(fold_in_each(step_keys, 0))
             accept = jnp.log(uniform) < log_ratio
             new_x = jnp.where(per_sample(accept, x).astype(bool), new_x, x)
             new_score = jnp.where(per_sample(accept, x).astype(bool), new_score, score)

@@ -21,11 +21,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sde_lib.batch import fold_in_each, normal_like
 from sde_lib.conversions import denoiser
-from sde_lib.samplers.base import Samples, host_sde
+from sde_lib.samplers.base import Samples
 from sde_lib.samplers.grids import Grid, UniformT, check_grid
 from sde_lib.score import ScoreFn
-from sde_lib.sde import SDE
+from sde_lib.sde import SDE, host_sde
 
 Model = Callable[[ScoreFn, jax.Array, Any, Any], jax.Array]
 Correct = Callable[[ScoreFn, jax.Array, jax.Array, Any, Any, Any], jax.Array]
@@ -176,7 +177,7 @@ def _scan(
     def step(carry: tuple[jax.Array, tuple[jax.Array, ...], Any], scanned: Any) -> tuple[Any, None]:
         x, past, path = carry
         i, row, row_settings, slot = scanned
-        row_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
+        row_keys = fold_in_each(keys, i)
         e = x if row.point is None else _combine(row.point.p, x, row.point.q, past)
         known = (kind.model(score_fn, e, row.t, cond), *past)
         x = _combine(row.a, x, row.b, known)
@@ -194,8 +195,3 @@ def _scan(
 
 def _combine(a: jax.Array, x: jax.Array, b: jax.Array, known: tuple[jax.Array, ...]) -> jax.Array:
     return sum((b[j] * m for j, m in enumerate(known)), start=a * x)
-
-
-def normal_like(keys: jax.Array, x: jax.Array) -> jax.Array:
-    """Standard normal noise like x, row i from keys[i] alone."""
-    return jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(keys)

@@ -6,11 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from sde_lib.batch import fold_in_each, normal_like, per_sample, sum_of_entries
 from sde_lib.samplers.base import Samples
 from sde_lib.samplers.grids import Grid, UniformT
-from sde_lib.samplers.linear import LinearSampler, Table, normal_like, run_linear
+from sde_lib.samplers.linear import LinearSampler, Table, run_linear
 from sde_lib.samplers.stochastic import EulerMaruyama
-from sde_lib.score import ScoreFn, per_sample
+from sde_lib.score import ScoreFn
 from sde_lib.sde import SDE
 
 # A sample's own score norm is taken as if this many more entries had the norm of pure noise. See `langevin_step_size`.
@@ -30,7 +31,7 @@ def langevin_step_size(score: jax.Array, sigma: Any, scale: Any) -> jax.Array:
     the same 1 + 2/d.
     """
     d = score[0].size
-    norm2 = jnp.sum(score.reshape(score.shape[0], -1) ** 2, axis=1)
+    norm2 = sum_of_entries(score**2)
     return 2 * scale * (d + _PSEUDO_ENTRIES) / (norm2 + _PSEUDO_ENTRIES / jnp.asarray(sigma, score.dtype) ** 2)
 
 
@@ -44,7 +45,7 @@ class _LangevinCorrector:
         def correct(j: Any, x: jax.Array) -> jax.Array:
             # fold_in(step key, 0) and so on are other streams than the predictor's, which draws from the step key
             # itself.
-            noise = normal_like(jax.vmap(jax.random.fold_in, (0, None))(keys, j), x)
+            noise = normal_like(fold_in_each(keys, j), x)
             score = score_fn(x, t, cond)
             size = per_sample(langevin_step_size(score, score_fn.sde.sigma(t), scale), x)
             return x + size * score + jnp.sqrt(2 * size) * noise

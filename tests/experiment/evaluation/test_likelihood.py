@@ -19,10 +19,10 @@ from experiment.errors import UserError
 from experiment.evaluation import variational_bounds as bounds
 from experiment.evaluation.likelihood import LikelihoodSettings, likelihood, likelihood_lines, prior_mismatch
 from sde_lib import VE, VP, CosineVP, ExactScore, GaussianMixture
+from sde_lib.batch import per_sample
 from sde_lib.bounds import vlb
 from sde_lib.chain import chain_of
 from sde_lib.ddpm import Model, NoiseOfScore, elbo
-from sde_lib.score import per_sample
 from tests.commands import ROOT, Command, train
 from tests.oracles import random_mixture
 
