@@ -42,10 +42,10 @@ from sde_lib.samplers import (
     SASolver,
     SDEDPMSolverPP2M,
     UniPC,
+    evaluations,
     gaussian_kl,
     weak_error,
 )
-from sde_lib.samplers.ode import evaluations
 
 SDES = {"VP": VP(), "SubVP": SubVP(), "VE": VE(), "CosineVP": CosineVP(), "RectifiedFlow": RectifiedFlow()}
 KL_STEPS = (8, 16, 32, 64, 128, 512)

@@ -14,7 +14,7 @@ from models.layers import (
     Remat,
     SelfAttention,
     check_call,
-    check_positive,
+    check_counts,
     dropout_keys,
     image_shape,
     layer_norm,
@@ -99,7 +99,7 @@ class DiT(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.shape, self.dtype = image_shape(shape, "DiT"), jnp.dtype(dtype)
-        check_positive(width=width, depth=depth, heads=heads, patch_size=patch_size)
+        check_counts(width=width, depth=depth, heads=heads, patch_size=patch_size)
         height, columns, channels = self.shape
         if height % patch_size or columns % patch_size:
             raise ValueError(

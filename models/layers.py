@@ -208,7 +208,7 @@ def check_call(shape: tuple[int, ...], x: jax.Array, c_noise: jax.Array) -> None
         )
 
 
-def check_positive(**options: Any) -> None:
+def check_counts(**options: Any) -> None:
     """Raises ValueError naming the first option that is not a positive whole number."""
     for name, value in options.items():
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
@@ -221,7 +221,7 @@ def image_shape(shape: Sequence[int], network: str) -> tuple[int, int, int]:
         raise ValueError(
             f"{network} takes images of shape (height, width, channels), not {tuple(shape)}: use the MLP for vectors"
         )
-    check_positive(height=shape[0], width=shape[1], channels=shape[2])
+    check_counts(height=shape[0], width=shape[1], channels=shape[2])
     return int(shape[0]), int(shape[1]), int(shape[2])
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from models.layers import Condition, Linear, check_call, check_positive, dropout_keys, named
+from models.layers import Condition, Linear, check_call, check_counts, dropout_keys, named
 
 
 class MLPBlock(nnx.Module):
@@ -43,7 +43,7 @@ class MLP(nnx.Module):
     ):
         if len(shape) != 1:
             raise ValueError(f"MLP takes vectors of shape (d,), not {tuple(shape)}: use UNet or DiT for images")
-        check_positive(d=shape[0], width=width, depth=depth)
+        check_counts(d=shape[0], width=width, depth=depth)
         self.shape, self.depth, self.dtype = (int(shape[0]),), depth, jnp.dtype(dtype)
         self.condition = Condition(width, num_classes, rngs=rngs)
         # One product gives the modulation of every block: fewer, larger operations.

@@ -24,7 +24,7 @@ from models.layers import (
     Linear,
     Remat,
     check_call,
-    check_positive,
+    check_counts,
     check_unlabelled,
     conv,
     dropout_keys,
@@ -106,7 +106,7 @@ class NCSNpp(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.shape, self.dtype, self.remat = image_shape(shape, "NCSNpp"), jnp.dtype(dtype), remat
-        check_positive(width=width, blocks=blocks, **{f"channel_mults[{i}]": m for i, m in enumerate(channel_mults)})
+        check_counts(width=width, blocks=blocks, **{f"channel_mults[{i}]": m for i, m in enumerate(channel_mults)})
         resolutions = image_resolutions(self.shape, len(channel_mults), attention)
         self.fir, self.centered, self.combine = fir, centered, progressive_combine
         self.progressive, self.progressive_input = progressive, progressive_input

@@ -15,7 +15,7 @@ from models.layers import (
     Remat,
     SelfAttention,
     check_call,
-    check_positive,
+    check_counts,
     conv,
     dropout_keys,
     group_norm,
@@ -93,7 +93,7 @@ class UNet(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.shape, self.dtype, self.remat = image_shape(shape, "UNet"), jnp.dtype(dtype), remat
-        check_positive(
+        check_counts(
             width=width, blocks=blocks, heads=heads, **{f"channel_mults[{i}]": m for i, m in enumerate(channel_mults)}
         )
         resolutions = image_resolutions(self.shape, len(channel_mults), attention)

@@ -1,18 +1,84 @@
-"""Score SDEs: one score, score_fn(x, t) = grad_x log p_t(x), drives every sampler and the likelihood."""
+"""Score SDEs: one score, score_fn(x, t) = grad_x log p_t(x), drives every sampler and the likelihood.
 
-from sde_lib.conversions import denoiser, noise
+All samplers and their time grids are in `sde_lib.samplers`; those used most are here too.
+"""
+
+from sde_lib.batch import row_keys
+from sde_lib.bounds import Bound, clean_offset, vlb
+from sde_lib.chain import (
+    Chain,
+    chain_of,
+    cosine_betas,
+    denoiser_from_denoiser,
+    denoiser_from_noise,
+    denoiser_from_v,
+    linear_betas,
+)
+from sde_lib.conversions import (
+    denoiser,
+    denoiser_from_score,
+    noise,
+    noise_from_score,
+    score_from_denoiser,
+    score_from_noise,
+    score_from_velocity,
+    velocity_from_score,
+)
+from sde_lib.ddpm import (
+    ELBO,
+    NoiseOfScore,
+    ReverseChain,
+    ancestral,
+    elbo,
+    fixed_large,
+    fixed_small,
+    l_simple,
+    l_vlb,
+    learned_range,
+)
+from sde_lib.dequantization import (
+    Dequantization,
+    TruncatedNormalDequantization,
+    UniformDequantization,
+    importance_weighted,
+)
 from sde_lib.distributions import Density, DiagonalGaussian, GaussianMixture, IsotropicGaussian
-from sde_lib.divergence import Exact, Hutchinson
-from sde_lib.fields import StationaryGaussianField, power_law_field
-from sde_lib.latents import latent_typicality, spherical_interpolation, typicality
-from sde_lib.likelihood import bits_per_dim, log_prob
-from sde_lib.rescheduling import reschedule
+from sde_lib.divergence import Divergence, Exact, Hutchinson
+from sde_lib.ema import power_ema_decay, reconstruct_ema
+from sde_lib.fields import (
+    RadialSpectrum,
+    StationaryGaussianField,
+    exact_radial_spectrum,
+    power_law_field,
+    radial_spectrum,
+)
+from sde_lib.labels import ChainLabel, LogSigmaLabel, LogSNRLabel, NoiseLabel, ReversedTimeLabel, TimeLabel
+from sde_lib.latents import Typicality, latent_typicality, spherical_interpolation, typicality
+from sde_lib.likelihood import LogProb, bits_per_dim, log_prob
+from sde_lib.losses import (
+    EDMWeighting,
+    MinSNR,
+    SoftMinSNR,
+    Uncertainty,
+    Uncorrected,
+    Weighting,
+    denoising_score_matching,
+    flow_matching_weighting,
+    likelihood_weighting,
+    sigma2_weighting,
+    v_weighting,
+)
+from sde_lib.pytree import register_dataclass
+from sde_lib.rescheduling import Rescheduled, reschedule
 from sde_lib.samplers import (
     EulerMaruyama,
     Langevin,
+    LinearSampler,
     PredictorCorrector,
     ProbabilityFlow,
     ReverseDiffusion,
+    Sampler,
+    Samples,
     decode,
     encode,
     langevin,
@@ -24,20 +90,43 @@ from sde_lib.score import (
     EpsilonPrediction,
     ExactScore,
     NetworkScore,
+    Parameterization,
+    RawEpsilonPrediction,
+    RawScorePrediction,
+    ScoreFn,
     VelocityPrediction,
     VPrediction,
 )
-from sde_lib.sde import SDE, VE, VP, CosineVP, RectifiedFlow, SubVP
+from sde_lib.sde import SDE, VE, VP, CosineVP, RectifiedFlow, SubVP, host_sde
+from sde_lib.times import (
+    LearnedLogSNR,
+    LogitNormal,
+    LogNormal,
+    LossSecondMoment,
+    TimeDensity,
+    TimeDistribution,
+    stratified_uniform,
+    uniform_log_sigma,
+    uniform_log_snr,
+    uniform_t,
+)
 
 __all__ = [
+    "ELBO",
     "SDE",
     "VE",
     "VP",
+    "Bound",
+    "Chain",
+    "ChainLabel",
     "CosineVP",
     "DenoiserPrediction",
     "Density",
+    "Dequantization",
     "DiagonalGaussian",
+    "Divergence",
     "EDMPreconditioning",
+    "EDMWeighting",
     "EpsilonPrediction",
     "EulerMaruyama",
     "Exact",
@@ -46,26 +135,95 @@ __all__ = [
     "Hutchinson",
     "IsotropicGaussian",
     "Langevin",
+    "LearnedLogSNR",
+    "LinearSampler",
+    "LogNormal",
+    "LogProb",
+    "LogSNRLabel",
+    "LogSigmaLabel",
+    "LogitNormal",
+    "LossSecondMoment",
+    "MinSNR",
     "NetworkScore",
+    "NoiseLabel",
+    "NoiseOfScore",
+    "Parameterization",
     "PredictorCorrector",
     "ProbabilityFlow",
+    "RadialSpectrum",
+    "RawEpsilonPrediction",
+    "RawScorePrediction",
     "RectifiedFlow",
+    "Rescheduled",
+    "ReverseChain",
     "ReverseDiffusion",
+    "ReversedTimeLabel",
+    "Sampler",
+    "Samples",
+    "ScoreFn",
+    "SoftMinSNR",
     "StationaryGaussianField",
     "SubVP",
+    "TimeDensity",
+    "TimeDistribution",
+    "TimeLabel",
+    "TruncatedNormalDequantization",
+    "Typicality",
+    "Uncertainty",
+    "Uncorrected",
+    "UniformDequantization",
     "VPrediction",
     "VelocityPrediction",
+    "Weighting",
+    "ancestral",
     "bits_per_dim",
+    "chain_of",
+    "clean_offset",
+    "cosine_betas",
     "decode",
     "denoiser",
+    "denoiser_from_denoiser",
+    "denoiser_from_noise",
+    "denoiser_from_score",
+    "denoiser_from_v",
+    "denoising_score_matching",
+    "elbo",
     "encode",
+    "exact_radial_spectrum",
+    "fixed_large",
+    "fixed_small",
+    "flow_matching_weighting",
+    "host_sde",
+    "importance_weighted",
+    "l_simple",
+    "l_vlb",
     "langevin",
     "latent_typicality",
+    "learned_range",
+    "likelihood_weighting",
+    "linear_betas",
     "log_prob",
     "noise",
+    "noise_from_score",
+    "power_ema_decay",
     "power_law_field",
+    "radial_spectrum",
+    "reconstruct_ema",
+    "register_dataclass",
     "reschedule",
+    "row_keys",
     "sample",
+    "score_from_denoiser",
+    "score_from_noise",
+    "score_from_velocity",
+    "sigma2_weighting",
     "spherical_interpolation",
+    "stratified_uniform",
     "typicality",
+    "uniform_log_sigma",
+    "uniform_log_snr",
+    "uniform_t",
+    "v_weighting",
+    "velocity_from_score",
+    "vlb",
 ]

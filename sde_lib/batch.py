@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 
-def per_sample(values: ArrayLike, x: jax.Array) -> jax.Array:
+def per_row(values: ArrayLike, x: jax.Array) -> jax.Array:
     """A scalar or (n,) made ready to multiply x, in x's dtype."""
     values = jnp.asarray(values, x.dtype)
     return values.reshape(values.shape + (1,) * (x.ndim - values.ndim)) if values.ndim else values

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sde_lib.batch import fold_in_each, normal_like, per_sample, row_keys, sum_of_entries
+from sde_lib.batch import fold_in_each, normal_like, per_row, row_keys, sum_of_entries
 from sde_lib.score import ScoreFn
 
 
@@ -115,8 +115,8 @@ def _diffusion(score_fn: Any, x: jax.Array, keys: jax.Array, times: int, cond: A
         log_snr = high + (low - high) * (j + shift) / times
         t = jnp.clip(sde.time_of_log_snr(log_snr), sde.t_min, sde.t_max)
         eps = normal_like(fold_in_each(keys, j), x)
-        sigma = per_sample(sde.sigma(t), x)
-        error = eps + sigma * score_fn(per_sample(sde.alpha(t), x) * x + sigma * eps, t, cond)
+        sigma = per_row(sde.sigma(t), x)
+        error = eps + sigma * score_fn(per_row(sde.alpha(t), x) * x + sigma * eps, t, cond)
         return log_snr, 0.5 * sum_of_entries(error**2)
 
     log_snr, per_time = jax.lax.map(stratum, jnp.arange(times))

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sde_lib.batch import per_sample
+from sde_lib.batch import per_row
 from sde_lib.pytree import register_dataclass
 from sde_lib.sde import SDE, host_sde, namespace
 
@@ -89,21 +89,21 @@ class Chain:
 
     def forward(self, x: jax.Array, t: Any) -> tuple[jax.Array, jax.Array]:
         """Mean, like x, and variance of q(x_t | x_{t-1} = x): one step (Ho et al. 2020, eq. 2)."""
-        betas = per_sample(self.at(t).betas, x)
+        betas = per_row(self.at(t).betas, x)
         return jnp.sqrt(1 - betas) * x, betas
 
     def jump(self, x0: jax.Array, t: Any) -> tuple[jax.Array, jax.Array]:
         """Mean, like x0, and variance of q(x_t | x_0): t steps at once (Ho et al. 2020, eq. 4)."""
         row = self.at(t)
-        return per_sample(row.alpha, x0) * x0, per_sample(row.sigma, x0) ** 2
+        return per_row(row.alpha, x0) * x0, per_row(row.sigma, x0) ** 2
 
     def posterior(self, x: jax.Array, x0: jax.Array, t: Any) -> tuple[jax.Array, jax.Array]:
         """Mean, like x, and variance of q(x_{t-1} | x_t = x, x_0), which is x_0 itself for t = 1 (Ho et al. 2020, eq. 6
         and 7).
         """
         row = self.at(t)
-        variance = jnp.where(per_sample(row.from_x, x) > 0, jnp.exp(per_sample(row.log_small, x)), 0)
-        return per_sample(row.from_x, x) * x + per_sample(row.from_x0, x) * x0, variance
+        variance = jnp.where(per_row(row.from_x, x) > 0, jnp.exp(per_row(row.log_small, x)), 0)
+        return per_row(row.from_x, x) * x + per_row(row.from_x0, x) * x0, variance
 
 
 def linear_betas(steps: int, max_beta: float = 0.999) -> np.ndarray:
@@ -168,25 +168,25 @@ def denoiser_from_denoiser(chain: Chain, denoised: jax.Array, x: jax.Array, t: A
 def denoiser_from_noise(chain: Chain, noise: jax.Array, x: jax.Array, t: Any) -> jax.Array:
     """x_0 = (x - sigma eps)/alpha (Ho et al. 2020, eq. 15)."""
     row = chain.at(t)
-    return (x - per_sample(row.sigma, x) * noise) / per_sample(row.alpha, x)
+    return (x - per_row(row.sigma, x) * noise) / per_row(row.alpha, x)
 
 
 def noise_from_denoiser(chain: Chain, denoised: jax.Array, x: jax.Array, t: Any) -> jax.Array:
     """eps = (x - alpha x_0)/sigma."""
     row = chain.at(t)
-    return (x - per_sample(row.alpha, x) * denoised) / per_sample(row.sigma, x)
+    return (x - per_row(row.alpha, x) * denoised) / per_row(row.sigma, x)
 
 
 def denoiser_from_v(chain: Chain, v: jax.Array, x: jax.Array, t: Any) -> jax.Array:
     """x_0 = alpha x - sigma v, with v = alpha eps - sigma x_0 (Salimans & Ho 2022, arXiv:2202.00512, appendix D)."""
     row = chain.at(t)
-    return per_sample(row.alpha, x) * x - per_sample(row.sigma, x) * v
+    return per_row(row.alpha, x) * x - per_row(row.sigma, x) * v
 
 
 def v_from_denoiser(chain: Chain, denoised: jax.Array, x: jax.Array, t: Any) -> jax.Array:
     """v = (alpha x - x_0)/sigma."""
     row = chain.at(t)
-    return (per_sample(row.alpha, x) * x - denoised) / per_sample(row.sigma, x)
+    return (per_row(row.alpha, x) * x - denoised) / per_row(row.sigma, x)
 
 
 def _check_steps(name: str, steps: int) -> None:

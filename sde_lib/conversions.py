@@ -13,39 +13,39 @@ from typing import Any
 
 import jax
 
-from sde_lib.batch import per_sample
+from sde_lib.batch import per_row
 from sde_lib.score import ScoreFn
 from sde_lib.sde import SDE
 
 
 def noise_from_score(sde: SDE, score: jax.Array, t: Any) -> jax.Array:
     """E[eps | x] = -sigma s."""
-    return -per_sample(sde.sigma(t), score) * score
+    return -per_row(sde.sigma(t), score) * score
 
 
 def score_from_noise(sde: SDE, noise: jax.Array, t: Any) -> jax.Array:
     """s = -E[eps | x]/sigma."""
-    return -noise / per_sample(sde.sigma(t), noise)
+    return -noise / per_row(sde.sigma(t), noise)
 
 
 def denoiser_from_score(sde: SDE, score: jax.Array, x: jax.Array, t: Any) -> jax.Array:
     """E[x_0 | x] = (x + sigma² s)/alpha."""
-    return (x + per_sample(sde.sigma(t), x) ** 2 * score) / per_sample(sde.alpha(t), x)
+    return (x + per_row(sde.sigma(t), x) ** 2 * score) / per_row(sde.alpha(t), x)
 
 
 def score_from_denoiser(sde: SDE, denoised: jax.Array, x: jax.Array, t: Any) -> jax.Array:
     """s = (alpha E[x_0 | x] - x)/sigma²."""
-    return (per_sample(sde.alpha(t), x) * denoised - x) / per_sample(sde.sigma(t), x) ** 2
+    return (per_row(sde.alpha(t), x) * denoised - x) / per_row(sde.sigma(t), x) ** 2
 
 
 def velocity_from_score(sde: SDE, score: jax.Array, x: jax.Array, t: Any) -> jax.Array:
     """v = f x - ½ g² s, the drift of the probability-flow ODE."""
-    return per_sample(sde.f(t), x) * x - 0.5 * per_sample(sde.g2(t), x) * score
+    return per_row(sde.f(t), x) * x - 0.5 * per_row(sde.g2(t), x) * score
 
 
 def score_from_velocity(sde: SDE, velocity: jax.Array, x: jax.Array, t: Any) -> jax.Array:
     """s = 2 (f x - v)/g²."""
-    return 2 * (per_sample(sde.f(t), x) * x - velocity) / per_sample(sde.g2(t), x)
+    return 2 * (per_row(sde.f(t), x) * x - velocity) / per_row(sde.g2(t), x)
 
 
 def denoiser(score_fn: ScoreFn, x: jax.Array, t: Any, cond: Any = None) -> jax.Array:

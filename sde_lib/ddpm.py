@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import log_ndtr
 
-from sde_lib.batch import fold_in_each, normal_like, per_sample, row_keys, sum_of_entries
+from sde_lib.batch import fold_in_each, normal_like, per_row, row_keys, sum_of_entries
 from sde_lib.chain import Chain, Conversion, denoiser_from_noise, noise_from_denoiser
 from sde_lib.conversions import noise
 from sde_lib.pytree import register_dataclass
@@ -40,14 +40,14 @@ def fixed_small(chain: Chain, fraction: Any, x: jax.Array, t: Any) -> jax.Array:
     At t = 1 see `Chain.log_small`. With steps even in log SNR, that variance goes to zero as they grow in number, and
     with it the density of data without bins: there, `fixed_large`.
     """
-    return per_sample(chain.at(t).log_small, x)
+    return per_row(chain.at(t).log_small, x)
 
 
 def fixed_large(chain: Chain, fraction: Any, x: jax.Array, t: Any) -> jax.Array:
     """beta_t: right for data from N(0, I) (Ho et al. 2020, section 3.2). Their code has the posterior's at t = 1, as
     `fixed_small` does.
     """
-    return per_sample(chain.at(t).log_large, x)
+    return per_row(chain.at(t).log_large, x)
 
 
 def learned_range(chain: Chain, fraction: Any, x: jax.Array, t: Any) -> jax.Array:
@@ -67,7 +67,7 @@ def learned_range(chain: Chain, fraction: Any, x: jax.Array, t: Any) -> jax.Arra
 
 @partial(register_dataclass, static=("to_denoiser", "log_variance"))
 @dataclass(frozen=True)
-class Model:
+class ReverseChain:
     """p, the reverse chain of a network: what it says of x_0, and how sure it is of x_{t-1}.
 
     Args:
@@ -107,7 +107,7 @@ class NoiseOfScore:
         return noise(self.score_fn, x, jnp.asarray(self.times, x.dtype)[t - 1], self.cond)
 
 
-def l_simple(model: Model, chain: Chain, x0: jax.Array, key: jax.Array) -> jax.Array:
+def l_simple(model: ReverseChain, chain: Chain, x0: jax.Array, key: jax.Array) -> jax.Array:
     """mean (eps - E[eps | x_t])² over the entries of each example, (n,), at one random step each (Ho et al. 2020, eq.
     14).
 
@@ -119,7 +119,7 @@ def l_simple(model: Model, chain: Chain, x0: jax.Array, key: jax.Array) -> jax.A
 
 
 def l_vlb(
-    model: Model,
+    model: ReverseChain,
     chain: Chain,
     x0: jax.Array,
     key: jax.Array,
@@ -175,7 +175,7 @@ class ELBO(NamedTuple):
 
 
 def elbo(
-    model: Model,
+    model: ReverseChain,
     chain: Chain,
     x0: jax.Array,
     key: jax.Array,
@@ -211,7 +211,7 @@ def elbo(
 
 
 def ancestral(
-    model: Model,
+    model: ReverseChain,
     chain: Chain,
     key: jax.Array,
     n: int,
@@ -238,7 +238,7 @@ def ancestral(
 
 
 @partial(jax.jit, static_argnames="draws")
-def _elbo(model: Model, chain: Chain, x0: jax.Array, keys: jax.Array, bin_width: Any, draws: int | None) -> ELBO:
+def _elbo(model: ReverseChain, chain: Chain, x0: jax.Array, keys: jax.Array, bin_width: Any, draws: int | None) -> ELBO:
     def reverse(t: Any, number: Any) -> tuple[jax.Array, jax.Array]:
         mean, variance = chain.jump(x0, t)
         return model(chain, mean + jnp.sqrt(variance) * normal_like(fold_in_each(keys, number), x0), t)
@@ -257,7 +257,7 @@ def _elbo(model: Model, chain: Chain, x0: jax.Array, keys: jax.Array, bin_width:
     _, step_nats = jax.lax.scan(step, None, (steps, numbers))
     mean, _ = chain.jump(x0, chain.steps)
     # sigma² - 1 is -alpha², which float32 keeps where alpha is small.
-    alpha2 = per_sample(chain.alpha[-1], x0) ** 2
+    alpha2 = per_row(chain.alpha[-1], x0) ** 2
     prior = 0.5 * sum_of_entries(mean**2 - alpha2 - jnp.log1p(-alpha2))
     denoising = jnp.sum(weights * step_nats, axis=0)
     reconstruction = _reconstruction(x0, *reverse(1, 1), bin_width)
@@ -279,7 +279,7 @@ def _drawn_steps(chain: Chain, keys: jax.Array, draws: int, dtype: Any) -> tuple
 
 
 @partial(jax.jit, static_argnums=(3, 4))
-def _ancestral(model: Model, chain: Chain, keys: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+def _ancestral(model: ReverseChain, chain: Chain, keys: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     x = normal_like(fold_in_each(keys, _PRIOR), jnp.zeros((len(keys), *shape), dtype))
     keys = fold_in_each(keys, _NOISE)
 
@@ -309,8 +309,8 @@ def _kl(chain: Chain, x0: jax.Array, denoised: jax.Array, log_variance: jax.Arra
     r is the ratio of q's variance to p's.
     """
     row = chain.at(t)
-    log_ratio = per_sample(row.log_small, x0) - log_variance
-    difference = per_sample(row.from_x0, x0) * (x0 - denoised)
+    log_ratio = per_row(row.log_small, x0) - log_variance
+    difference = per_row(row.from_x0, x0) * (x0 - denoised)
     return 0.5 * sum_of_entries(jnp.expm1(log_ratio) - log_ratio + difference**2 * jnp.exp(-log_variance))
 
 

@@ -70,7 +70,7 @@ def reconstruction_weights(profiles: Sequence[tuple[int, float]], step: int, sig
     return weights / weights.sum()
 
 
-def reconstruct(snapshots: Sequence[tuple[int, float, Any]], step: int, sigma_rel: float) -> Any:
+def reconstruct_ema(snapshots: Sequence[tuple[int, float, Any]], step: int, sigma_rel: float) -> Any:
     """The params' average at `step` of width sigma_rel, from snapshots (step, sigma_rel, params) of tracked averages.
 
     Summed in float64 on the host, since the weights have both signs; the result has the snapshots' structure and

@@ -19,7 +19,7 @@ import diffrax
 import jax
 import jax.numpy as jnp
 
-from sde_lib.batch import per_sample, row_keys, sum_of_entries
+from sde_lib.batch import per_row, row_keys, sum_of_entries
 from sde_lib.divergence import Divergence, Exact, Hutchinson
 from sde_lib.samplers.ode import ProbabilityFlow, solve
 from sde_lib.score import ScoreFn
@@ -142,8 +142,8 @@ class _Augmented:
         alpha, sigma = score_fn.sde.alpha(t), score_fn.sde.sigma(t)
         isotropic = -1 / ((alpha * data_std) ** 2 + sigma**2)
         score, div = self.divergence(lambda x: score_fn(x, t, cond), x, probes, isotropic)
-        half_g2 = 0.5 * per_sample(score_fn.sde.g2(t), x)
-        return per_sample(score_fn.sde.f(t), x) * x - half_g2 * score, -half_g2 * div
+        half_g2 = 0.5 * per_row(score_fn.sde.g2(t), x)
+        return per_row(score_fn.sde.f(t), x) * x - half_g2 * score, -half_g2 * div
 
 
 def bits_per_dim(nats: Any, dim: int, bin_width: float) -> Any:

@@ -24,10 +24,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sde_lib.batch import per_sample
+from sde_lib.batch import per_row
 from sde_lib.pytree import register_dataclass
 from sde_lib.sde import SDE
-from sde_lib.times import Density, TimeLaw, check_positive, stratified_uniform, uniform_t
+from sde_lib.times import TimeDensity, TimeDistribution, check_positive_finite, stratified_uniform, uniform_t
 
 Weighting = Callable[[SDE, jax.Array], jax.Array]
 
@@ -75,7 +75,7 @@ class MinSNR:
     gamma: float = 5.0
 
     def __post_init__(self) -> None:
-        check_positive(self, gamma=self.gamma)
+        check_positive_finite(self, gamma=self.gamma)
 
     def __call__(self, sde: SDE, t: jax.Array) -> jax.Array:
         return jnp.minimum(1.0, self.gamma * _rho2(sde, t))
@@ -93,7 +93,7 @@ class SoftMinSNR:
     sigma_data: float = 0.5
 
     def __post_init__(self) -> None:
-        check_positive(self, sigma_data=self.sigma_data)
+        check_positive_finite(self, sigma_data=self.sigma_data)
 
     def __call__(self, sde: SDE, t: jax.Array) -> jax.Array:
         rho2 = _rho2(sde, t)
@@ -112,7 +112,7 @@ class EDMWeighting:
     sigma_data: float = 0.5
 
     def __post_init__(self) -> None:
-        check_positive(self, sigma_data=self.sigma_data)
+        check_positive_finite(self, sigma_data=self.sigma_data)
 
     def __call__(self, sde: SDE, t: jax.Array) -> jax.Array:
         return 1 + _rho2(sde, t) / self.sigma_data**2
@@ -129,10 +129,10 @@ class Uncorrected:
     """
 
     weighting: Weighting
-    law: Density
+    times: TimeDensity
 
     def __call__(self, sde: SDE, t: jax.Array) -> jax.Array:
-        return self.weighting(sde, t) * self.law.density(sde, t)
+        return self.weighting(sde, t) * self.times.density(sde, t)
 
 
 @partial(register_dataclass, static=("weighting",))
@@ -181,7 +181,7 @@ def denoising_score_matching(
     cond: Any = None,
     *,
     weighting: Weighting = sigma2_weighting,
-    times: TimeLaw = uniform_t,
+    times: TimeDistribution = uniform_t,
     u: jax.Array | None = None,
 ) -> jax.Array:
     """The loss of each example, (n,): see the module's text. `score_fn` also takes `key=`, for dropout.
@@ -193,8 +193,8 @@ def denoising_score_matching(
     u = stratified_uniform(key_time, x0.shape[0]) if u is None else u
     t, density = times(sde, u.astype(x0.dtype))
     noise = jax.random.normal(key_noise, x0.shape, x0.dtype)
-    sigma = per_sample(sde.sigma(t), x0)
-    x = per_sample(sde.alpha(t), x0) * x0 + sigma * noise
+    sigma = per_row(sde.sigma(t), x0)
+    x = per_row(sde.alpha(t), x0) * x0 + sigma * noise
     error = sigma * score_fn(x, t, cond, key=key_network) + noise
     return weighting(sde, t) / density * jnp.mean(error**2, axis=tuple(range(1, error.ndim)))
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from sde_lib.batch import per_sample
+from sde_lib.batch import per_row
 from sde_lib.pytree import register_dataclass
 from sde_lib.score import ScoreFn
 from sde_lib.sde import SDE, host_sde
@@ -25,7 +25,7 @@ class Rescheduled:
 
     def __call__(self, x: jax.Array, t: Any, cond: Any = None, *, key: jax.Array | None = None) -> jax.Array:
         u = self.inner.sde.time_of_log_snr(self.sde.log_snr(t))
-        r = per_sample(self.inner.sde.sigma(u) / self.sde.sigma(t), x)
+        r = per_row(self.inner.sde.sigma(u) / self.sde.sigma(t), x)
         given = {} if key is None else {"key": key}
         return r * self.inner(r * x, u, cond, **given)
 

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
-from sde_lib.batch import per_sample
+from sde_lib.batch import per_row
 from sde_lib.labels import LogSNRLabel, NoiseLabel
 from sde_lib.pytree import register_dataclass
 from sde_lib.sde import SDE
@@ -227,8 +227,8 @@ class NetworkScore:
         t = jnp.asarray(t, x.dtype)
         alpha, sigma, p = self.sde.alpha(t), self.sde.sigma(t), self.parameterization
         c_noise = jnp.broadcast_to(jnp.asarray(p.noise_label(self.sde, t), x.dtype), x.shape[:1])
-        raw = _apply(self.apply, self.params, per_sample(p.c_in(alpha, sigma), x) * x, c_noise, cond, key)
-        return per_sample(p.skip(alpha, sigma), x) * x + per_sample(p.out(alpha, sigma), x) * raw
+        raw = _apply(self.apply, self.params, per_row(p.c_in(alpha, sigma), x) * x, c_noise, cond, key)
+        return per_row(p.skip(alpha, sigma), x) * x + per_row(p.out(alpha, sigma), x) * raw
 
 
 # One jitted call, so that samplers, likelihoods and checkpoints share one trace of the network per shape.

@@ -18,13 +18,13 @@ from jax.scipy.stats import norm
 from sde_lib.pytree import register_dataclass
 from sde_lib.sde import SDE
 
-TimeLaw = Callable[[SDE, jax.Array], tuple[jax.Array, jax.Array]]
+TimeDistribution = Callable[[SDE, jax.Array], tuple[jax.Array, jax.Array]]
 
 # What `LossSecondMoment` leaves to the base law, as the paper's code does: no bin is forgotten.
 _BASE_SHARE = 1e-3
 
 
-class Density(Protocol):
+class TimeDensity(Protocol):
     """A law of times that also tells its density, relative to the uniform one, at any t."""
 
     def density(self, sde: SDE, t: jax.Array) -> jax.Array: ...
@@ -80,7 +80,7 @@ class LogNormal:
     std: float = 1.2
 
     def __post_init__(self) -> None:
-        check_positive(self, std=self.std)
+        check_positive_finite(self, std=self.std)
 
     def __call__(self, sde: SDE, u: jax.Array) -> tuple[jax.Array, jax.Array]:
         sign, start, end = self._cut(sde)
@@ -118,7 +118,7 @@ class LogitNormal:
     std: float = 1.0
 
     def __post_init__(self) -> None:
-        check_positive(self, std=self.std)
+        check_positive_finite(self, std=self.std)
 
     def __call__(self, sde: SDE, u: jax.Array) -> tuple[jax.Array, jax.Array]:
         eps = jnp.finfo(u.dtype).eps
@@ -151,11 +151,11 @@ class LossSecondMoment:
 
     moments: jax.Array
     seen: jax.Array
-    base: TimeLaw
+    base: TimeDistribution
     history: int
 
     @staticmethod
-    def init(base: TimeLaw = uniform_log_snr, bins: int = 64, history: int = 10) -> "LossSecondMoment":
+    def init(base: TimeDistribution = uniform_log_snr, bins: int = 64, history: int = 10) -> "LossSecondMoment":
         """Nothing seen: `bins` equal bins of u, each to remember about its last `history` losses. Raises ValueError for
         bins < 2.
         """
@@ -268,7 +268,7 @@ def stratified_uniform(key: jax.Array, n: int) -> jax.Array:
     return (jax.random.uniform(key) + jnp.arange(n) / n) % 1.0
 
 
-def check_positive(owner: Any, **values: float) -> None:
+def check_positive_finite(owner: Any, **values: float) -> None:
     """Raises ValueError that names the owner's class and the first value that is not positive and finite."""
     for name, value in values.items():
         if not (math.isfinite(value) and value > 0):

@@ -12,11 +12,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sde_lib import NetworkScore
-from sde_lib.losses import (
+from sde_lib import (
+    SDE,
     EDMWeighting,
+    LearnedLogSNR,
+    LogitNormal,
+    LogNormal,
+    LossSecondMoment,
     MinSNR,
+    NetworkScore,
     SoftMinSNR,
+    TimeDistribution,
     Uncertainty,
     Uncorrected,
     Weighting,
@@ -24,19 +30,11 @@ from sde_lib.losses import (
     flow_matching_weighting,
     likelihood_weighting,
     sigma2_weighting,
-    v_weighting,
-)
-from sde_lib.sde import SDE
-from sde_lib.times import (
-    LearnedLogSNR,
-    LogitNormal,
-    LogNormal,
-    LossSecondMoment,
-    TimeLaw,
     stratified_uniform,
     uniform_log_sigma,
     uniform_log_snr,
     uniform_t,
+    v_weighting,
 )
 
 LEARNED = (Uncertainty, LossSecondMoment, LearnedLogSNR)
@@ -69,7 +67,7 @@ WEIGHTINGS: dict[str, Callable[[Any], Weighting]] = {
     "edm_log_normal": lambda config: Uncorrected(EDMWeighting(config.model.sigma_data), _log_normal(config)),
     "flow_matching_logit_normal": lambda config: Uncorrected(flow_matching_weighting, _logit_normal(config)),
 }
-TIMES: dict[str, Callable[[Any], TimeLaw]] = {
+TIMES: dict[str, Callable[[Any], TimeDistribution]] = {
     "uniform_t": lambda config: uniform_t,
     "uniform_log_snr": lambda config: uniform_log_snr,
     "uniform_log_sigma": lambda config: uniform_log_sigma,
@@ -85,7 +83,7 @@ class Objective:
     """A weighting and a law of times, any with any, as they are before training."""
 
     weighting: Weighting
-    times: TimeLaw
+    times: TimeDistribution
 
     @staticmethod
     def of(config: Any) -> "Objective":

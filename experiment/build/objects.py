@@ -14,15 +14,25 @@ from experiment.build.objective import TIMES, WEIGHTINGS
 from experiment.build.samplers import check_sampler
 from experiment.errors import UserError, choose
 from models import MLP, Apply, DiT, NCSNpp, OneKey, UNet, split
-from sde_lib import VE, VP, CosineVP, NetworkScore, RectifiedFlow, SubVP
-from sde_lib.chain import Chain
-from sde_lib.labels import ChainLabel, LogSigmaLabel, LogSNRLabel, NoiseLabel, ReversedTimeLabel, TimeLabel
-from sde_lib.score import (
+from sde_lib import (
+    VE,
+    VP,
+    Chain,
+    ChainLabel,
+    CosineVP,
     DenoiserPrediction,
     EDMPreconditioning,
     EpsilonPrediction,
+    LogSigmaLabel,
+    LogSNRLabel,
+    NetworkScore,
+    NoiseLabel,
     RawEpsilonPrediction,
     RawScorePrediction,
+    RectifiedFlow,
+    ReversedTimeLabel,
+    SubVP,
+    TimeLabel,
     VelocityPrediction,
     VPrediction,
 )

@@ -129,7 +129,7 @@ def make_sampler(
                     f"--{flag}: {name} has no such setting; leave it out, or use one of: {', '.join(others)}"
                 )
             settings[flag] = value
-    least = getattr(prototype, "least_steps", 1)
+    least = getattr(prototype, "min_steps", 1)
     if settings.get("steps") is not None and settings["steps"] < least:
         remedy = f"give at least {least} for {name}, or leave it out for the run's config.sample.steps"
         raise UserError(f"--steps is {settings['steps']}: {remedy}")

@@ -25,8 +25,7 @@ import numpy as np
 from experiment.errors import UserError
 from experiment.evaluation.metrics import Metric
 from sde_lib import ExactScore, GaussianMixture, ProbabilityFlow, sample
-from sde_lib.samplers import LinearSampler, UniPC, gaussian_kl, pulse
-from sde_lib.samplers.linear import table_of
+from sde_lib.samplers import LinearSampler, UniPC, gaussian_kl, pulse, table_of
 
 Array = np.ndarray
 

@@ -28,8 +28,7 @@ def dequantised(
     """The rows `index` of a set's examples as points at t_min (n, *shape), and their classes for a conditional
     network.
     """
-    from sde_lib.batch import row_keys
-    from sde_lib.dequantization import UniformDequantization
+    from sde_lib import UniformDequantization, row_keys
 
     if not len(index):
         raise UserError(f"{run.dataset.name} has no examples there: train on data with a held-out split")

@@ -25,9 +25,16 @@ from experiment.errors import UserError, choose
 from experiment.evaluation import variational_bounds as bounds
 from experiment.files import write_bytes, write_npz, write_text
 from experiment.sampling import padded, progress, solver_remedy
-from sde_lib import DiagonalGaussian, Hutchinson, bits_per_dim, log_prob
-from sde_lib.batch import row_keys
-from sde_lib.dequantization import TruncatedNormalDequantization, UniformDequantization, importance_weighted
+from sde_lib import (
+    DiagonalGaussian,
+    Hutchinson,
+    TruncatedNormalDequantization,
+    UniformDequantization,
+    bits_per_dim,
+    importance_weighted,
+    log_prob,
+    row_keys,
+)
 
 Array = np.ndarray
 

@@ -11,11 +11,20 @@ from typing import Any
 import numpy as np
 
 from experiment.errors import UserError
-from sde_lib import VP, CosineVP, reschedule
-from sde_lib.bounds import vlb
-from sde_lib.chain import Chain, chain_of
-from sde_lib.ddpm import Model, NoiseOfScore, elbo, fixed_large, fixed_small
-from sde_lib.sde import host_sde
+from sde_lib import (
+    VP,
+    Chain,
+    CosineVP,
+    NoiseOfScore,
+    ReverseChain,
+    chain_of,
+    elbo,
+    fixed_large,
+    fixed_small,
+    host_sde,
+    reschedule,
+    vlb,
+)
 
 Array = np.ndarray
 
@@ -102,7 +111,7 @@ def elbo_batch(
     most: the number of steps beyond which that many, an even number, are drawn for each example.
     """
     chain, times, score_fn = chain_of_run(run.score_fn, steps, betas)
-    model = Model(NoiseOfScore(score_fn, times, labels), log_variance=VARIANCES[variance])
+    model = ReverseChain(NoiseOfScore(score_fn, times, labels), log_variance=VARIANCES[variance])
     draws = most if steps - 1 > most else None
     found = elbo(model, chain, x, key, bin_width=run.scaling.bin_width, first=first, draws=draws)
     arrays = found._asdict()

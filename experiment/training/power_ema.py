@@ -12,7 +12,7 @@ from experiment.run.checkpoint import Damaged
 from experiment.run.directory import RunDirectory
 from experiment.run.load import read_config, weights_like
 from experiment.training.trainer import width_name
-from sde_lib.ema import reconstruct
+from sde_lib import reconstruct_ema
 
 
 def reconstructed(workdir: str | Path, sigma_rel: float, step: int | None = None) -> tuple[Any, int]:
@@ -39,7 +39,7 @@ def reconstructed(workdir: str | Path, sigma_rel: float, step: int | None = None
         (k, width, averages[width_name(width)]) for k, averages in read.items() for width in config.train.power_ema
     ]
     try:
-        return reconstruct(snapshots, at, sigma_rel), at
+        return reconstruct_ema(snapshots, at, sigma_rel), at
     except ValueError as error:
         raise UserError(str(error)) from None
 

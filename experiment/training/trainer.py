@@ -30,8 +30,7 @@ from experiment.data.scaling import Scaling, random_flip
 from experiment.devices.sharding import OverBatch, make_mesh, over_batch, put_rows, replicated, weight_shardings
 from experiment.errors import UserError
 from experiment.training.clock import Clock
-from sde_lib import NetworkScore
-from sde_lib.ema import power_ema_decay
+from sde_lib import NetworkScore, power_ema_decay
 
 State = dict[str, Any]
 Window = dict[str, jax.Array]

@@ -17,8 +17,8 @@ from sde_lib.samplers.exponential import (
 from sde_lib.samplers.grids import FlowTime, Grid, Karras, Quadratic, Times, UniformLogSNR, UniformT
 from sde_lib.samplers.heun import Heun
 from sde_lib.samplers.langevin import Langevin, LangevinSamples, langevin
-from sde_lib.samplers.linear import LinearSampler, Table
-from sde_lib.samplers.ode import ProbabilityFlow, decode, encode
+from sde_lib.samplers.linear import LinearSampler, Point, Table, columns, table_of
+from sde_lib.samplers.ode import ProbabilityFlow, decode, encode, evaluations, flow_drift
 from sde_lib.samplers.predictor_corrector import PredictorCorrector
 from sde_lib.samplers.sa_solver import SASolver
 from sde_lib.samplers.stochastic import Ancestral, EulerMaruyama, ExponentialEuler, ReverseDiffusion
@@ -44,6 +44,7 @@ __all__ = [
     "Langevin",
     "LangevinSamples",
     "LinearSampler",
+    "Point",
     "PredictorCorrector",
     "ProbabilityFlow",
     "Quadratic",
@@ -59,8 +60,11 @@ __all__ = [
     "UniPC",
     "UniformLogSNR",
     "UniformT",
+    "columns",
     "decode",
     "encode",
+    "evaluations",
+    "flow_drift",
     "gaussian_kl",
     "gaussian_law",
     "in_log_snr",
@@ -69,5 +73,6 @@ __all__ = [
     "langevin",
     "pulse",
     "sample",
+    "table_of",
     "weak_error",
 ]

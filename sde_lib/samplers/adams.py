@@ -55,7 +55,7 @@ class _Multistep(LinearSampler):
             raise ValueError(f"{type(self).__name__}: order must be 1, 2, 3 or 4, not {self.order}")
 
     @property
-    def least_steps(self) -> int:  # type: ignore[override]  # depends on the order
+    def min_steps(self) -> int:  # type: ignore[override]  # depends on the order
         """A run shorter than its order never reaches it."""
         return self.order
 

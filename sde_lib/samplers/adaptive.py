@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sde_lib.batch import fold_in_each, normal_like, per_sample
+from sde_lib.batch import fold_in_each, normal_like, per_row
 from sde_lib.conversions import denoiser
 from sde_lib.samplers.base import Samples
 from sde_lib.score import ScoreFn
@@ -76,7 +76,7 @@ def _solve(
     n, t_end = x.shape[0], stops[-1]
 
     def drift(x: jax.Array, t: jax.Array) -> jax.Array:
-        return per_sample(sde.f(t), x) * x - per_sample(sde.g2(t), x) * score_fn(x, t, cond)
+        return per_row(sde.f(t), x) * x - per_row(sde.g2(t), x) * score_fn(x, t, cond)
 
     def step(state: Any) -> Any:
         x, t, h, stop, path, i = state
@@ -85,20 +85,20 @@ def _solve(
         lands = h >= (t - aim) * (1 - 1e-6)
         t_next = jnp.where(lands, aim, t - h)
         taken = jnp.maximum(t - t_next, jnp.finfo(x.dtype).tiny)
-        noise = per_sample(jnp.sqrt(taken), x) * normal_like(fold_in_each(keys, i), x)
-        euler = x - per_sample(taken, x) * drift(x, t) + per_sample(jnp.sqrt(sde.g2(t)), x) * noise
-        heun = x - per_sample(taken, x) * drift(euler, t_next) + per_sample(jnp.sqrt(sde.g2(t_next)), x) * noise
+        noise = per_row(jnp.sqrt(taken), x) * normal_like(fold_in_each(keys, i), x)
+        euler = x - per_row(taken, x) * drift(x, t) + per_row(jnp.sqrt(sde.g2(t)), x) * noise
+        heun = x - per_row(taken, x) * drift(euler, t_next) + per_row(jnp.sqrt(sde.g2(t_next)), x) * noise
         scale = absolute + relative * jnp.maximum(jnp.abs(x), jnp.abs(euler))
         error = jnp.sqrt(jnp.mean(((euler - heun) / (2 * scale)).reshape(n, -1) ** 2, axis=1))
         # The error is between h (of the noise's part) and h²; a step cut short by a stop says nothing of a longer one.
         grown = taken * jnp.clip(0.9 * error**-0.9, 0.2, 3.0)
         h = jnp.where(active, jnp.where(lands, jnp.maximum(h * (error <= 1), jnp.minimum(grown, h)), grown), h)
-        keep = per_sample(active, x).astype(bool)
+        keep = per_row(active, x).astype(bool)
         x = jnp.where(keep, 0.5 * (euler + heun), x)
         if path is not None:
-            hit = per_sample(active & lands, x).astype(bool)
+            hit = per_row(active & lands, x).astype(bool)
             path = jnp.where(
-                hit[None] & (jnp.arange(len(stops)).reshape(-1, *[1] * x.ndim) == per_sample(stop, x)[None]),
+                hit[None] & (jnp.arange(len(stops)).reshape(-1, *[1] * x.ndim) == per_row(stop, x)[None]),
                 x[None],
                 path,
             )

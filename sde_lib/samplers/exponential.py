@@ -77,7 +77,7 @@ class DPMSolverPP2M(LinearSampler):
     """
 
     grid: Grid = UniformLogSNR()  # noqa: RUF009 - immutable
-    least_steps: ClassVar[int] = 2
+    min_steps: ClassVar[int] = 2
     convergence: ClassVar[int] = 2
 
     def update(self, sde: SDE, times: Any) -> Table:
@@ -98,7 +98,7 @@ class DPMSolverPP3M(LinearSampler):
     """
 
     grid: Grid = UniformLogSNR()  # noqa: RUF009 - immutable
-    least_steps: ClassVar[int] = 3
+    min_steps: ClassVar[int] = 3
     convergence: ClassVar[int] = 3
     second_derivative: ClassVar[float] = 2.0
 
@@ -160,7 +160,7 @@ class SDEDPMSolverPP2M(SDEDPMSolverPP1):
     """
 
     grid: Grid = FlowTime()  # noqa: RUF009 - immutable
-    least_steps: ClassVar[int] = 2
+    min_steps: ClassVar[int] = 2
     convergence: ClassVar[int] = 2
 
     def update(self, sde: SDE, times: Any) -> Table:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sde_lib.batch import fold_in_each, normal_like, per_sample, row_keys, sum_of_entries
+from sde_lib.batch import fold_in_each, normal_like, per_row, row_keys, sum_of_entries
 
 
 class LangevinSamples(NamedTuple):
@@ -102,8 +102,8 @@ def _chain(
             log_ratio = new_log_p - log_p + (forward - backward) / (4 * size)
             uniform = jax.vmap(jax.random.uniform)(fold_in_each(step_keys, 0))
             accept = jnp.log(uniform) < log_ratio
-            new_x = jnp.where(per_sample(accept, x).astype(bool), new_x, x)
-            new_score = jnp.where(per_sample(accept, x).astype(bool), new_score, score)
+            new_x = jnp.where(per_row(accept, x).astype(bool), new_x, x)
+            new_score = jnp.where(per_row(accept, x).astype(bool), new_score, score)
             new_log_p = jnp.where(accept, new_log_p, log_p)
         else:
             accept = jnp.ones(x.shape[0], bool)

@@ -28,7 +28,7 @@ from sde_lib.samplers.grids import Grid, UniformT, check_grid
 from sde_lib.score import ScoreFn
 from sde_lib.sde import SDE, host_sde
 
-Model = Callable[[ScoreFn, jax.Array, Any, Any], jax.Array]
+Prediction = Callable[[ScoreFn, jax.Array, Any, Any], jax.Array]
 Correct = Callable[[ScoreFn, jax.Array, jax.Array, Any, Any, Any], jax.Array]
 
 
@@ -79,9 +79,9 @@ class LinearSampler:
     grid: Grid = UniformT()  # noqa: RUF009 - immutable
     denoise: bool = False
 
-    model: ClassVar[Any] = staticmethod(denoiser)  # a Model: what the table's M is
+    model: ClassVar[Any] = staticmethod(denoiser)  # a Prediction: what the table's M is
     calls_per_step: ClassVar[int] = 1
-    least_steps: ClassVar[int] = 1  # a multistep method with fewer never reaches its order
+    min_steps: ClassVar[int] = 1  # a multistep method with fewer never reaches its order
     convergence: ClassVar[int] = 1  # the order in theory, weak where noise is drawn
 
     def update(self, sde: SDE, times: Any) -> Table:
@@ -96,11 +96,11 @@ class LinearSampler:
     def at_nfe(self, nfe: int) -> Self:
         """This sampler with as many steps as spend exactly `nfe` score calls. Raises ValueError where none do."""
         steps, left = divmod(nfe - self.denoise, self.calls_per_step)
-        if left or steps < self.least_steps:
+        if left or steps < self.min_steps:
             odd = f" and {self.calls_per_step} a step" if self.calls_per_step > 1 else ""
             last = ", one of them for the final denoising" if self.denoise else ""
             raise ValueError(
-                f"{type(self).__name__} cannot spend {nfe} score calls{last}: it takes at least {self.least_steps} "
+                f"{type(self).__name__} cannot spend {nfe} score calls{last}: it takes at least {self.min_steps} "
                 f"steps{odd}"
             )
         return replace(self, steps=steps)
@@ -112,10 +112,10 @@ class LinearSampler:
 
 
 @dataclass(frozen=True)
-class _Kind:
+class _ScanKind:
     """What the compiled scan depends on apart from shapes: one instance per kind of sampler."""
 
-    model: Model
+    model: Prediction
     correct: Correct
     frames: int
     denoise: bool
@@ -123,8 +123,8 @@ class _Kind:
 
 def table_of(sampler: LinearSampler, sde: SDE) -> Table:
     """The sampler's table for the SDE. Raises ValueError for steps or a grid that it cannot take."""
-    if sampler.steps < sampler.least_steps:
-        raise ValueError(f"{type(sampler).__name__}: steps must be at least {sampler.least_steps}, not {sampler.steps}")
+    if sampler.steps < sampler.min_steps:
+        raise ValueError(f"{type(sampler).__name__}: steps must be at least {sampler.min_steps}, not {sampler.steps}")
     sde = host_sde(sde)
     times = sampler.grid(sde, sampler.steps)
     if isinstance(times, np.ndarray):  # traced times cannot be checked
@@ -153,7 +153,7 @@ def run_linear(
     # The row after which each frame is kept, as a count of rows done.
     last = np.round(np.arange(frames) * sampler.steps / max(frames - 1, 1)).astype(int) * sampler.calls_per_step
     slots = jnp.asarray(np.searchsorted(last, np.arange(1, len(table.a) + 1)))
-    kind = _Kind(sampler.model, correct, frames, sampler.denoise)
+    kind = _ScanKind(sampler.model, correct, frames, sampler.denoise)
     x, path = _scan(score_fn, x, keys, cond, table, settings, slots, kind)
     return x, path, (jnp.concatenate([table.t[:1], table.t_next])[last] if frames else None)
 
@@ -167,7 +167,7 @@ def _scan(
     table: Table,
     settings: Any,
     slots: jax.Array,
-    kind: _Kind,
+    kind: _ScanKind,
 ) -> tuple[jax.Array, jax.Array | None]:
     # Every row writes to the slot of the next frame to come, so the frame's own row writes last: no branch, and no
     # stored path.

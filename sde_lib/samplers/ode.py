@@ -119,7 +119,7 @@ def solve(
     # Steps grow tenfold at a time, so a first step on the scale of t_min costs one or two and suits either direction.
     first = (times[-1] - times[0]) * (1e-3 if flow.steps is None else 1 / flow.steps)
     most = flow.max_steps if flow.steps is None else max(flow.max_steps, flow.steps + 1)
-    kind = _Kind(drift, norm, flow.steps is not None, most, flow.per_sample)
+    kind = _SolveKind(drift, norm, flow.steps is not None, most, flow.per_sample)
     solution = _solve(y, times, args, (first, tolerances), flow.solver, kind)
     traced = isinstance(solution.steps, jax.core.Tracer)
     if not traced and not bool(jnp.all(solution.result == diffrax.RESULTS.successful)):
@@ -144,7 +144,7 @@ def evaluations(flow: ProbabilityFlow, steps: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class _Kind:
+class _SolveKind:
     """What a compiled solve depends on apart from shapes."""
 
     drift: Callable[..., Any]
@@ -155,7 +155,7 @@ class _Kind:
 
 
 @partial(jax.jit, static_argnames="kind")
-def _solve(y: Any, times: jax.Array, args: Any, steps: Any, solver: Any, kind: _Kind) -> Solution:
+def _solve(y: Any, times: jax.Array, args: Any, steps: Any, solver: Any, kind: _SolveKind) -> Solution:
     if not kind.per_sample:
         return _solve_jointly(y, times, args, steps, solver, kind)
     score_fn, *rows = args
@@ -169,7 +169,7 @@ def _solve(y: Any, times: jax.Array, args: Any, steps: Any, solver: Any, kind: _
     return solution._replace(y=jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), solution.y))
 
 
-def _solve_jointly(y: Any, times: jax.Array, args: Any, steps: Any, solver: Any, kind: _Kind) -> Solution:
+def _solve_jointly(y: Any, times: jax.Array, args: Any, steps: Any, solver: Any, kind: _SolveKind) -> Solution:
     first, (rtol, atol) = steps
     adaptive = diffrax.PIDController(rtol=rtol, atol=atol, norm=kind.norm)
     solution = diffrax.diffeqsolve(

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sde_lib.batch import fold_in_each, normal_like, per_sample, sum_of_entries
+from sde_lib.batch import fold_in_each, normal_like, per_row, sum_of_entries
 from sde_lib.samplers.base import Samples
 from sde_lib.samplers.grids import Grid, UniformT
 from sde_lib.samplers.linear import LinearSampler, Table, run_linear
@@ -47,7 +47,7 @@ class _LangevinCorrector:
             # itself.
             noise = normal_like(fold_in_each(keys, j), x)
             score = score_fn(x, t, cond)
-            size = per_sample(langevin_step_size(score, score_fn.sde.sigma(t), scale), x)
+            size = per_row(langevin_step_size(score, score_fn.sde.sigma(t), scale), x)
             return x + size * score + jnp.sqrt(2 * size) * noise
 
         return jax.lax.fori_loop(0, self.steps, correct, x)
@@ -97,7 +97,7 @@ class PredictorCorrector:
     def at_nfe(self, nfe: int) -> "PredictorCorrector":
         """This sampler with as many steps as spend exactly `nfe` score calls. Raises ValueError where none do."""
         steps, left = divmod(nfe - self.denoise, 1 + self.corrector_steps)
-        if left or steps < self.predictor.least_steps:
+        if left or steps < self.predictor.min_steps:
             raise ValueError(
                 f"PredictorCorrector cannot spend {nfe} score calls: a step takes {1 + self.corrector_steps}"
             )

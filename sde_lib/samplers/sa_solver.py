@@ -33,7 +33,7 @@ class SASolver(SDEDPMSolverPP1):
     predictor: int = 3
     corrector: int = 2
 
-    least_steps: ClassVar[int] = 2
+    min_steps: ClassVar[int] = 2
     convergence: ClassVar[int] = 2
 
     def __post_init__(self) -> None:

@@ -20,7 +20,17 @@ from sde_lib.chain import (
     denoiser_from_v,
     linear_betas,
 )
-from sde_lib.ddpm import Model, NoiseOfScore, ancestral, elbo, fixed_large, fixed_small, l_simple, l_vlb, learned_range
+from sde_lib.ddpm import (
+    NoiseOfScore,
+    ReverseChain,
+    ancestral,
+    elbo,
+    fixed_large,
+    fixed_small,
+    l_simple,
+    l_vlb,
+    learned_range,
+)
 from sde_lib.pytree import register_dataclass
 from sde_lib.samplers import Ancestral, Times
 from sde_lib.sde import namespace
@@ -64,13 +74,13 @@ def test_a_score_predicts_the_mixture_s_posterior_mean_in_every_parameterisation
             [mixture_at(f, v, np.asarray(x_i))[1] for f, v, x_i in zip(factor[1:], variance[1:], x, strict=True)]
         )
         predict = NoiseOfScore(score_fn, times)
-        denoised, said = jax.jit(lambda x, t: (Model(predict)(chain, x, t)[0], predict(x, t)))(x, jnp.asarray(t))
+        denoised, said = jax.jit(lambda x, t: (ReverseChain(predict)(chain, x, t)[0], predict(x, t)))(x, jnp.asarray(t))
         np.testing.assert_allclose(denoised, expected, rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(denoised, jax.jit(denoiser)(score_fn, x, jnp.asarray(times)), rtol=1e-9, atol=1e-9)
         # v is linear in eps and x_0, so its mean is that of their means.
         v = chain.alpha[:, None] * said - chain.sigma[:, None] * expected
         np.testing.assert_allclose(
-            Model(lambda x, t: v, denoiser_from_v)(chain, x, t)[0], expected, rtol=1e-5, atol=1e-5
+            ReverseChain(lambda x, t: v, denoiser_from_v)(chain, x, t)[0], expected, rtol=1e-5, atol=1e-5
         )
 
 
@@ -89,7 +99,7 @@ def level_mean(chain, x, t):
 
 
 def level_model(chain):
-    return Model(jax.tree_util.Partial(level_mean, chain), denoiser_from_denoiser)
+    return ReverseChain(jax.tree_util.Partial(level_mean, chain), denoiser_from_denoiser)
 
 
 def level_terms(betas):
@@ -191,7 +201,7 @@ def test_the_bound_of_a_density_lies_above_the_cross_entropy_and_nears_it():
                 exact += 0.5 * (np.log(2 * np.pi * beta) + left / beta)
             else:
                 exact += kl(0.0, posterior[t - 1], of_x0[t - 1] * np.sqrt(left), beta)
-        model = Model(jax.tree_util.Partial(mixture_mean, chain), denoiser_from_denoiser, fixed_large)
+        model = ReverseChain(jax.tree_util.Partial(mixture_mean, chain), denoiser_from_denoiser, fixed_large)
         # Bound and -log p fluctuate together over the data: their difference says more.
         excess = elbo(model, chain, x0, jax.random.key(3)).nats + MIXTURE.log_prob(x0)
         gaps.append(exact - entropy)
@@ -212,7 +222,7 @@ def test_a_longer_chain_nears_the_bound_of_the_sde_by_half_a_step_of_its_denoisi
         times = even_in_log_snr(sde, sde.t_min, steps)
         h = np.diff(sde.log_snr(times)[::-1]).mean()
         found = elbo(
-            Model(NoiseOfScore(score_fn, times)),
+            ReverseChain(NoiseOfScore(score_fn, times)),
             chain_of(sde, times),
             x0,
             jax.random.key(21),
@@ -272,7 +282,7 @@ def test_the_score_is_told_its_condition():
     # error.
     sde, times = VP(), np.linspace(0.1, 1, 20)
     x0, cond = jnp.array([[0.5], [0.5], [-0.25]]), jnp.array([[0.5], [0.2], [0.0]])
-    model = Model(NoiseOfScore(ToldScore(sde), times, cond))
+    model = ReverseChain(NoiseOfScore(ToldScore(sde), times, cond))
     found = elbo(model, chain_of(sde, times), x0, jax.random.key(16)).denoising
     fall = np.exp(sde.log_snr(0.1)) - np.exp(sde.log_snr(1.0))
     np.testing.assert_allclose(found, 0.5 * fall * np.array([0.0, 0.09, 0.0625]), rtol=1e-3, atol=1e-4)
@@ -311,9 +321,8 @@ def test_with_a_constant_denoiser_no_term_is_random(kind, log_variance, bin_widt
 
         level = np.random.default_rng(4).integers(0, 5, (7, 2, 3))
         x0 = LEVELS[level]
-        found = elbo(
-            Model(predict, kind, log_variance), Chain(betas), jnp.asarray(x0), jax.random.key(0), bin_width=bin_width
-        )
+        model = ReverseChain(predict, kind, log_variance)
+        found = elbo(model, Chain(betas), jnp.asarray(x0), jax.random.key(0), bin_width=bin_width)
         factor, variance = composed(betas)
         _, of_x0, posterior = conditioned(betas)
         posterior[0] = posterior[1]
@@ -335,7 +344,7 @@ def test_with_a_constant_denoiser_no_term_is_random(kind, log_variance, bin_widt
 @jax.jit
 def nats_of_levels(x0, mean, bin_width):
     """-log of N(mean, 0.1²)'s mass on each bin: a chain of one step, whose x_1 a constant denoiser ignores."""
-    model = Model(lambda x, t: jnp.full_like(x, mean), denoiser_from_denoiser)
+    model = ReverseChain(lambda x, t: jnp.full_like(x, mean), denoiser_from_denoiser)
     return elbo(model, Chain([0.01]), x0, jax.random.key(0), bin_width=bin_width).reconstruction
 
 
@@ -369,7 +378,7 @@ def test_ancestral_sampling_draws_the_law_of_the_exact_recursion(log_variance):
     mean, variance, n = np.array([0.6, -0.4]), np.array([0.1, 0.8]), 20_000
     chain = Chain(cosine_betas(8))
     predict = jax.tree_util.Partial(affine_mean, chain, jnp.float32(mean)[None], jnp.float32(variance)[None])
-    drawn = ancestral(Model(predict, denoiser_from_denoiser, log_variance), chain, jax.random.key(5), n, (2,))
+    drawn = ancestral(ReverseChain(predict, denoiser_from_denoiser, log_variance), chain, jax.random.key(5), n, (2,))
     assert drawn.nfe == 8
     factor, spread = composed(chain.betas)
     of_x, of_x0, posterior = conditioned(chain.betas)
@@ -392,7 +401,7 @@ def test_it_draws_what_the_ancestral_sampler_draws():
     score_fn, key = ExactScore(MIXTURE, sde), jax.random.key(6)
     sampler = Ancestral(steps=10, grid=Times(tuple(times)), denoise=True)
     expected = sample(sampler, score_fn, key, 64, (1,), prior=IsotropicGaussian((1,), 1.0)).x
-    found = ancestral(Model(NoiseOfScore(score_fn, times[::-1])), chain_of(sde, times[::-1]), key, 64, (1,)).x
+    found = ancestral(ReverseChain(NoiseOfScore(score_fn, times[::-1])), chain_of(sde, times[::-1]), key, 64, (1,)).x
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -410,7 +419,7 @@ def test_a_row_s_randomness_is_its_own():
         jax.random.key(7),
         jnp.asarray([[0.1, 0.2], [0.4, 0.3], [-0.2, 0.6], [-0.2, 0.6]]),
     )
-    model = Model(jax.tree_util.Partial(scaled, jnp.float32(0.5)))
+    model = ReverseChain(jax.tree_util.Partial(scaled, jnp.float32(0.5)))
     here, shifted = (elbo(model, chain, x0[i : i + 3], key, bin_width=WIDTH, first=i) for i in (0, 1))
     np.testing.assert_allclose(here.step_nats[1:], shifted.step_nats[:2], rtol=1e-5)
     np.testing.assert_allclose(here.nats[1:], shifted.nats[:2], rtol=1e-5)
@@ -425,7 +434,7 @@ def test_learned_range_runs_from_the_posterior_s_variance_to_beta():
         betas, t = linear_betas(50), np.arange(2, 51)
         posterior, fractions = conditioned(betas)[2][1:, None], jnp.array([0.0, 1.0, 0.5, 0.25])
         x = jnp.zeros((49, 4))
-        model = Model(lambda x, t: (x, x + fractions[None]), log_variance=learned_range)
+        model = ReverseChain(lambda x, t: (x, x + fractions[None]), log_variance=learned_range)
         reverse = jax.jit(lambda chain, x, t: model(chain, x, t))
         _, found = reverse(Chain(betas), x, t)
         beta = betas[1:, None]
@@ -436,7 +445,7 @@ def test_learned_range_runs_from_the_posterior_s_variance_to_beta():
             np.testing.assert_allclose(np.exp(reverse(Chain(table), x[:1], 1)[1][0, 0]), low, rtol=1e-9)
 
 
-ZERO = Model(lambda x, t: jnp.zeros_like(x))
+ZERO = ReverseChain(lambda x, t: jnp.zeros_like(x))
 
 
 @pytest.mark.parametrize("kind", [denoiser_from_noise, denoiser_from_v])
@@ -448,7 +457,7 @@ def test_l_simple_is_the_noise_s_error(kind):
     factor, variance = (v[1:] for v in composed(chain.betas))
     gain = np.sqrt(variance) / (factor**2 * model_std**2 + variance)  # E[eps | x] = gain x
     slope = {denoiser_from_noise: gain, denoiser_from_v: (gain - np.sqrt(variance)) / factor}[kind]
-    model = Model(lambda x, t: jnp.asarray(slope, x.dtype)[t - 1][:, None] * x, kind)
+    model = ReverseChain(lambda x, t: jnp.asarray(slope, x.dtype)[t - 1][:, None] * x, kind)
     x0 = data_std * jax.random.normal(jax.random.key(8), (n, 2))
     loss = jax.jit(l_simple)(model, chain, x0, jax.random.key(9))
     expected = np.mean((1 - gain * np.sqrt(variance)) ** 2 + (gain * factor * data_std) ** 2)
@@ -472,7 +481,7 @@ def test_stopping_the_mean_leaves_the_variance_s_gradient_alone():
     x0 = 0.5 * jax.random.normal(jax.random.key(12), (64, 3))
 
     def loss(weights, stop_mean):
-        model = Model(lambda x, t: (weights[0] * x, jnp.full_like(x, weights[1])), log_variance=learned_range)
+        model = ReverseChain(lambda x, t: (weights[0] * x, jnp.full_like(x, weights[1])), log_variance=learned_range)
         return jnp.mean(l_vlb(model, chain, x0, key, stop_mean=stop_mean))
 
     both = jax.jit(lambda weights: [jax.value_and_grad(loss)(weights, stop) for stop in (False, True)])
@@ -490,7 +499,7 @@ def test_both_losses_see_every_step_once_in_a_batch_as_long_as_the_chain():
     def seen():
         calls = []
         for loss in (l_simple, l_vlb):
-            loss(Model(lambda x, t: calls.append((t, x)) or x), chain, jnp.ones((16, 2)), jax.random.key(13))
+            loss(ReverseChain(lambda x, t: calls.append((t, x)) or x), chain, jnp.ones((16, 2)), jax.random.key(13))
         return calls
 
     (t, x), (t_vlb, x_vlb) = seen()
@@ -504,7 +513,7 @@ def test_both_losses_see_every_step_once_in_a_batch_as_long_as_the_chain():
 def test_other_weights_and_other_betas_do_not_recompile():
     traced = []
     for weight, betas in ((0.5, cosine_betas(9)), (0.7, linear_betas(9))):
-        model, chain = Model(jax.tree_util.Partial(scaled, jnp.float32(weight))), Chain(betas)
+        model, chain = ReverseChain(jax.tree_util.Partial(scaled, jnp.float32(weight))), Chain(betas)
         elbo(model, chain, jnp.ones((3, 2)), jax.random.key(0), bin_width=weight)
         ancestral(model, chain, jax.random.key(0), 3, (2,))
         traced.append(len(TRACED))
@@ -535,7 +544,7 @@ CHAIN = Chain([0.1, 0.2])
             "l_vlb: bin_width must be positive",
         ),
         (lambda: ancestral(ZERO, CHAIN, jax.random.key(0), 0, (1,)), "n must be at least 1, not 0"),
-        (lambda: Model(lambda x, t: x, log_variance=learned_range)(CHAIN, jnp.zeros((1, 1)), 1), "pair"),
+        (lambda: ReverseChain(lambda x, t: x, log_variance=learned_range)(CHAIN, jnp.zeros((1, 1)), 1), "pair"),
     ],
 )
 def test_bad_input_is_told_in_a_line(act, message):

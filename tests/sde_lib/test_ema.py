@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sde_lib.ema import gamma_of, power_ema_decay, reconstruct, reconstruction_weights
+from sde_lib.ema import gamma_of, power_ema_decay, reconstruct_ema, reconstruction_weights
 
 STEPS, EVERY, TRACKED = 4096, 128, (0.05, 0.10)
 
@@ -93,14 +93,14 @@ def test_a_snapshot_is_reconstructed_from_itself_alone(index, snapshots):
     step, sigma_rel, params = snapshots[index]
     weights = reconstruction_weights([(at, width) for at, width, _ in snapshots], step, sigma_rel)
     np.testing.assert_allclose(weights, np.arange(len(snapshots)) == index, atol=1e-6)
-    np.testing.assert_allclose(reconstruct(snapshots, step, sigma_rel)["w"], params["w"], atol=1e-6)
+    np.testing.assert_allclose(reconstruct_ema(snapshots, step, sigma_rel)["w"], params["w"], atol=1e-6)
 
 
 @pytest.mark.parametrize("sigma_rel, error", [(0.06, 1e-4), (0.07, 1e-4), (0.15, 1e-4), (0.20, 1e-3)])
 def test_an_average_that_was_not_tracked_is_reconstructed(sigma_rel, error, params, snapshots):
     # Measured at sigma_rel 0.07: 3e-5, where the nearest snapshot is off by 0.09; the walk and the noise are in it.
     expected = true_weights(STEPS, sigma_rel) @ params
-    found = reconstruct(snapshots, STEPS, sigma_rel)["w"]
+    found = reconstruct_ema(snapshots, STEPS, sigma_rel)["w"]
     nearest = min(np.abs(snapshot["w"] - expected).max() for _, _, snapshot in snapshots)
     assert np.abs(found - expected).max() < error < nearest / 100
 
@@ -108,13 +108,13 @@ def test_an_average_that_was_not_tracked_is_reconstructed(sigma_rel, error, para
 def test_early_and_between_snapshots(params, snapshots):
     for step, error in ((EVERY * 8, 1e-3), (3000, 1e-2)):
         expected = true_weights(step, 0.07) @ params
-        assert np.abs(reconstruct(snapshots, step, 0.07)["w"] - expected).max() < error
+        assert np.abs(reconstruct_ema(snapshots, step, 0.07)["w"] - expected).max() < error
 
 
 def test_constant_params_stay_and_trees_keep_their_structure_and_dtypes(snapshots):
     tree = {"a": [jnp.full((2, 3), 1000.1, jnp.float32)], "b": jnp.full(2, 3, jnp.bfloat16), "c": np.float32(7)}
     constant = [(step, sigma_rel, tree) for step, sigma_rel, _ in snapshots]
-    found = reconstruct(constant, 3000, 0.03)  # weights of 14 and -14
+    found = reconstruct_ema(constant, 3000, 0.03)  # weights of 14 and -14
     assert jax.tree.structure(found) == jax.tree.structure(tree)
     for leaf, expected in zip(jax.tree.leaves(found), jax.tree.leaves(tree), strict=True):
         assert (leaf.shape, leaf.dtype) == (expected.shape, expected.dtype)
@@ -122,7 +122,7 @@ def test_constant_params_stay_and_trees_keep_their_structure_and_dtypes(snapshot
 
 
 def test_one_snapshot_is_enough_and_twice_the_same_is_no_harm():
-    assert reconstruct([(10, 0.1, 5.0)], 10, 0.2) == 5.0
+    assert reconstruct_ema([(10, 0.1, 5.0)], 10, 0.2) == 5.0
     np.testing.assert_allclose(
         reconstruction_weights([(5, 0.05), (10, 0.1), (10, 0.1)], 10, 0.1), [0, 0.5, 0.5], atol=1e-9
     )
@@ -132,7 +132,7 @@ MISTAKES = {
     "sigma_rel must be above 0 and below 0.2887": lambda: gamma_of(0.0),
     "sigma_rel must be above 0 .* not 0.3": lambda: power_ema_decay(0.3, 5),
     "not nan": lambda: gamma_of(float("nan")),
-    "save some": lambda: reconstruct([], 10, 0.1),
+    "save some": lambda: reconstruct_ema([], 10, 0.1),
     "between the first and the last snapshot's, 5 and 10, not 11": lambda: reconstruction_weights(
         [(5, 0.05), (10, 0.1)], 11, 0.1
     ),

@@ -136,9 +136,9 @@ def test_constants_come_from_the_config() -> None:
     assert WEIGHTINGS["soft_min_snr"](config) == SoftMinSNR(0.3)
     assert WEIGHTINGS["edm"](config) == EDMWeighting(0.3)
     assert TIMES["log_normal"](config) == LogNormal(0.4, 0.9)
-    assert WEIGHTINGS["edm_log_normal"](config).law == TIMES["log_normal"](config)  # type: ignore[attr-defined]
+    assert WEIGHTINGS["edm_log_normal"](config).times == TIMES["log_normal"](config)  # type: ignore[attr-defined]
     # type: ignore[attr-defined]
-    assert WEIGHTINGS["flow_matching_logit_normal"](config).law == TIMES["logit_normal"](config)
+    assert WEIGHTINGS["flow_matching_logit_normal"](config).times == TIMES["logit_normal"](config)
     assert check_config(config_with()).train.power_ema == ()
 
 

@@ -19,10 +19,10 @@ from experiment.errors import UserError
 from experiment.evaluation import variational_bounds as bounds
 from experiment.evaluation.likelihood import LikelihoodSettings, likelihood, likelihood_lines, prior_mismatch
 from sde_lib import VE, VP, CosineVP, ExactScore, GaussianMixture
-from sde_lib.batch import per_sample
+from sde_lib.batch import per_row
 from sde_lib.bounds import vlb
 from sde_lib.chain import chain_of
-from sde_lib.ddpm import Model, NoiseOfScore, elbo
+from sde_lib.ddpm import NoiseOfScore, ReverseChain, elbo
 from tests.commands import ROOT, Command, train
 from tests.oracles import random_mixture
 
@@ -55,8 +55,8 @@ class ClassScore:
     sde = VP(t_min=0.01)
 
     def __call__(self, x: jax.Array, t: Any, cond: Any = None) -> jax.Array:
-        centre = per_sample(Scaling(17).to_model(cond), x)
-        return -(x - per_sample(self.sde.alpha(t), x) * centre) / per_sample(self.sde.sigma(t), x) ** 2
+        centre = per_row(Scaling(17).to_model(cond), x)
+        return -(x - per_row(self.sde.alpha(t), x) * centre) / per_row(self.sde.sigma(t), x) ** 2
 
 
 jax.tree_util.register_pytree_node(ClassScore, lambda s: ((), None), lambda *_: ClassScore())
@@ -128,7 +128,7 @@ def test_the_chain_s_elbo_lies_beside_it_in_its_three_terms() -> None:
     chain, per_unit = found["chain"], 1 / (4 * np.log(2))
     x, times, sde = Scaling(17).to_model(PICTURES.dataset.test.x), np.linspace(0.01, 1, 20), VP(t_min=0.01)
     direct = elbo(
-        Model(NoiseOfScore(PICTURES.score_fn, times)),
+        ReverseChain(NoiseOfScore(PICTURES.score_fn, times)),
         chain_of(sde, times),
         jnp.tile(x, (20, 1, 1, 1)),
         KEY,
