@@ -42,7 +42,15 @@ from sde_lib.dequantization import (
     UniformDequantization,
     importance_weighted,
 )
-from sde_lib.distributions import Density, DiagonalGaussian, GaussianMixture, IsotropicGaussian
+from sde_lib.distributions import (
+    Density,
+    DiagonalGaussian,
+    Diffusible,
+    GaussianMixture,
+    HasScore,
+    IsotropicGaussian,
+    Prior,
+)
 from sde_lib.divergence import Divergence, Exact, Hutchinson
 from sde_lib.ema import power_ema_decay, reconstruct_ema
 from sde_lib.fields import (
@@ -94,6 +102,7 @@ from sde_lib.score import (
     RawEpsilonPrediction,
     RawScorePrediction,
     ScoreFn,
+    TrainableScoreFn,
     VelocityPrediction,
     VPrediction,
 )
@@ -124,6 +133,7 @@ __all__ = [
     "Density",
     "Dequantization",
     "DiagonalGaussian",
+    "Diffusible",
     "Divergence",
     "EDMPreconditioning",
     "EDMWeighting",
@@ -132,6 +142,7 @@ __all__ = [
     "Exact",
     "ExactScore",
     "GaussianMixture",
+    "HasScore",
     "Hutchinson",
     "IsotropicGaussian",
     "Langevin",
@@ -149,6 +160,7 @@ __all__ = [
     "NoiseOfScore",
     "Parameterization",
     "PredictorCorrector",
+    "Prior",
     "ProbabilityFlow",
     "RadialSpectrum",
     "RawEpsilonPrediction",
@@ -167,6 +179,7 @@ __all__ = [
     "TimeDensity",
     "TimeDistribution",
     "TimeLabel",
+    "TrainableScoreFn",
     "TruncatedNormalDequantization",
     "Typicality",
     "Uncertainty",

@@ -12,14 +12,17 @@ for the prior. This is what can be said of the samples of the SDE, which `log_pr
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 
 from sde_lib.batch import fold_in_each, normal_like, per_row, row_keys, sum_of_entries
 from sde_lib.score import ScoreFn
+from sde_lib.sde import SDE
+from sde_lib.typing import PyTree
 
 
 class Bound(NamedTuple):
@@ -48,9 +51,9 @@ def vlb(
     key: jax.Array,
     *,
     times: int = 32,
-    centres: Any = None,
+    centres: npt.ArrayLike | None = None,
     first: int = 0,
-    cond: Any = None,
+    cond: PyTree = None,
 ) -> Bound:
     """The bound for x (n, *shape), with `times` noise levels for each example.
 
@@ -79,7 +82,7 @@ def vlb(
 
 @partial(jax.jit, static_argnames="first")
 def clean_offset(
-    score_fn: Any, x: jax.Array, key: jax.Array, *, first: int = 0, cond: Any = None
+    score_fn: ScoreFn, x: jax.Array, key: jax.Array, *, first: int = 0, cond: PyTree = None
 ) -> tuple[jax.Array, jax.Array]:
     """(z, offset), (n, *shape) and (n,): a density p at t_min bounds that of the clean data, log p_0(x) >= E[log p(z) +
     offset].
@@ -105,7 +108,9 @@ def clean_offset(
 
 
 @partial(jax.jit, static_argnames="times")
-def _diffusion(score_fn: Any, x: jax.Array, keys: jax.Array, times: int, cond: Any) -> tuple[jax.Array, jax.Array]:
+def _diffusion(
+    score_fn: ScoreFn, x: jax.Array, keys: jax.Array, times: int, cond: PyTree
+) -> tuple[jax.Array, jax.Array]:
     """(log SNR, ½ |eps - eps^|²), both (n, times)."""
     sde = score_fn.sde
     high, low = (jnp.asarray(sde.log_snr(t), x.dtype) for t in (sde.t_min, sde.t_max))
@@ -123,12 +128,12 @@ def _diffusion(score_fn: Any, x: jax.Array, keys: jax.Array, times: int, cond: A
     return log_snr.T, per_time.T
 
 
-def _entropy(sde: Any, x: jax.Array) -> jax.Array:
+def _entropy(sde: SDE, x: jax.Array) -> jax.Array:
     """Of N(alpha x, sigma² I) at t_min, (n,)."""
     return jnp.full(x.shape[0], 0.5 * x[0].size * (np.log(2 * np.pi) + 1 + 2 * jnp.log(sde.sigma(sde.t_min))), x.dtype)
 
 
-def _level_nats(sde: Any, x: jax.Array, keys: jax.Array, centres: jax.Array) -> jax.Array:
+def _level_nats(sde: SDE, x: jax.Array, keys: jax.Array, centres: jax.Array) -> jax.Array:
     """-log P(x | z_0) of one z_0 for each row, (n,)."""
     eps = normal_like(fold_in_each(keys, 2**31 - 1), x)
     alpha, sigma = (jnp.asarray(f(sde.t_min), x.dtype) for f in (sde.alpha, sde.sigma))

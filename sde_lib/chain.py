@@ -10,7 +10,6 @@ beta: alpha² is their alpha-bar. x is (n, *shape); t is a step, 1 to T, an inte
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +18,7 @@ import numpy as np
 from sde_lib.batch import per_row
 from sde_lib.pytree import register_dataclass
 from sde_lib.sde import SDE, host_sde, namespace
+from sde_lib.typing import Array, Step
 
 
 @register_dataclass
@@ -40,13 +40,13 @@ class Chain:
         log_large: log beta.
     """
 
-    betas: Any
-    alpha: Any = field(init=False)
-    sigma: Any = field(init=False)
-    from_x: Any = field(init=False)
-    from_x0: Any = field(init=False)
-    log_small: Any = field(init=False)
-    log_large: Any = field(init=False)
+    betas: Array
+    alpha: Array = field(init=False)
+    sigma: Array = field(init=False)
+    from_x: Array = field(init=False)
+    from_x0: Array = field(init=False)
+    log_small: Array = field(init=False)
+    log_large: Array = field(init=False)
 
     def __post_init__(self) -> None:
         betas = np.asarray(self.betas, float)
@@ -78,7 +78,7 @@ class Chain:
         """T."""
         return len(self.betas)
 
-    def at(self, t: Any) -> "Chain":
+    def at(self, t: Step) -> "Chain":
         """Each table's entries for steps t, shaped as t is. Raises ValueError for steps outside 1..T."""
         if not isinstance(t, jax.core.Tracer):  # traced steps cannot be checked
             values = np.asarray(t)
@@ -87,17 +87,17 @@ class Chain:
         xp = namespace(t, self.betas)
         return jax.tree.map(lambda table: xp.asarray(table)[t - 1], self)
 
-    def forward(self, x: jax.Array, t: Any) -> tuple[jax.Array, jax.Array]:
+    def forward(self, x: jax.Array, t: Step) -> tuple[jax.Array, jax.Array]:
         """Mean, like x, and variance of q(x_t | x_{t-1} = x): one step (Ho et al. 2020, eq. 2)."""
         betas = per_row(self.at(t).betas, x)
         return jnp.sqrt(1 - betas) * x, betas
 
-    def jump(self, x0: jax.Array, t: Any) -> tuple[jax.Array, jax.Array]:
+    def jump(self, x0: jax.Array, t: Step) -> tuple[jax.Array, jax.Array]:
         """Mean, like x0, and variance of q(x_t | x_0): t steps at once (Ho et al. 2020, eq. 4)."""
         row = self.at(t)
         return per_row(row.alpha, x0) * x0, per_row(row.sigma, x0) ** 2
 
-    def posterior(self, x: jax.Array, x0: jax.Array, t: Any) -> tuple[jax.Array, jax.Array]:
+    def posterior(self, x: jax.Array, x0: jax.Array, t: Step) -> tuple[jax.Array, jax.Array]:
         """Mean, like x, and variance of q(x_{t-1} | x_t = x, x_0), which is x_0 itself for t = 1 (Ho et al. 2020, eq. 6
         and 7).
         """
@@ -130,7 +130,7 @@ def cosine_betas(steps: int, max_beta: float = 0.999) -> np.ndarray:
     return np.minimum(betas, max_beta)
 
 
-def chain_of(sde: SDE, times: Any) -> Chain:
+def chain_of(sde: SDE, times: Array) -> Chain:
     """The chain whose x_t is the SDE's at times[t - 1]: the same alpha and sigma there.
 
     Args:
@@ -157,33 +157,33 @@ def chain_of(sde: SDE, times: Any) -> Chain:
 
 # What a network may predict, with the denoiser E[x_0 | x_t] as the pivot; each takes (chain, quantity, x, t) and
 # returns one like x.
-Conversion = Callable[[Chain, jax.Array, jax.Array, Any], jax.Array]
+Conversion = Callable[[Chain, jax.Array, jax.Array, Step], jax.Array]
 
 
-def denoiser_from_denoiser(chain: Chain, denoised: jax.Array, x: jax.Array, t: Any) -> jax.Array:
+def denoiser_from_denoiser(chain: Chain, denoised: jax.Array, x: jax.Array, t: Step) -> jax.Array:
     """For a network that predicts x_0."""
     return denoised
 
 
-def denoiser_from_noise(chain: Chain, noise: jax.Array, x: jax.Array, t: Any) -> jax.Array:
+def denoiser_from_noise(chain: Chain, noise: jax.Array, x: jax.Array, t: Step) -> jax.Array:
     """x_0 = (x - sigma eps)/alpha (Ho et al. 2020, eq. 15)."""
     row = chain.at(t)
     return (x - per_row(row.sigma, x) * noise) / per_row(row.alpha, x)
 
 
-def noise_from_denoiser(chain: Chain, denoised: jax.Array, x: jax.Array, t: Any) -> jax.Array:
+def noise_from_denoiser(chain: Chain, denoised: jax.Array, x: jax.Array, t: Step) -> jax.Array:
     """eps = (x - alpha x_0)/sigma."""
     row = chain.at(t)
     return (x - per_row(row.alpha, x) * denoised) / per_row(row.sigma, x)
 
 
-def denoiser_from_v(chain: Chain, v: jax.Array, x: jax.Array, t: Any) -> jax.Array:
+def denoiser_from_v(chain: Chain, v: jax.Array, x: jax.Array, t: Step) -> jax.Array:
     """x_0 = alpha x - sigma v, with v = alpha eps - sigma x_0 (Salimans & Ho 2022, arXiv:2202.00512, appendix D)."""
     row = chain.at(t)
     return per_row(row.alpha, x) * x - per_row(row.sigma, x) * v
 
 
-def v_from_denoiser(chain: Chain, denoised: jax.Array, x: jax.Array, t: Any) -> jax.Array:
+def v_from_denoiser(chain: Chain, denoised: jax.Array, x: jax.Array, t: Step) -> jax.Array:
     """v = (alpha x - x_0)/sigma."""
     row = chain.at(t)
     return (per_row(row.alpha, x) * x - denoised) / per_row(row.sigma, x)

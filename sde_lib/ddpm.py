@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import log_ndtr
+from jax.typing import DTypeLike
 
 from sde_lib.batch import fold_in_each, normal_like, per_row, row_keys, sum_of_entries
 from sde_lib.chain import Chain, Conversion, denoiser_from_noise, noise_from_denoiser
@@ -25,16 +26,17 @@ from sde_lib.pytree import register_dataclass
 from sde_lib.samplers.base import Samples
 from sde_lib.score import ScoreFn
 from sde_lib.times import stratified_uniform
+from sde_lib.typing import Array, PyTree, Scalar, Step
 
 # All randomness of sample i comes from fold_in(key, i), split by purpose, as for `sample`.
 _PRIOR, _NOISE = 0, 1
 
 
 # log Sigma_t from (chain, fraction, x, t), ready to multiply x; fraction is the network's second output, or None.
-LogVariance = Callable[[Chain, Any, jax.Array, Any], jax.Array]
+LogVariance = Callable[[Chain, jax.Array | None, jax.Array, Step], jax.Array]
 
 
-def fixed_small(chain: Chain, fraction: Any, x: jax.Array, t: Any) -> jax.Array:
+def fixed_small(chain: Chain, fraction: jax.Array | None, x: jax.Array, t: Step) -> jax.Array:
     """The posterior's variance: right for data that are a single point (Ho et al. 2020, section 3.2).
 
     At t = 1 see `Chain.log_small`. With steps even in log SNR, that variance goes to zero as they grow in number, and
@@ -43,14 +45,14 @@ def fixed_small(chain: Chain, fraction: Any, x: jax.Array, t: Any) -> jax.Array:
     return per_row(chain.at(t).log_small, x)
 
 
-def fixed_large(chain: Chain, fraction: Any, x: jax.Array, t: Any) -> jax.Array:
+def fixed_large(chain: Chain, fraction: jax.Array | None, x: jax.Array, t: Step) -> jax.Array:
     """beta_t: right for data from N(0, I) (Ho et al. 2020, section 3.2). Their code has the posterior's at t = 1, as
     `fixed_small` does.
     """
     return per_row(chain.at(t).log_large, x)
 
 
-def learned_range(chain: Chain, fraction: Any, x: jax.Array, t: Any) -> jax.Array:
+def learned_range(chain: Chain, fraction: jax.Array | None, x: jax.Array, t: Step) -> jax.Array:
     """log Sigma = fraction log beta + (1 - fraction) log posterior variance (Nichol & Dhariwal 2021, arXiv:2102.09672,
     eq. 15).
 
@@ -78,7 +80,7 @@ class ReverseChain:
         log_variance: `fixed_small`, `fixed_large` or `learned_range`.
     """
 
-    predict: Any
+    predict: Callable[..., Any]
     to_denoiser: Conversion = denoiser_from_noise
     log_variance: LogVariance = fixed_small
 
@@ -86,7 +88,7 @@ class ReverseChain:
         if jax.tree_util.treedef_is_leaf(jax.tree.structure(self.predict)):  # a plain function
             object.__setattr__(self, "predict", jax.tree_util.Partial(self.predict))
 
-    def __call__(self, chain: Chain, x: jax.Array, t: Any) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, chain: Chain, x: jax.Array, t: Step) -> tuple[jax.Array, jax.Array]:
         """The denoiser D(x, t), like x, and log Sigma_t, ready to multiply x."""
         t = jnp.broadcast_to(jnp.asarray(t), x.shape[:1])
         output = self.predict(x, t)
@@ -100,8 +102,8 @@ class NoiseOfScore:
     """Any score as the network of `chain_of(score_fn.sde, times)`: it predicts the noise E[eps | x] at times[t - 1]."""
 
     score_fn: ScoreFn
-    times: Any
-    cond: Any = None
+    times: Array
+    cond: PyTree = None
 
     def __call__(self, x: jax.Array, t: jax.Array) -> jax.Array:
         return noise(self.score_fn, x, jnp.asarray(self.times, x.dtype)[t - 1], self.cond)
@@ -218,7 +220,7 @@ def ancestral(
     shape: tuple[int, ...],
     *,
     first: int = 0,
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
 ) -> Samples:
     """n draws of the model, from x_T ~ N(0, I) down to D(x_1, 1), to which no noise is added (Ho et al. 2020, algorithm
     2).
@@ -238,8 +240,10 @@ def ancestral(
 
 
 @partial(jax.jit, static_argnames="draws")
-def _elbo(model: ReverseChain, chain: Chain, x0: jax.Array, keys: jax.Array, bin_width: Any, draws: int | None) -> ELBO:
-    def reverse(t: Any, number: Any) -> tuple[jax.Array, jax.Array]:
+def _elbo(
+    model: ReverseChain, chain: Chain, x0: jax.Array, keys: jax.Array, bin_width: Scalar | None, draws: int | None
+) -> ELBO:
+    def reverse(t: Step, number: Step) -> tuple[jax.Array, jax.Array]:
         mean, variance = chain.jump(x0, t)
         return model(chain, mean + jnp.sqrt(variance) * normal_like(fold_in_each(keys, number), x0), t)
 
@@ -264,7 +268,7 @@ def _elbo(model: ReverseChain, chain: Chain, x0: jax.Array, keys: jax.Array, bin
     return ELBO(prior + denoising + reconstruction, prior, denoising, reconstruction, step_nats.T, steps.T, weights.T)
 
 
-def _drawn_steps(chain: Chain, keys: jax.Array, draws: int, dtype: Any) -> tuple[jax.Array, jax.Array]:
+def _drawn_steps(chain: Chain, keys: jax.Array, draws: int, dtype: DTypeLike) -> tuple[jax.Array, jax.Array]:
     """(steps from 2 to T, their weights), both (draws, n); draws 2 i and 2 i + 1 come from one part of the range of log
     SNR.
     """
@@ -279,11 +283,13 @@ def _drawn_steps(chain: Chain, keys: jax.Array, draws: int, dtype: Any) -> tuple
 
 
 @partial(jax.jit, static_argnums=(3, 4))
-def _ancestral(model: ReverseChain, chain: Chain, keys: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+def _ancestral(
+    model: ReverseChain, chain: Chain, keys: jax.Array, shape: tuple[int, ...], dtype: DTypeLike
+) -> jax.Array:
     x = normal_like(fold_in_each(keys, _PRIOR), jnp.zeros((len(keys), *shape), dtype))
     keys = fold_in_each(keys, _NOISE)
 
-    def step(x: jax.Array, i: Any) -> tuple[jax.Array, None]:
+    def step(x: jax.Array, i: jax.Array) -> tuple[jax.Array, None]:
         t = chain.steps - i
         denoised, log_variance = model(chain, x, t)
         mean, _ = chain.posterior(x, denoised, t)
@@ -302,7 +308,7 @@ def _noised(chain: Chain, x0: jax.Array, key: jax.Array) -> tuple[jax.Array, jax
     return t, mean + jnp.sqrt(variance) * eps, eps
 
 
-def _kl(chain: Chain, x0: jax.Array, denoised: jax.Array, log_variance: jax.Array, t: Any) -> jax.Array:
+def _kl(chain: Chain, x0: jax.Array, denoised: jax.Array, log_variance: jax.Array, t: Step) -> jax.Array:
     """KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) for t > 1, (n,): ½ sum r - 1 - log r + (difference of
     means)²/Sigma.
 
@@ -314,14 +320,14 @@ def _kl(chain: Chain, x0: jax.Array, denoised: jax.Array, log_variance: jax.Arra
     return 0.5 * sum_of_entries(jnp.expm1(log_ratio) - log_ratio + difference**2 * jnp.exp(-log_variance))
 
 
-def _reconstruction(x0: jax.Array, mean: jax.Array, log_variance: jax.Array, bin_width: Any) -> jax.Array:
+def _reconstruction(x0: jax.Array, mean: jax.Array, log_variance: jax.Array, bin_width: Scalar | None) -> jax.Array:
     """-log p(x_0 | x_1), (n,)."""
     if bin_width is None:
         return 0.5 * sum_of_entries((x0 - mean) ** 2 * jnp.exp(-log_variance) + log_variance + math.log(2 * math.pi))
     return -sum_of_entries(_log_mass(x0, mean, jnp.exp(0.5 * log_variance), bin_width))
 
 
-def _log_mass(x0: jax.Array, mean: jax.Array, std: jax.Array, bin_width: Any) -> jax.Array:
+def _log_mass(x0: jax.Array, mean: jax.Array, std: jax.Array, bin_width: Scalar) -> jax.Array:
     """log of N(mean, std²)'s mass on the bin of each entry, like x0."""
     left, right = (x0 - 0.5 * bin_width - mean) / std, (x0 + 0.5 * bin_width - mean) / std
     # Centres lie half a bin from an end, or on it; their neighbours a bin or more.
@@ -335,7 +341,7 @@ def _log_mass(x0: jax.Array, mean: jax.Array, std: jax.Array, bin_width: Any) ->
     return log_below + jnp.log(-jnp.expm1(log_ratio))
 
 
-def _check_bin_width(name: str, bin_width: Any) -> None:
+def _check_bin_width(name: str, bin_width: Scalar | None) -> None:
     if bin_width is not None and not isinstance(bin_width, jax.core.Tracer) and not bin_width > 0:
         raise ValueError(
             f"{name}: bin_width must be positive (2/256 for bytes on [-1, 1)), or None for data without bins, not "

@@ -9,7 +9,7 @@ in nats, the same unit for every q: there is no offset such as the well-known +7
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from jax.scipy.special import erf, logsumexp
 
 from sde_lib.batch import sum_of_entries
 from sde_lib.sde import SDE
+from sde_lib.typing import Array
 
 
 class Dequantization(Protocol):
@@ -66,7 +67,7 @@ class TruncatedNormalDequantization:
         return alpha * x + sigma * e, sum_of_entries(log_density)
 
 
-def importance_weighted(log_ratios: Any) -> jax.Array:
+def importance_weighted(log_ratios: Array) -> jax.Array:
     """log (1/K) sum_k exp(log_ratios_k) over the last axis: (..., K) to (...)."""
     return logsumexp(jnp.asarray(log_ratios), axis=-1) - jnp.log(log_ratios.shape[-1])
 

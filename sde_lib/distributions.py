@@ -4,19 +4,52 @@ A distribution gives `sample(key, n)`, `log_prob(x)` in nats and `score(x)`; tho
 give `at(sde, t)`, the distribution of x_t.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 
 from sde_lib.batch import sum_of_entries
 from sde_lib.pytree import register_dataclass
+from sde_lib.typing import Array, Scalar
+
+if TYPE_CHECKING:
+    from sde_lib.sde import SDE  # which imports this module: its prior is a distribution
 
 _HIGHEST = jax.lax.Precision.HIGHEST  # the oracle keeps full float32 on GPU and TPU
+
+
+class HasScore(Protocol):
+    """Anything that has a score: what Langevin sampling takes."""
+
+    def score(self, x: jax.Array) -> jax.Array:
+        """The gradient of the log-density, like x."""
+        ...
+
+
+class Prior(Protocol):
+    """A distribution at t_max: `sample` starts from draws of it, and `log_prob` ends in its density."""
+
+    def sample(self, key: jax.Array, n: int) -> jax.Array:
+        """(n, *shape) draws."""
+        ...
+
+    def log_prob(self, x: jax.Array) -> jax.Array:
+        """The log-density of each row in nats, (n,)."""
+        ...
+
+
+class Diffusible(Protocol):
+    """A distribution that stays exact under diffusion: what `ExactScore` takes."""
+
+    def at(self, sde: "SDE", t: Scalar) -> HasScore:
+        """The exact distribution of x_t."""
+        ...
 
 
 @partial(register_dataclass, static=("shape",))
@@ -25,7 +58,7 @@ class IsotropicGaussian:
     """N(0, std² I) over arrays of the given shape."""
 
     shape: tuple[int, ...]
-    std: Any
+    std: float | jax.Array
 
     def sample(self, key: jax.Array, n: int) -> jax.Array:
         """(n, *shape) draws."""
@@ -51,12 +84,12 @@ class DiagonalGaussian:
     mean, std: arrays of one shape.
     """
 
-    mean: Any
-    std: Any
+    mean: Array
+    std: Array
 
     def sample(self, key: jax.Array, n: int) -> jax.Array:
         """(n, *shape) draws."""
-        return self.mean[None] + self.std[None] * jax.random.normal(key, (n, *self.mean.shape))
+        return jax.random.normal(key, (n, *self.mean.shape)) * self.std[None] + self.mean[None]
 
     def log_prob(self, x: jax.Array) -> jax.Array:
         """The sum over entries of log N(x; mean, std²) in nats, (n,)."""
@@ -68,12 +101,12 @@ class DiagonalGaussian:
         """-(x - mean)/std²."""
         return -(x - jnp.asarray(self.mean, x.dtype)[None]) / jnp.asarray(self.std, x.dtype)[None] ** 2
 
-    def at(self, sde: Any, t: Any) -> "DiagonalGaussian":
+    def at(self, sde: "SDE", t: Scalar) -> "DiagonalGaussian":
         """The exact distribution of x_t: mean alpha m, variance alpha² std² + sigma²."""
         alpha, sigma = sde.alpha(t), sde.sigma(t)
         return DiagonalGaussian(alpha * self.mean, (alpha**2 * self.std**2 + sigma**2) ** 0.5)
 
-    def kl(self, other: Any) -> jax.Array:
+    def kl(self, other: IsotropicGaussian) -> jax.Array:
         """KL(self || N(0, other.std² I)) in nats, for an `IsotropicGaussian`."""
         ratio = (self.std / other.std) ** 2
         return 0.5 * jnp.sum(ratio - 1 - jnp.log(ratio) + (self.mean / other.std) ** 2)
@@ -111,7 +144,7 @@ class GaussianMixture:
     alpha² v + sigma². Points may have any shape with d entries, such as images.
     """
 
-    def __init__(self, weights: Any, means: Any, covariances: Any):
+    def __init__(self, weights: npt.ArrayLike, means: npt.ArrayLike, covariances: npt.ArrayLike):
         weights, means, covariances = (1.0 * jnp.asarray(a) for a in (weights, means, covariances))
         if means.ndim != 2 or weights.shape != means.shape[:1] or covariances.shape != (*means.shape, means.shape[1]):
             raise ValueError(
@@ -145,11 +178,11 @@ class GaussianMixture:
             )
         return np.maximum(variances, 0), basis
 
-    def tree_flatten(self) -> tuple[tuple[Any, ...], None]:
+    def tree_flatten(self) -> tuple[tuple[jax.Array, ...], None]:
         return (self.log_weights, self.means, self.basis, self.variances), None
 
     @classmethod
-    def tree_unflatten(cls, _: None, leaves: Any) -> "GaussianMixture":
+    def tree_unflatten(cls, _: None, leaves: Sequence[jax.Array]) -> "GaussianMixture":
         mixture = object.__new__(cls)
         mixture.log_weights, mixture.means, mixture.basis, mixture.variances = leaves
         return mixture
@@ -190,7 +223,7 @@ class GaussianMixture:
         pull = responsibilities[:, :, None] * along / self.variances.astype(x.dtype)[None]
         return -jnp.einsum("kij,nkj->ni", self.basis.astype(x.dtype), pull, precision=_HIGHEST).reshape(x.shape)
 
-    def at(self, sde: Any, t: Any) -> "GaussianMixture":
+    def at(self, sde: "SDE", t: Scalar) -> "GaussianMixture":
         """The exact distribution of x_t at one time: means alpha m_k, covariances alpha² S_k + sigma² I."""
         dtype = self.means.dtype
         alpha, sigma = jnp.asarray(sde.alpha(t), dtype), jnp.asarray(sde.sigma(t), dtype)

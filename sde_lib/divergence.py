@@ -9,10 +9,12 @@ large on a network of the digits at six noise levels.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
+
+from sde_lib.typing import Scalar
 
 Field = Callable[[jax.Array], jax.Array]
 
@@ -20,10 +22,10 @@ Field = Callable[[jax.Array], jax.Array]
 class Divergence(Protocol):
     """How to get div f: `probes` are fixed along a solve, `__call__` gives the value and its divergences."""
 
-    def probes(self, keys: Any, x: jax.Array) -> jax.Array: ...
+    def probes(self, keys: jax.Array | None, x: jax.Array) -> jax.Array: ...
 
     def __call__(
-        self, fn: Field, x: jax.Array, probes: jax.Array, isotropic: Any = 0.0
+        self, fn: Field, x: jax.Array, probes: jax.Array, isotropic: Scalar = 0.0
     ) -> tuple[jax.Array, jax.Array]: ...
 
 
@@ -40,11 +42,13 @@ class Exact:
         if self.chunk is not None and self.chunk < 1:
             raise ValueError(f"Exact: chunk must be at least 1, not {self.chunk}")
 
-    def probes(self, keys: Any, x: jax.Array) -> jax.Array:
+    def probes(self, keys: jax.Array | None, x: jax.Array) -> jax.Array:
         """Nothing is drawn: (n, 0)."""
         return jnp.zeros((x.shape[0], 0), x.dtype)
 
-    def __call__(self, fn: Field, x: jax.Array, probes: jax.Array, isotropic: Any = 0.0) -> tuple[jax.Array, jax.Array]:
+    def __call__(
+        self, fn: Field, x: jax.Array, probes: jax.Array, isotropic: Scalar = 0.0
+    ) -> tuple[jax.Array, jax.Array]:
         """fn(x), like x, and its divergence, (n, 1)."""
         value, push = jax.linearize(fn, x)
         d = x[0].size
@@ -77,11 +81,13 @@ class Hutchinson:
         object.__setattr__(self, "count", probes)
         object.__setattr__(self, "law", law)
 
-    def probes(self, keys: Any, x: jax.Array) -> jax.Array:
+    def probes(self, keys: jax.Array | None, x: jax.Array) -> jax.Array:
         """(n, probes, *shape), row i from keys[i] alone."""
         return jax.vmap(lambda key: self.law(key, (self.count, *x.shape[1:]), x.dtype))(keys)
 
-    def __call__(self, fn: Field, x: jax.Array, probes: jax.Array, isotropic: Any = 0.0) -> tuple[jax.Array, jax.Array]:
+    def __call__(
+        self, fn: Field, x: jax.Array, probes: jax.Array, isotropic: Scalar = 0.0
+    ) -> tuple[jax.Array, jax.Array]:
         """fn(x), like x, and the estimates of its divergence, (n, probes).
 
         isotropic: c of a known part c I of the Jacobian, which then is not estimated: c d + v' (df/dx - c I) v.

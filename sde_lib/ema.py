@@ -10,11 +10,12 @@ span nearly every other one: a weighted sum of them is the average at a sigma_re
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from sde_lib.typing import Array, PyTree, Scalar
 
 # sigma_rel at gamma = 0, the plain mean of all steps; wider profiles would weigh the first steps most.
 _WIDEST = 12**-0.5
@@ -34,7 +35,7 @@ def gamma_of(sigma_rel: float) -> float:
     return float(np.roots([1, 7, 16 - s, 12 - s]).real.max())
 
 
-def power_ema_decay(sigma_rel: float, step: Any) -> jax.Array:
+def power_ema_decay(sigma_rel: float, step: Scalar) -> jax.Array:
     """beta = (1 - 1/t)^(gamma + 1) of the update ema <- beta ema + (1 - beta) params number t = 1, 2, ... (eq. 127).
 
     The first update takes the params whole. After t of them the params of update s weigh (s^(gamma+1) -
@@ -70,7 +71,7 @@ def reconstruction_weights(profiles: Sequence[tuple[int, float]], step: int, sig
     return weights / weights.sum()
 
 
-def reconstruct_ema(snapshots: Sequence[tuple[int, float, Any]], step: int, sigma_rel: float) -> Any:
+def reconstruct_ema(snapshots: Sequence[tuple[int, float, PyTree]], step: int, sigma_rel: float) -> PyTree:
     """The params' average at `step` of width sigma_rel, from snapshots (step, sigma_rel, params) of tracked averages.
 
     Summed in float64 on the host, since the weights have both signs; the result has the snapshots' structure and
@@ -80,14 +81,16 @@ def reconstruct_ema(snapshots: Sequence[tuple[int, float, Any]], step: int, sigm
     """
     weights = reconstruction_weights([(at, width) for at, width, _ in snapshots], step, sigma_rel)
 
-    def combine(*leaves: Any) -> np.ndarray:
+    def combine(*leaves: Array) -> np.ndarray:
         total = sum(weight * np.asarray(leaf).astype(np.float64) for weight, leaf in zip(weights, leaves, strict=True))
         return np.asarray(total).astype(np.asarray(leaves[0]).dtype)
 
     return jax.tree.map(combine, *(params for _, _, params in snapshots))
 
 
-def _inner_product(t_a: Any, gamma_a: Any, t_b: Any, gamma_b: Any) -> Any:
+def _inner_product(
+    t_a: np.ndarray, gamma_a: np.ndarray, t_b: np.ndarray | float, gamma_b: np.ndarray | float
+) -> np.ndarray:
     """∫ p_a p_b dtau over the shorter of [0, t_a] and [0, t_b] (eq. 151)."""
     first, last = np.minimum(t_a, t_b), np.maximum(t_a, t_b)
     gamma_last = np.where(t_a < t_b, gamma_b, gamma_a)

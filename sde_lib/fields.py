@@ -4,13 +4,17 @@ transform.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from sde_lib.pytree import register_dataclass
+from sde_lib.typing import Array, Scalar
+
+if TYPE_CHECKING:
+    from sde_lib.sde import SDE
 
 
 @partial(register_dataclass, static=("shape",))
@@ -28,7 +32,7 @@ class StationaryGaussianField:
     """
 
     shape: tuple[int, int]
-    spectrum: Any
+    spectrum: jax.Array
 
     def sample(self, key: jax.Array, n: int) -> jax.Array:
         """(n, h, w) draws."""
@@ -44,7 +48,7 @@ class StationaryGaussianField:
         """-F* (F x)/P, like x."""
         return self._filtered(x, -1 / jnp.asarray(self.spectrum, x.dtype))
 
-    def at(self, sde: Any, t: Any) -> "StationaryGaussianField":
+    def at(self, sde: "SDE", t: Scalar) -> "StationaryGaussianField":
         """The exact law of x_t."""
         dtype = self.spectrum.dtype
         alpha, sigma = jnp.asarray(sde.alpha(t), dtype), jnp.asarray(sde.sigma(t), dtype)
@@ -73,12 +77,13 @@ class RadialSpectrum(NamedTuple):
     modes: np.ndarray
 
 
-def radial_spectrum(x: Any) -> RadialSpectrum:
+def radial_spectrum(x: Array) -> RadialSpectrum:
     """Of fields (n, h, w), up to the shorter side's Nyquist frequency.
 
     Where the power is even over a ring, the mean over its modes has the relative standard error sqrt(2/modes).
     """
-    found = _over_rings(x.shape[1:], np.asarray(_power(jnp.asarray(x)), float).mean(0))
+    _, h, w = x.shape
+    found = _over_rings((h, w), np.asarray(_power(jnp.asarray(x)), float).mean(0))
     return found._replace(modes=len(x) * found.modes)
 
 

@@ -5,18 +5,19 @@ under any SDE that the label's formula is made for.
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax.numpy as jnp
 
 from sde_lib.pytree import register_dataclass
 from sde_lib.sde import SDE
+from sde_lib.typing import Array, Scalar
 
 
 class NoiseLabel(Protocol):
     """label(sde, t)."""
 
-    def __call__(self, sde: SDE, t: Any) -> Any: ...
+    def __call__(self, sde: SDE, t: Scalar) -> Scalar: ...
 
 
 @register_dataclass
@@ -24,7 +25,7 @@ class NoiseLabel(Protocol):
 class LogSNRLabel:
     """log(sigma/alpha)/4: Karras et al. 2022, arXiv:2206.00364, table 1, c_noise, there with alpha = 1."""
 
-    def __call__(self, sde: SDE, t: Any) -> Any:
+    def __call__(self, sde: SDE, t: Scalar) -> Scalar:
         return -sde.log_snr(t) / 8
 
 
@@ -35,7 +36,7 @@ class LogSigmaLabel:
     appendix H.1).
     """
 
-    def __call__(self, sde: SDE, t: Any) -> Any:
+    def __call__(self, sde: SDE, t: Scalar) -> Scalar:
         return jnp.log(sde.sigma(t))
 
 
@@ -46,9 +47,9 @@ class TimeLabel:
     continuous.
     """
 
-    scale: Any = 999.0
+    scale: Scalar = 999.0
 
-    def __call__(self, sde: SDE, t: Any) -> Any:
+    def __call__(self, sde: SDE, t: Scalar) -> Scalar:
         return self.scale * t
 
 
@@ -59,9 +60,9 @@ class ReversedTimeLabel:
     down.
     """
 
-    scale: Any = 999.0
+    scale: Scalar = 999.0
 
-    def __call__(self, sde: SDE, t: Any) -> Any:
+    def __call__(self, sde: SDE, t: Scalar) -> Scalar:
         return self.scale * (sde.t_max - t)
 
 
@@ -78,8 +79,8 @@ class ChainLabel:
         log_snr: (T,), decreasing: log(alpha²/sigma²) after steps 1..T, from `Chain`'s tables.
     """
 
-    log_snr: Any
+    log_snr: Array
 
-    def __call__(self, sde: SDE, t: Any) -> Any:
+    def __call__(self, sde: SDE, t: Scalar) -> Scalar:
         noise = -jnp.asarray(self.log_snr, jnp.float32)
         return jnp.interp(-sde.log_snr(t), noise, jnp.arange(len(noise), dtype=noise.dtype))

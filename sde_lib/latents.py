@@ -4,12 +4,15 @@ Under the model a latent at t_max is a draw of the prior N(0, sigma(t_max)² I):
 |z|²/sigma(t_max)² is chi-squared with d degrees of freedom, d the number of entries.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 from jax.scipy.special import gammainc, gammaincc
+
+from sde_lib.typing import Array, Scalar
 
 
 class Typicality(NamedTuple):
@@ -19,11 +22,11 @@ class Typicality(NamedTuple):
     p_value: two-sided; small where the example is atypical, on whichever side.
     """
 
-    z: Any
-    p_value: Any
+    z: Array
+    p_value: Array
 
 
-def spherical_interpolation(a: Any, b: Any, weight: Any) -> jax.Array:
+def spherical_interpolation(a: Array, b: Array, weight: npt.ArrayLike) -> jax.Array:
     """The point at `weight` of the way from latents a to latents b, along the great circle: (n, *shape).
 
     With u = a/|a|, v = b/|b| and theta the angle between them
@@ -76,7 +79,7 @@ def _direction(latent: jax.Array) -> tuple[jax.Array, jax.Array]:
     return flat / jnp.maximum(norm, jnp.finfo(flat.dtype).tiny), norm
 
 
-def typicality(nats: Any, reference_nats: Any) -> Typicality:
+def typicality(nats: npt.ArrayLike, reference_nats: npt.ArrayLike) -> Typicality:
     """How far each example's log-density lies from that of typical data, on either side of it.
 
     Draws of a density p have -log p(x) near the entropy H of p, and not the highest density: images that are plain and
@@ -113,7 +116,7 @@ def typicality(nats: Any, reference_nats: Any) -> Typicality:
     return Typicality((nats - reference.mean()) / std, p_value)
 
 
-def latent_typicality(latent: Any, std: Any) -> Typicality:
+def latent_typicality(latent: Array, std: Scalar) -> Typicality:
     """How far each latent's |z|²/std² lies from the chi-squared law with d degrees of freedom that it has under the
     model.
 

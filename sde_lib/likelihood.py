@@ -11,18 +11,21 @@ stochastic sampler draws.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import diffrax
 import jax
 import jax.numpy as jnp
 
 from sde_lib.batch import per_row, row_keys, sum_of_entries
+from sde_lib.distributions import Prior
 from sde_lib.divergence import Divergence, Exact, Hutchinson
-from sde_lib.samplers.ode import ProbabilityFlow, solve
+from sde_lib.samplers.ode import Drift, ProbabilityFlow, solve
 from sde_lib.score import ScoreFn
+from sde_lib.typing import PyTree, ScalarT
+
+__all__ = ["Exact", "Hutchinson", "LogProb", "bits_per_dim", "log_prob"]
 
 
 class LogProb(NamedTuple):
@@ -46,7 +49,7 @@ def log_prob(
     key: jax.Array | None = None,
     *,
     divergence: Divergence | None = None,
-    prior: Any = None,
+    prior: Prior | None = None,
     rtol: float = 1e-5,
     atol: float = 1e-5,
     data_std: float | None = None,
@@ -55,7 +58,7 @@ def log_prob(
     max_steps: int = 4096,
     per_sample: bool = False,
     first: int = 0,
-    cond: Any = None,
+    cond: PyTree = None,
 ) -> LogProb:
     """log p_{t_min}(x) of the probability-flow ODE, in nats.
 
@@ -112,18 +115,17 @@ def _error_in_nats(error: tuple[jax.Array, jax.Array]) -> jax.Array:
     return jnp.maximum(jnp.sqrt(jnp.max(norm2)), jnp.max(jnp.abs(change)) / x[0].size ** 0.5)
 
 
-Args = tuple[
-    ScoreFn, Any, jax.Array, jax.Array
-]  # the score, its conditioning, the probes, the data's standard deviation
+# The score, its conditioning, the probes, the data's standard deviation.
+Args = tuple[ScoreFn, PyTree, jax.Array, jax.Array]
 
 
 @dataclass(frozen=True)
 class _InLogSNR:
     """The drift over log SNR u: dy/du = (dt/du) dy/dt with dt/du = -sigma²/g²."""
 
-    drift: Callable[..., Any]
+    drift: Drift
 
-    def __call__(self, u: Any, y: Any, args: Args) -> Any:
+    def __call__(self, u: jax.Array, y: PyTree, args: Args) -> PyTree:
         sde = args[0].sde
         t = sde.time_of_log_snr(u)
         rate = -(sde.sigma(t) ** 2) / sde.g2(t)
@@ -136,7 +138,7 @@ class _Augmented:
 
     divergence: Divergence
 
-    def __call__(self, t: Any, y: tuple[jax.Array, jax.Array], args: Args) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, t: jax.Array, y: tuple[jax.Array, jax.Array], args: Args) -> tuple[jax.Array, jax.Array]:
         x, _ = y
         score_fn, cond, probes, data_std = args
         alpha, sigma = score_fn.sde.alpha(t), score_fn.sde.sigma(t)
@@ -146,7 +148,7 @@ class _Augmented:
         return per_row(score_fn.sde.f(t), x) * x - half_g2 * score, -half_g2 * div
 
 
-def bits_per_dim(nats: Any, dim: int, bin_width: float) -> Any:
+def bits_per_dim(nats: ScalarT, dim: int, bin_width: float) -> ScalarT:
     """Bits per dimension of discrete data, from the log-density in nats of its dequantised self: -nats/(dim ln 2) -
     log2(bin_width).
 

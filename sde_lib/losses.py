@@ -18,7 +18,6 @@ Papers that draw times from a law and do not divide by its density have it in th
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +25,10 @@ import numpy as np
 
 from sde_lib.batch import per_row
 from sde_lib.pytree import register_dataclass
+from sde_lib.score import TrainableScoreFn
 from sde_lib.sde import SDE
 from sde_lib.times import TimeDensity, TimeDistribution, check_positive_finite, stratified_uniform, uniform_t
+from sde_lib.typing import PyTree
 
 Weighting = Callable[[SDE, jax.Array], jax.Array]
 
@@ -175,10 +176,10 @@ class Uncertainty:
 
 
 def denoising_score_matching(
-    score_fn: Any,
+    score_fn: TrainableScoreFn,
     x0: jax.Array,
     key: jax.Array,
-    cond: Any = None,
+    cond: PyTree = None,
     *,
     weighting: Weighting = sigma2_weighting,
     times: TimeDistribution = uniform_t,

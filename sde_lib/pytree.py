@@ -1,9 +1,11 @@
 """Frozen dataclasses as pytrees."""
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import jax
+from jax.tree_util import GetAttrKey
 
 T = TypeVar("T", bound=type)
 
@@ -17,14 +19,14 @@ def register_dataclass(cls: T, static: tuple[str, ...] = ()) -> T:
     """
     fields = [field.name for field in dataclasses.fields(cls) if field.name not in static]
 
-    def flatten_with_keys(instance: Any) -> tuple[Any, Any]:
+    def flatten_with_keys(instance: object) -> tuple[list[tuple[GetAttrKey, Any]], tuple[Any, ...]]:
         children = [(jax.tree_util.GetAttrKey(name), getattr(instance, name)) for name in fields]
         return children, tuple(getattr(instance, name) for name in static)
 
-    def flatten(instance: Any) -> tuple[Any, Any]:
+    def flatten(instance: object) -> tuple[list[Any], tuple[Any, ...]]:
         return [getattr(instance, name) for name in fields], tuple(getattr(instance, name) for name in static)
 
-    def unflatten(structure: Any, children: Any) -> Any:
+    def unflatten(structure: tuple[Any, ...], children: Iterable[Any]) -> Any:
         instance: Any = object.__new__(cls)
         for name, value in zip((*fields, *static), (*children, *structure), strict=True):
             object.__setattr__(instance, name, value)

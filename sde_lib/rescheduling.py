@@ -1,7 +1,6 @@
 """A score under another SDE: paths of equal signal-to-noise ratio differ by a scale only."""
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import jax
 
@@ -9,6 +8,7 @@ from sde_lib.batch import per_row
 from sde_lib.pytree import register_dataclass
 from sde_lib.score import ScoreFn
 from sde_lib.sde import SDE, host_sde
+from sde_lib.typing import PyTree, Scalar
 
 
 @register_dataclass
@@ -23,7 +23,7 @@ class Rescheduled:
     inner: ScoreFn
     sde: SDE
 
-    def __call__(self, x: jax.Array, t: Any, cond: Any = None, *, key: jax.Array | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, t: Scalar, cond: PyTree = None, *, key: jax.Array | None = None) -> jax.Array:
         u = self.inner.sde.time_of_log_snr(self.sde.log_snr(t))
         r = per_row(self.inner.sde.sigma(u) / self.sde.sigma(t), x)
         given = {} if key is None else {"key": key}

@@ -14,15 +14,17 @@ Writing it for the score itself, not for the denoiser, leaves no difference of n
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 
 from sde_lib.batch import per_row
+from sde_lib.distributions import Diffusible
 from sde_lib.labels import LogSNRLabel, NoiseLabel
 from sde_lib.pytree import register_dataclass
 from sde_lib.sde import SDE
+from sde_lib.typing import PyTree, Scalar
 
 
 class ScoreFn(Protocol):
@@ -33,7 +35,13 @@ class ScoreFn(Protocol):
         """The forward process whose marginals' score this is."""
         ...
 
-    def __call__(self, x: jax.Array, t: Any, cond: Any = None) -> jax.Array: ...
+    def __call__(self, x: jax.Array, t: Scalar, cond: PyTree = None) -> jax.Array: ...
+
+
+class TrainableScoreFn(ScoreFn, Protocol):
+    """What the training loss takes: a score that also takes a key, for the network's dropout."""
+
+    def __call__(self, x: jax.Array, t: Scalar, cond: PyTree = None, *, key: jax.Array | None = None) -> jax.Array: ...
 
 
 @register_dataclass
@@ -41,10 +49,10 @@ class ScoreFn(Protocol):
 class ExactScore:
     """The score of a distribution that stays exact under the SDE: the oracle, with a network's interface."""
 
-    distribution: Any
+    distribution: Diffusible
     sde: SDE
 
-    def __call__(self, x: jax.Array, t: Any, cond: Any = None, *, key: jax.Array | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, t: Scalar, cond: PyTree = None, *, key: jax.Array | None = None) -> jax.Array:
         if jnp.ndim(t) == 0:
             return self.distribution.at(self.sde, t).score(x)
         return jax.vmap(lambda x_i, t_i: self.distribution.at(self.sde, t_i).score(x_i[None])[0])(x, jnp.asarray(t))
@@ -58,11 +66,11 @@ class Parameterization(Protocol):
     @property
     def noise_label(self) -> NoiseLabel: ...
 
-    def skip(self, alpha: Any, sigma: Any) -> Any: ...
+    def skip(self, alpha: Scalar, sigma: Scalar) -> Scalar: ...
 
-    def out(self, alpha: Any, sigma: Any) -> Any: ...
+    def out(self, alpha: Scalar, sigma: Scalar) -> Scalar: ...
 
-    def c_in(self, alpha: Any, sigma: Any) -> Any: ...
+    def c_in(self, alpha: Scalar, sigma: Scalar) -> Scalar: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,13 +87,13 @@ class EpsilonPrediction(Labelled):
     exactly x for VP.
     """
 
-    def skip(self, alpha: Any, sigma: Any) -> Any:
+    def skip(self, alpha: Scalar, sigma: Scalar) -> Scalar:
         return 0.0
 
-    def out(self, alpha: Any, sigma: Any) -> Any:
+    def out(self, alpha: Scalar, sigma: Scalar) -> Scalar:
         return -1 / sigma
 
-    def c_in(self, alpha: Any, sigma: Any) -> Any:
+    def c_in(self, alpha: Scalar, sigma: Scalar) -> Scalar:
         return 1 / jnp.sqrt(alpha**2 + sigma**2)
 
 
@@ -94,13 +102,13 @@ class EpsilonPrediction(Labelled):
 class DenoiserPrediction(Labelled):
     """F predicts x_0: s = (alpha F - x)/sigma², by Tweedie's formula. Input scaled to unit variance."""
 
-    def skip(self, alpha: Any, sigma: Any) -> Any:
+    def skip(self, alpha: Scalar, sigma: Scalar) -> Scalar:
         return -1 / sigma**2
 
-    def out(self, alpha: Any, sigma: Any) -> Any:
+    def out(self, alpha: Scalar, sigma: Scalar) -> Scalar:
         return alpha / sigma**2
 
-    def c_in(self, alpha: Any, sigma: Any) -> Any:
+    def c_in(self, alpha: Scalar, sigma: Scalar) -> Scalar:
         return 1 / jnp.sqrt(alpha**2 + sigma**2)
 
 
@@ -117,16 +125,16 @@ class EDMPreconditioning(Labelled):
 
     sigma_data: float = 0.5
 
-    def _variance(self, alpha: Any, sigma: Any) -> Any:
+    def _variance(self, alpha: Scalar, sigma: Scalar) -> Scalar:
         return (alpha * self.sigma_data) ** 2 + sigma**2
 
-    def skip(self, alpha: Any, sigma: Any) -> Any:
+    def skip(self, alpha: Scalar, sigma: Scalar) -> Scalar:
         return -1 / self._variance(alpha, sigma)
 
-    def out(self, alpha: Any, sigma: Any) -> Any:
+    def out(self, alpha: Scalar, sigma: Scalar) -> Scalar:
         return alpha * self.sigma_data / (sigma * jnp.sqrt(self._variance(alpha, sigma)))
 
-    def c_in(self, alpha: Any, sigma: Any) -> Any:
+    def c_in(self, alpha: Scalar, sigma: Scalar) -> Scalar:
         return 1 / jnp.sqrt(self._variance(alpha, sigma))
 
 
@@ -139,13 +147,13 @@ class VPrediction(Labelled):
     Salimans & Ho 2022, arXiv:2202.00512, appendix D, there for alpha² + sigma² = 1. Input scaled to unit variance.
     """
 
-    def skip(self, alpha: Any, sigma: Any) -> Any:
+    def skip(self, alpha: Scalar, sigma: Scalar) -> Scalar:
         return -1 / (alpha**2 + sigma**2)
 
-    def out(self, alpha: Any, sigma: Any) -> Any:
+    def out(self, alpha: Scalar, sigma: Scalar) -> Scalar:
         return -alpha / (sigma * jnp.sqrt(alpha**2 + sigma**2))
 
-    def c_in(self, alpha: Any, sigma: Any) -> Any:
+    def c_in(self, alpha: Scalar, sigma: Scalar) -> Scalar:
         return 1 / jnp.sqrt(alpha**2 + sigma**2)
 
 
@@ -158,13 +166,13 @@ class VelocityPrediction(Labelled):
     the input is x.
     """
 
-    def skip(self, alpha: Any, sigma: Any) -> Any:
+    def skip(self, alpha: Scalar, sigma: Scalar) -> Scalar:
         return -1 / (sigma * (alpha + sigma))
 
-    def out(self, alpha: Any, sigma: Any) -> Any:
+    def out(self, alpha: Scalar, sigma: Scalar) -> Scalar:
         return -alpha / (sigma * (alpha + sigma))
 
-    def c_in(self, alpha: Any, sigma: Any) -> Any:
+    def c_in(self, alpha: Scalar, sigma: Scalar) -> Scalar:
         return 1 / (alpha + sigma)
 
 
@@ -175,13 +183,13 @@ class RawEpsilonPrediction(Labelled):
     alpha² + sigma² != 1.
     """
 
-    def skip(self, alpha: Any, sigma: Any) -> Any:
+    def skip(self, alpha: Scalar, sigma: Scalar) -> Scalar:
         return 0.0
 
-    def out(self, alpha: Any, sigma: Any) -> Any:
+    def out(self, alpha: Scalar, sigma: Scalar) -> Scalar:
         return -1 / sigma
 
-    def c_in(self, alpha: Any, sigma: Any) -> Any:
+    def c_in(self, alpha: Scalar, sigma: Scalar) -> Scalar:
         return 1.0
 
 
@@ -194,13 +202,13 @@ class RawScorePrediction(Labelled):
 
     scale_by_sigma: bool = True
 
-    def skip(self, alpha: Any, sigma: Any) -> Any:
+    def skip(self, alpha: Scalar, sigma: Scalar) -> Scalar:
         return 0.0
 
-    def out(self, alpha: Any, sigma: Any) -> Any:
+    def out(self, alpha: Scalar, sigma: Scalar) -> Scalar:
         return 1 / sigma if self.scale_by_sigma else 1.0
 
-    def c_in(self, alpha: Any, sigma: Any) -> Any:
+    def c_in(self, alpha: Scalar, sigma: Scalar) -> Scalar:
         return 1.0
 
 
@@ -219,11 +227,11 @@ class NetworkScore:
     """
 
     apply: Callable[..., jax.Array]
-    params: Any
+    params: PyTree
     sde: SDE
     parameterization: Parameterization
 
-    def __call__(self, x: jax.Array, t: Any, cond: Any = None, *, key: jax.Array | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, t: Scalar, cond: PyTree = None, *, key: jax.Array | None = None) -> jax.Array:
         t = jnp.asarray(t, x.dtype)
         alpha, sigma, p = self.sde.alpha(t), self.sde.sigma(t), self.parameterization
         c_noise = jnp.broadcast_to(jnp.asarray(p.noise_label(self.sde, t), x.dtype), x.shape[:1])
@@ -234,6 +242,11 @@ class NetworkScore:
 # One jitted call, so that samplers, likelihoods and checkpoints share one trace of the network per shape.
 @partial(jax.jit, static_argnums=0)
 def _apply(
-    apply: Callable[..., jax.Array], params: Any, x: jax.Array, c_noise: jax.Array, cond: Any, key: Any
+    apply: Callable[..., jax.Array],
+    params: PyTree,
+    x: jax.Array,
+    c_noise: jax.Array,
+    cond: PyTree,
+    key: jax.Array | None,
 ) -> jax.Array:
     return apply(params, x, c_noise, cond, key)

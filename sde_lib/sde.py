@@ -12,9 +12,10 @@ solver tables use; on jax arrays, in their own dtype and under any transformatio
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ import numpy as np
 
 from sde_lib.distributions import IsotropicGaussian
 from sde_lib.pytree import register_dataclass
+from sde_lib.typing import Array, Scalar, ScalarT
 
 # Bisection halves the interval until neighbouring floats are left, also in float64 and also near t_min.
 _BISECTIONS = 64
@@ -29,11 +31,12 @@ _BISECTIONS = 64
 _COMPLEX_STEP = 1e-30
 
 
-def namespace(*values: Any) -> ModuleType:
+def namespace(*values: object) -> ModuleType:
     """numpy for host numbers, jax.numpy as soon as one value lives on a device or is traced."""
     return jnp if any(isinstance(v, jax.Array) for v in values) else np
 
 
+@dataclass_transform(frozen_default=True)
 @dataclass(frozen=True)
 class SDE:
     """A forward process dx = f(t) x dt + g(t) dw, given by its subclass's `alpha` and `sigma`.
@@ -70,42 +73,42 @@ class SDE:
                 f"{high}={getattr(self, high)}"
             )
 
-    def namespace(self, t: Any) -> ModuleType:
+    def namespace(self, t: Scalar) -> ModuleType:
         """Where to compute at time t: see `namespace`."""
         return namespace(t, *(getattr(self, field.name) for field in dataclasses.fields(self)))
 
-    def alpha(self, t: Any) -> Any:
+    def alpha(self, t: ScalarT) -> ScalarT:
         """The signal's scale: x_t given x_0 has mean alpha(t) x_0."""
         raise TypeError(f"{type(self).__name__} must define alpha(t)")
 
-    def sigma(self, t: Any) -> Any:
+    def sigma(self, t: ScalarT) -> ScalarT:
         """The noise's scale: x_t given x_0 has standard deviation sigma(t)."""
         raise TypeError(f"{type(self).__name__} must define sigma(t)")
 
-    def alpha_and_derivative(self, t: Any) -> tuple[Any, Any]:
+    def alpha_and_derivative(self, t: ScalarT) -> tuple[ScalarT, ScalarT]:
         """alpha(t) and d alpha/dt."""
         return self._with_derivative(self.alpha, t)
 
-    def sigma_and_derivative(self, t: Any) -> tuple[Any, Any]:
+    def sigma_and_derivative(self, t: ScalarT) -> tuple[ScalarT, ScalarT]:
         """sigma(t) and d sigma/dt."""
         return self._with_derivative(self.sigma, t)
 
-    def f(self, t: Any) -> Any:
+    def f(self, t: ScalarT) -> ScalarT:
         """Drift coefficient f(t) = d log alpha/dt."""
         alpha, rate = self.alpha_and_derivative(t)
         return rate / alpha
 
-    def g2(self, t: Any) -> Any:
+    def g2(self, t: ScalarT) -> ScalarT:
         """Squared diffusion g(t)² = 2 sigma sigma' - 2 f sigma² = -sigma² d(log SNR)/dt."""
         sigma, rate = self.sigma_and_derivative(t)
         return 2 * sigma * rate - 2 * self.f(t) * sigma**2
 
-    def log_snr(self, t: Any) -> Any:
+    def log_snr(self, t: ScalarT) -> ScalarT:
         """log(alpha(t)²/sigma(t)²), decreasing in t."""
         xp = self.namespace(t)
         return 2 * (xp.log(self.alpha(t)) - xp.log(self.sigma(t)))
 
-    def time_of_log_snr(self, log_snr: Any) -> Any:
+    def time_of_log_snr(self, log_snr: ScalarT) -> ScalarT:
         """The time at which `log_snr` has this value, by bisection; values outside the SDE's range give its nearest
         end.
         """
@@ -114,7 +117,7 @@ class SDE:
         low = xp.full(target.shape, self.t_min, target.dtype)
         high = xp.full(target.shape, self.t_max, target.dtype)
 
-        def halve(_: Any, interval: tuple[Any, Any]) -> tuple[Any, Any]:
+        def halve(_: int | jax.Array, interval: tuple[Array, Array]) -> tuple[Array, Array]:
             low, high = interval
             middle = 0.5 * (low + high)
             early = self.log_snr(middle) > target
@@ -131,10 +134,10 @@ class SDE:
         """N(0, sigma(t_max)² I) over arrays of this shape: what x at t_max is close to, for data of zero mean."""
         return IsotropicGaussian(shape, self.sigma(self.t_max))
 
-    def _with_derivative(self, function: Any, t: Any) -> tuple[Any, Any]:
+    def _with_derivative(self, function: Callable[[Any], Any], t: ScalarT) -> tuple[ScalarT, ScalarT]:
         if self.namespace(t) is jnp:
-            t = jnp.asarray(t, jnp.result_type(t, jnp.float32))
-            return jax.jvp(function, (t,), (jnp.ones_like(t),))
+            primal = jnp.asarray(t, jnp.result_type(t, jnp.float32))
+            return jax.jvp(function, (primal,), (jnp.ones_like(primal),))
         value = function(np.asarray(t, float) + 1j * _COMPLEX_STEP)
         return value.real, value.imag / _COMPLEX_STEP
 
@@ -150,11 +153,11 @@ class _LinearBeta(SDE):
     def _check(self) -> None:
         self._check_order("beta_min", "beta_max")
 
-    def integral_of_beta(self, t: Any) -> Any:
+    def integral_of_beta(self, t: ScalarT) -> ScalarT:
         """B(t) = integral of beta from 0 to t."""
         return t * (self.beta_min + 0.5 * t * (self.beta_max - self.beta_min))
 
-    def alpha(self, t: Any) -> Any:
+    def alpha(self, t: ScalarT) -> ScalarT:
         return self.namespace(t).exp(-0.5 * self.integral_of_beta(t))
 
 
@@ -164,7 +167,7 @@ class VP(_LinearBeta):
     Song et al. 2021, arXiv:2011.13456, eq. 11 and appendix C; the continuous limit of DDPM (Ho et al. 2020).
     """
 
-    def sigma(self, t: Any) -> Any:
+    def sigma(self, t: ScalarT) -> ScalarT:
         xp = self.namespace(t)
         return xp.sqrt(-xp.expm1(-self.integral_of_beta(t)))
 
@@ -174,7 +177,7 @@ class SubVP(_LinearBeta):
     29.
     """
 
-    def sigma(self, t: Any) -> Any:
+    def sigma(self, t: ScalarT) -> ScalarT:
         return -self.namespace(t).expm1(-self.integral_of_beta(t))
 
 
@@ -194,10 +197,10 @@ class VE(SDE):
     def _check(self) -> None:
         self._check_order("sigma_min", "sigma_max")
 
-    def alpha(self, t: Any) -> Any:
+    def alpha(self, t: ScalarT) -> ScalarT:
         return self.namespace(t).ones_like(t)
 
-    def sigma(self, t: Any) -> Any:
+    def sigma(self, t: ScalarT) -> ScalarT:
         xp = self.namespace(t)
         return self.sigma_min * xp.exp(t * xp.log(self.sigma_max / self.sigma_min))
 
@@ -216,14 +219,14 @@ class CosineVP(SDE):
     def _check(self) -> None:
         _check_before_one(self)
 
-    def _angle(self, t: Any) -> Any:
+    def _angle(self, t: ScalarT) -> ScalarT:
         return (t + self.s) / (1 + self.s) * (math.pi / 2)
 
-    def alpha(self, t: Any) -> Any:
+    def alpha(self, t: ScalarT) -> ScalarT:
         xp = self.namespace(t)
         return xp.cos(self._angle(t)) / xp.cos(self._angle(0.0))
 
-    def sigma(self, t: Any) -> Any:
+    def sigma(self, t: ScalarT) -> ScalarT:
         # cos² a0 - cos² a = sin(a - a0) sin(a + a0): no difference of nearly equal squares at small t.
         xp, start = self.namespace(t), self._angle(0.0)
         moved = t / (1 + self.s) * (math.pi / 2)
@@ -243,10 +246,10 @@ class RectifiedFlow(SDE):
     def _check(self) -> None:
         _check_before_one(self)
 
-    def alpha(self, t: Any) -> Any:
+    def alpha(self, t: ScalarT) -> ScalarT:
         return 1 - t
 
-    def sigma(self, t: Any) -> Any:
+    def sigma(self, t: ScalarT) -> ScalarT:
         return 1 * t
 
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from jax.scipy.stats import norm
 
 from sde_lib.pytree import register_dataclass
 from sde_lib.sde import SDE
+from sde_lib.typing import Scalar
 
 TimeDistribution = Callable[[SDE, jax.Array], tuple[jax.Array, jax.Array]]
 
@@ -94,7 +95,7 @@ class LogNormal:
         rate = sde.g2(t) / (2 * sde.sigma(t) ** 2 * self.std)
         return norm.pdf(self._z(sde, t)) / (sign * (end - start)) * rate * (sde.t_max - sde.t_min)
 
-    def _z(self, sde: SDE, t: Any) -> Any:
+    def _z(self, sde: SDE, t: Scalar) -> Scalar:
         return (-0.5 * sde.log_snr(t) - self.mean) / self.std
 
     def _cut(self, sde: SDE) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -268,7 +269,7 @@ def stratified_uniform(key: jax.Array, n: int) -> jax.Array:
     return (jax.random.uniform(key) + jnp.arange(n) / n) % 1.0
 
 
-def check_positive_finite(owner: Any, **values: float) -> None:
+def check_positive_finite(owner: object, **values: float) -> None:
     """Raises ValueError that names the owner's class and the first value that is not positive and finite."""
     for name, value in values.items():
         if not (math.isfinite(value) and value > 0):

@@ -5,6 +5,7 @@ E[eps | x].
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,11 +14,12 @@ from sde_lib.conversions import noise
 from sde_lib.samplers.grids import Grid, UniformLogSNR
 from sde_lib.samplers.linear import LinearSampler, Table
 from sde_lib.sde import SDE
+from sde_lib.typing import Array, Scalar, ScalarT
 
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(32)
 
 
-def lagrange_integrals(xp: Any, nodes: Any, weights: Any, calls: list[Any], width: int) -> Any:
+def lagrange_integrals(xp: ModuleType, nodes: Array, weights: Array, calls: list[Scalar], width: int) -> Array:
     """The quadrature of each Lagrange polynomial through the calls' places, then zeros: (width,)."""
     integrals = []
     for j, u in enumerate(calls):
@@ -26,17 +28,17 @@ def lagrange_integrals(xp: Any, nodes: Any, weights: Any, calls: list[Any], widt
     return xp.stack(integrals + [xp.zeros(())] * (width - len(calls)))
 
 
-def in_t(sde: SDE, log_snr: Any) -> Any:
+def in_t(sde: SDE, log_snr: ScalarT) -> ScalarT:
     """The polynomial's variable is t: tAB-DEIS."""
     return sde.time_of_log_snr(log_snr)
 
 
-def in_rho(sde: SDE, log_snr: Any) -> Any:
+def in_rho(sde: SDE, log_snr: ScalarT) -> ScalarT:
     """The polynomial's variable is rho = sigma/alpha: rhoAB-DEIS, also known as the linear multistep method."""
     return sde.namespace(log_snr).exp(-0.5 * log_snr)
 
 
-def in_log_snr(sde: SDE, log_snr: Any) -> Any:
+def in_log_snr(sde: SDE, log_snr: ScalarT) -> ScalarT:
     """The polynomial's variable is log SNR: the noise-predicting twin of multistep DPM-Solver++."""
     return log_snr
 
@@ -73,14 +75,14 @@ class DEIS(_Multistep):
         variable: what it is a polynomial in: `in_t`, `in_rho` or `in_log_snr`.
     """
 
-    variable: Callable[[SDE, Any], Any] = in_t
+    variable: Callable[[SDE, Array], Array] = in_t
 
     @property
     def convergence(self) -> int:  # type: ignore[override]  # depends on the order
         """The polynomial's."""
         return self.order
 
-    def update(self, sde: SDE, times: Any) -> Table:
+    def update(self, sde: SDE, times: Array) -> Table:
         t, t_next = times[:-1], times[1:]
         xp, log_snr = sde.namespace(t), sde.log_snr(times)
         middle, half = 0.5 * (log_snr[1:] + log_snr[:-1]), 0.5 * (log_snr[1:] - log_snr[:-1])
@@ -118,7 +120,7 @@ class IPNDM(_Multistep):
         """2 at most: see above."""
         return min(self.order, 2)
 
-    def update(self, sde: SDE, times: Any) -> Table:
+    def update(self, sde: SDE, times: Array) -> Table:
         t, t_next = times[:-1], times[1:]
         xp, log_snr = sde.namespace(t), sde.log_snr(times)
         # alpha_s (rho_s - rho_t), with rho_t/rho_s = exp(h).

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +10,7 @@ from sde_lib.batch import fold_in_each, normal_like, per_row
 from sde_lib.conversions import denoiser
 from sde_lib.samplers.base import Samples
 from sde_lib.score import ScoreFn
+from sde_lib.typing import PyTree
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class AdaptiveSDE:
             if not getattr(self, name) > 0:
                 raise ValueError(f"AdaptiveSDE: {name} must be positive, not {getattr(self, name)}")
 
-    def run(self, score_fn: ScoreFn, x: jax.Array, keys: jax.Array, cond: Any, frames: int) -> Samples:
+    def run(self, score_fn: ScoreFn, x: jax.Array, keys: jax.Array, cond: PyTree, frames: int) -> Samples:
         """See `sde_lib.samplers.base.Sampler`. nfe is that of the sample with the most steps: the others wait for
         it.
         """
@@ -60,12 +60,16 @@ class AdaptiveSDE:
         return Samples(x, 2 * steps + self.denoise, path, stops if frames else None)
 
 
+# x, each sample's time and step, the frame that it aims at, the path, and the steps done.
+_State = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array | None, jax.Array]
+
+
 @partial(jax.jit, static_argnums=(6, 7, 8))
 def _solve(
     score_fn: ScoreFn,
     x: jax.Array,
     keys: jax.Array,
-    cond: Any,
+    cond: PyTree,
     stops: jax.Array,
     settings: jax.Array,
     keeps_path: bool,
@@ -78,7 +82,7 @@ def _solve(
     def drift(x: jax.Array, t: jax.Array) -> jax.Array:
         return per_row(sde.f(t), x) * x - per_row(sde.g2(t), x) * score_fn(x, t, cond)
 
-    def step(state: Any) -> Any:
+    def step(state: _State) -> _State:
         x, t, h, stop, path, i = state
         active = t > t_end
         aim = stops[stop]  # each sample stops at every frame's time

@@ -1,11 +1,11 @@
 """Annealed Langevin dynamics: Langevin steps at each rung of a ladder of noise levels, and nothing between them."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from sde_lib.samplers.grids import Grid, UniformLogSNR
 from sde_lib.samplers.linear import LinearSampler, Point, Table
 from sde_lib.sde import SDE
+from sde_lib.typing import Array
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class AnnealedLangevin(LinearSampler):
         """Score calls at each level."""
         return self.langevin_steps
 
-    def update(self, sde: SDE, times: Any) -> Table:
+    def update(self, sde: SDE, times: Array) -> Table:
         xp = sde.namespace(times)
         t = xp.repeat(times[1:], self.langevin_steps)
         before = xp.concatenate([times[:1], t[:-1]])

@@ -1,13 +1,16 @@
 """What every sampler shares: `sample`, its result, and each sample's own randomness."""
 
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from sde_lib.batch import fold_in_each, row_keys
+from sde_lib.distributions import Prior
 from sde_lib.score import ScoreFn
+from sde_lib.typing import PyTree
 
 # All randomness of sample i comes from fold_in(key, i), split by purpose.
 _PRIOR, _NOISE = 0, 1
@@ -31,7 +34,7 @@ class Samples(NamedTuple):
 class Sampler(Protocol):
     """A frozen dataclass of its settings that turns x at t_max into a sample."""
 
-    def run(self, score_fn: ScoreFn, x: jax.Array, keys: jax.Array, cond: Any, frames: int) -> Samples:
+    def run(self, score_fn: ScoreFn, x: jax.Array, keys: jax.Array, cond: PyTree, frames: int) -> Samples:
         """x (n, *shape) at t_max; keys (n,), one for each sample's noise."""
         ...
 
@@ -43,12 +46,12 @@ def sample(
     n: int,
     shape: tuple[int, ...],
     *,
-    cond: Any = None,
-    prior: Any = None,
+    cond: PyTree = None,
+    prior: Prior | None = None,
     frames: int = 0,
     first: int = 0,
     batch_size: int | None = None,
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
 ) -> Samples:
     """Draws n samples.
 
@@ -98,5 +101,5 @@ def sample(
 
 
 @jax.jit
-def _draw_prior(prior: Any, keys: jax.Array) -> jax.Array:
+def _draw_prior(prior: Prior, keys: jax.Array) -> jax.Array:
     return jax.vmap(lambda key: prior.sample(key, 1)[0])(fold_in_each(keys, _PRIOR))

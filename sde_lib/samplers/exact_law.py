@@ -6,9 +6,9 @@ its mean and covariance follow a recursion, here in float64.
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from sde_lib.conversions import denoiser
 from sde_lib.samplers.linear import LinearSampler, table_of
@@ -30,7 +30,13 @@ def pulse(low: float, high: float, bias: float) -> ScoreError:
 
 
 def gaussian_law(
-    sampler: LinearSampler, sde: SDE, mean: Any, covariance: Any, *, prior: Any = None, error: ScoreError = exact
+    sampler: LinearSampler,
+    sde: SDE,
+    mean: npt.ArrayLike,
+    covariance: npt.ArrayLike,
+    *,
+    prior: tuple[npt.ArrayLike, float] | None = None,
+    error: ScoreError = exact,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(mean (d,), covariance (d, d)) of the sampler's result with the exact score of data N(mean, covariance), or with
     one in error.
@@ -46,7 +52,13 @@ def gaussian_law(
 
 
 def gaussian_kl(
-    sampler: LinearSampler, sde: SDE, mean: Any, covariance: Any, *, prior: Any = None, error: ScoreError = exact
+    sampler: LinearSampler,
+    sde: SDE,
+    mean: npt.ArrayLike,
+    covariance: npt.ArrayLike,
+    *,
+    prior: tuple[npt.ArrayLike, float] | None = None,
+    error: ScoreError = exact,
 ) -> float:
     """KL(the sampler's law || the data at t_min) in nats, of data N(mean, covariance); see `gaussian_law`.
 
@@ -61,7 +73,7 @@ def gaussian_kl(
     return float(0.5 * np.sum(excess - np.log1p(excess) + (centre - alpha * mu) ** 2 / total))
 
 
-def _principal(mean: Any, covariance: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _principal(mean: npt.ArrayLike, covariance: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Variances along the principal axes, the axes as columns, and the mean in them."""
     values, basis = np.linalg.eigh(np.asarray(covariance, float))
     return values, basis, basis.T @ np.asarray(mean, float)
@@ -72,7 +84,7 @@ def _principal_law(
     sde: SDE,
     values: np.ndarray,
     mu: np.ndarray,
-    prior: tuple[Any, float] | None,
+    prior: tuple[npt.ArrayLike, float] | None,
     error: ScoreError,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and variance of the result along each principal axis."""
@@ -85,7 +97,7 @@ def _principal_law(
     alpha, sigma = sde.alpha(table.t[0]), sde.sigma(table.t[0])
     centre[:, 0] = alpha * mu if prior is None else prior[0]
     spread[:, 0, 0] = alpha**2 * values + sigma**2 if prior is None else prior[1] ** 2
-    for i, t in enumerate(table.t):
+    for i, t in enumerate(np.asarray(table.t)):
         gain, offset = _affine(sde, t, values, mu, predicts_denoiser, error)
         point = np.eye(depth)[0] if table.point is None else np.concatenate([[table.point.p[i]], table.point.q[i]])
         model = gain[:, None] * point  # M = model . state + offset
@@ -103,13 +115,13 @@ def _principal_law(
         spread[:, 0, 0] += 0.0 if table.c is None else table.c[i] ** 2
     mean, variance = centre[:, 0], spread[:, 0, 0]
     if sampler.denoise:
-        gain, offset = _affine(sde, table.t_next[-1], values, mu, True, error)
+        gain, offset = _affine(sde, np.asarray(table.t_next)[-1], values, mu, True, error)
         mean, variance = gain * mean + offset, gain**2 * variance
     return mean, variance
 
 
 def _affine(
-    sde: SDE, t: Any, values: np.ndarray, mu: np.ndarray, denoised: bool, error: ScoreError
+    sde: SDE, t: float, values: np.ndarray, mu: np.ndarray, denoised: bool, error: ScoreError
 ) -> tuple[np.ndarray, np.ndarray]:
     """Gain and offset of the denoiser, or of the noise, along each axis: E[x_0 | x] = mu + alpha v (x - alpha
     mu)/(alpha² v + sigma²).

@@ -7,21 +7,23 @@ a method is a choice of polynomial for D. They share  phi_1 = 1 - exp(-h),  phi_
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from types import ModuleType
+from typing import ClassVar
 
 from sde_lib.samplers.grids import FlowTime, Grid, UniformLogSNR
 from sde_lib.samplers.linear import LinearSampler, Table, columns
 from sde_lib.samplers.stochastic import check_eta
 from sde_lib.sde import SDE
+from sde_lib.typing import Array
 
 
-def log_snr_steps(sde: SDE, times: Any) -> Any:
+def log_snr_steps(sde: SDE, times: Array) -> Array:
     """h of each step, (N,)."""
     log_snr = sde.log_snr(times)
     return 0.5 * (log_snr[1:] - log_snr[:-1])
 
 
-def earlier(sde: SDE, h: Any, back: int) -> Any:
+def earlier(sde: SDE, h: Array, back: int) -> Array:
     """h of the step `back` steps before, (N,); infinite before the first, where it makes the difference it divides
     vanish.
     """
@@ -29,13 +31,13 @@ def earlier(sde: SDE, h: Any, back: int) -> Any:
     return xp.concatenate([xp.full((back,), xp.inf), h])[: len(h)]
 
 
-def _phi2(xp: Any, h: Any) -> Any:
+def _phi2(xp: ModuleType, h: Array) -> Array:
     """(exp(-h) - 1)/h + 1, by its series where the difference would cancel."""
     series = h / 2 * (1 - h / 3 * (1 - h / 4 * (1 - h / 5 * (1 - h / 6 * (1 - h / 7 * (1 - h / 8))))))
     return xp.where(h < 0.1, series, xp.expm1(-h) / h + 1)
 
 
-def _phi3(xp: Any, h: Any) -> Any:
+def _phi3(xp: ModuleType, h: Array) -> Array:
     """phi_2/h - ½, by its series where the difference would cancel."""
     series = -h / 6 * (1 - h / 4 * (1 - h / 5 * (1 - h / 6 * (1 - h / 7 * (1 - h / 8 * (1 - h / 9))))))
     return xp.where(h < 0.1, series, (xp.expm1(-h) / h + 1) / h - 0.5)
@@ -54,11 +56,11 @@ class DDIM(LinearSampler):
     eta: float = 0.0
 
     def __post_init__(self) -> None:
-        check_eta(self)
+        check_eta(self, self.eta)
         if self.eta > 1:
             raise ValueError(f"DDIM: eta must be at most 1, not {self.eta}; SDEDPMSolverPP takes more")
 
-    def update(self, sde: SDE, times: Any) -> Table:
+    def update(self, sde: SDE, times: Array) -> Table:
         t, t_next = times[:-1], times[1:]
         xp, h = sde.namespace(t), log_snr_steps(sde, times)
         tau = -(self.eta**2) * xp.expm1(-2 * h)
@@ -80,7 +82,7 @@ class DPMSolverPP2M(LinearSampler):
     min_steps: ClassVar[int] = 2
     convergence: ClassVar[int] = 2
 
-    def update(self, sde: SDE, times: Any) -> Table:
+    def update(self, sde: SDE, times: Array) -> Table:
         t, t_next = times[:-1], times[1:]
         h = log_snr_steps(sde, times)
         gain = -sde.alpha(t_next) * sde.namespace(t).expm1(-h)
@@ -102,7 +104,7 @@ class DPMSolverPP3M(LinearSampler):
     convergence: ClassVar[int] = 3
     second_derivative: ClassVar[float] = 2.0
 
-    def update(self, sde: SDE, times: Any) -> Table:
+    def update(self, sde: SDE, times: Array) -> Table:
         t, t_next = times[:-1], times[1:]
         xp, h = sde.namespace(t), log_snr_steps(sde, times)
         h0, h1 = earlier(sde, h, 1), earlier(sde, h, 2)
@@ -139,13 +141,13 @@ class SDEDPMSolverPP1(LinearSampler):
     eta: float = 1.0
 
     def __post_init__(self) -> None:
-        check_eta(self)
+        check_eta(self, self.eta)
 
-    def update(self, sde: SDE, times: Any) -> Table:
+    def update(self, sde: SDE, times: Array) -> Table:
         a, gain, c = self._first_order(sde, times)
         return Table(times[:-1], times[1:], a, columns(gain), c)
 
-    def _first_order(self, sde: SDE, times: Any) -> tuple[Any, Any, Any]:
+    def _first_order(self, sde: SDE, times: Array) -> tuple[Array, Array, Array]:
         t, t_next = times[:-1], times[1:]
         xp, h, eta2 = sde.namespace(t), log_snr_steps(sde, times), self.eta**2
         a = sde.sigma(t_next) / sde.sigma(t) * xp.exp(-eta2 * h)
@@ -163,13 +165,13 @@ class SDEDPMSolverPP2M(SDEDPMSolverPP1):
     min_steps: ClassVar[int] = 2
     convergence: ClassVar[int] = 2
 
-    def update(self, sde: SDE, times: Any) -> Table:
+    def update(self, sde: SDE, times: Array) -> Table:
         a, gain, c = self._first_order(sde, times)
         h = log_snr_steps(sde, times)
         slope = self._slope(sde, times, gain) * h / earlier(sde, h, 1)
         return Table(times[:-1], times[1:], a, columns(gain + slope, -slope), c)
 
-    def _slope(self, sde: SDE, times: Any, gain: Any) -> Any:
+    def _slope(self, sde: SDE, times: Array, gain: Array) -> Array:
         return 0.5 * gain
 
 
@@ -182,5 +184,5 @@ class SDEDPMSolverPP2MHeun(SDEDPMSolverPP2M):
 
     grid: Grid = FlowTime(shift=0.4)  # noqa: RUF009 - immutable
 
-    def _slope(self, sde: SDE, times: Any, gain: Any) -> Any:
+    def _slope(self, sde: SDE, times: Array, gain: Array) -> Array:
         return sde.alpha(times[1:]) * _phi2(sde.namespace(times), (1 + self.eta**2) * log_snr_steps(sde, times))

@@ -6,18 +6,18 @@ recompiles a sampler.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from sde_lib.sde import SDE
+from sde_lib.typing import Array
 
-Grid = Callable[[SDE, int], Any]
+Grid = Callable[[SDE, int], Array]
 
 
 @dataclass(frozen=True)
 class UniformT:
     """Evenly in t."""
 
-    def __call__(self, sde: SDE, steps: int) -> Any:
+    def __call__(self, sde: SDE, steps: int) -> Array:
         return sde.namespace(sde.t_min).linspace(sde.t_max, sde.t_min, steps + 1)
 
 
@@ -25,7 +25,7 @@ class UniformT:
 class UniformLogSNR:
     """Evenly in log SNR (Lu et al. 2022, arXiv:2206.00927, section 3.3)."""
 
-    def __call__(self, sde: SDE, steps: int) -> Any:
+    def __call__(self, sde: SDE, steps: int) -> Array:
         xp = sde.namespace(sde.t_min)
         return _through_log_snr(sde, xp.linspace(sde.log_snr(sde.t_max), sde.log_snr(sde.t_min), steps + 1))
 
@@ -40,7 +40,7 @@ class Karras:
         if not self.rho > 0:
             raise ValueError(f"Karras: rho must be positive, not {self.rho}")
 
-    def __call__(self, sde: SDE, steps: int) -> Any:
+    def __call__(self, sde: SDE, steps: int) -> Array:
         xp = sde.namespace(sde.t_min)
         ends = [xp.exp(-0.5 * sde.log_snr(t) / self.rho) for t in (sde.t_max, sde.t_min)]
         return _through_log_snr(sde, -2 * self.rho * xp.log(xp.linspace(*ends, steps + 1)))
@@ -50,7 +50,7 @@ class Karras:
 class Quadratic:
     """sqrt(t) evenly spaced (Song et al. 2021, arXiv:2010.02502, appendix D.2)."""
 
-    def __call__(self, sde: SDE, steps: int) -> Any:
+    def __call__(self, sde: SDE, steps: int) -> Array:
         return sde.namespace(sde.t_min).linspace(sde.t_max**0.5, sde.t_min**0.5, steps + 1) ** 2
 
 
@@ -72,7 +72,7 @@ class FlowTime:
         if not (self.power > 0 and self.shift > 0):
             raise ValueError(f"FlowTime: power and shift must be positive, not {self.power} and {self.shift}")
 
-    def __call__(self, sde: SDE, steps: int) -> Any:
+    def __call__(self, sde: SDE, steps: int) -> Array:
         xp = sde.namespace(sde.t_min)
         log_shift = xp.log(self.shift)
         # By the logarithm of tau, which keeps its digits at little noise: log SNR = 2 log(1/tau - 1) - 2 log shift.
@@ -89,20 +89,20 @@ class Times:
 
     values: tuple[float, ...]
 
-    def __call__(self, sde: SDE, steps: int) -> Any:
+    def __call__(self, sde: SDE, steps: int) -> Array:
         if len(self.values) != steps + 1:
             raise ValueError(f"Times: {steps} steps need {steps + 1} times, not {len(self.values)}")
         return sde.namespace(sde.t_min).asarray(self.values)
 
 
-def _through_log_snr(sde: SDE, log_snr: Any) -> Any:
+def _through_log_snr(sde: SDE, log_snr: Array) -> Array:
     """The times of these log SNR, of which the ends are t_max and t_min themselves."""
     xp = sde.namespace(sde.t_min)
     inner = sde.time_of_log_snr(log_snr[1:-1])
     return xp.concatenate([xp.reshape(xp.asarray(sde.t_max), 1), inner, xp.reshape(xp.asarray(sde.t_min), 1)])
 
 
-def check_grid(sde: SDE, times: Any) -> None:
+def check_grid(sde: SDE, times: Array) -> None:
     """Raises ValueError for times that do not decrease, or that leave [t_min, t_max] by more than rounding."""
     if not (times[1:] < times[:-1]).all():
         raise ValueError("a time grid must decrease from t_max to t_min at every step")

@@ -2,11 +2,12 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from sde_lib.samplers.grids import Grid, Karras
 from sde_lib.samplers.linear import LinearSampler, Point, Table
 from sde_lib.sde import SDE
+from sde_lib.typing import Array
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Heun(LinearSampler):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"Heun: {name} must be 0 or more, not {getattr(self, name)}")
 
-    def update(self, sde: SDE, times: Any) -> Table:
+    def update(self, sde: SDE, times: Array) -> Table:
         xp = sde.namespace(times)
         rho = xp.exp(-0.5 * sde.log_snr(times))
         gamma = min(self.churn / self.steps, math.sqrt(2) - 1)
@@ -51,7 +52,7 @@ class Heun(LinearSampler):
         scale = sde.alpha(times_hat[1:]) / sde.alpha(start)  # of x, from the step's start to the next step's
         zero, one = xp.zeros_like(q), xp.ones_like(q)
 
-        def rows(first: Any, second: Any) -> Any:
+        def rows(first: Array, second: Array) -> Array:
             return xp.reshape(xp.stack([first, second], axis=1), (-1, *first.shape[1:]))
 
         # In units of alpha: the Euler point q x + (1 - q) D, then the mean of both slopes over rho_s - rho_hat.

@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from sde_lib.batch import fold_in_each, normal_like, per_row, row_keys, sum_of_entries
+from sde_lib.distributions import HasScore, Prior
 
 
 class LangevinSamples(NamedTuple):
@@ -50,7 +51,9 @@ class Langevin:
             raise ValueError("Langevin: the Metropolis test is for noise=1; set metropolis=False")
 
 
-def langevin(sampler: Langevin, distribution: Any, x: jax.Array, key: jax.Array, *, frames: int = 0) -> LangevinSamples:
+def langevin(
+    sampler: Langevin, distribution: HasScore, x: jax.Array, key: jax.Array, *, frames: int = 0
+) -> LangevinSamples:
     """Runs a chain from each row of x, (n, *shape).
 
     Args:
@@ -71,9 +74,13 @@ def langevin(sampler: Langevin, distribution: Any, x: jax.Array, key: jax.Array,
     return LangevinSamples(x, path, accepted / sampler.steps, sampler.steps + sampler.metropolis)
 
 
+# x, its score, its log-density, the path, and how many proposals each chain has accepted.
+_Carry = tuple[jax.Array, jax.Array, jax.Array, jax.Array | None, jax.Array]
+
+
 @partial(jax.jit, static_argnames=("frames", "metropolis"))
 def _chain(
-    distribution: Any,
+    distribution: HasScore,
     x: jax.Array,
     keys: jax.Array,
     settings: jax.Array,
@@ -85,12 +92,12 @@ def _chain(
     path = jnp.zeros((frames, *x.shape), x.dtype).at[0].set(x) if frames else None
 
     def log_prob(x: jax.Array) -> jax.Array:
-        return distribution.log_prob(x) if metropolis else jnp.zeros(x.shape[0], x.dtype)
+        return cast(Prior, distribution).log_prob(x) if metropolis else jnp.zeros(x.shape[0], x.dtype)
 
     def squared_residual(x: jax.Array, start: jax.Array, score: jax.Array) -> jax.Array:
         return sum_of_entries((x - start - size * score) ** 2)
 
-    def step(carry: Any, row: Any) -> tuple[Any, None]:
+    def step(carry: _Carry, row: tuple[jax.Array, jax.Array]) -> tuple[_Carry, None]:
         x, score, log_p, path, accepted = carry
         i, slot = row
         step_keys = fold_in_each(keys, i)

@@ -27,16 +27,17 @@ from sde_lib.samplers.base import Samples
 from sde_lib.samplers.grids import Grid, UniformT, check_grid
 from sde_lib.score import ScoreFn
 from sde_lib.sde import SDE, host_sde
+from sde_lib.typing import Array, PyTree, Scalar
 
-Prediction = Callable[[ScoreFn, jax.Array, Any, Any], jax.Array]
-Correct = Callable[[ScoreFn, jax.Array, jax.Array, Any, Any, Any], jax.Array]
+Prediction = Callable[[ScoreFn, jax.Array, Scalar, PyTree], jax.Array]
+Correct = Callable[[ScoreFn, jax.Array, jax.Array, Scalar, PyTree, PyTree], jax.Array]
 
 
 class Point(NamedTuple):
     """Where a row calls the score: e = p x + sum_j q_j M_{-j}, p (N,), q (N, K - 1)."""
 
-    p: Any
-    q: Any
+    p: Array
+    q: Array
 
 
 class Table(NamedTuple):
@@ -47,20 +48,22 @@ class Table(NamedTuple):
     point: None where every call is at x itself.
     """
 
-    t: Any
-    t_next: Any
-    a: Any
-    b: Any
-    c: Any = None
+    t: Array
+    t_next: Array
+    a: Array
+    b: Array
+    c: Array | None = None
     point: Point | None = None
 
 
-def columns(*values: Any) -> Any:
+def columns(*values: Array) -> Array:
     """(N, K) from K arrays (N,)."""
     return (jnp if any(isinstance(v, jax.Array) for v in values) else np).stack(values, axis=1)
 
 
-def no_correction(score_fn: ScoreFn, x: jax.Array, keys: jax.Array, t: Any, settings: Any, cond: Any) -> jax.Array:
+def no_correction(
+    score_fn: ScoreFn, x: jax.Array, keys: jax.Array, t: Scalar, settings: PyTree, cond: PyTree
+) -> jax.Array:
     """What corrects the x of a row of a sampler without a corrector."""
     return x
 
@@ -84,7 +87,7 @@ class LinearSampler:
     min_steps: ClassVar[int] = 1  # a multistep method with fewer never reaches its order
     convergence: ClassVar[int] = 1  # the order in theory, weak where noise is drawn
 
-    def update(self, sde: SDE, times: Any) -> Table:
+    def update(self, sde: SDE, times: Array) -> Table:
         """The table of the steps between these times, (steps + 1,), decreasing."""
         raise TypeError(f"{type(self).__name__} must define update(sde, times)")
 
@@ -105,7 +108,7 @@ class LinearSampler:
             )
         return replace(self, steps=steps)
 
-    def run(self, score_fn: ScoreFn, x: jax.Array, keys: jax.Array, cond: Any, frames: int) -> Samples:
+    def run(self, score_fn: ScoreFn, x: jax.Array, keys: jax.Array, cond: PyTree, frames: int) -> Samples:
         """See `sde_lib.samplers.base.Sampler`."""
         x, path, times = run_linear(self, score_fn, x, keys, cond, frames)
         return Samples(x, self.nfe, path, times)
@@ -137,12 +140,12 @@ def run_linear(
     score_fn: ScoreFn,
     x: jax.Array,
     keys: jax.Array,
-    cond: Any,
+    cond: PyTree,
     frames: int,
     *,
     correct: Correct = no_correction,
-    correction: Callable[[SDE, Table], Any] = lambda sde, table: (),
-) -> tuple[jax.Array, jax.Array | None, Any]:
+    correction: Callable[[SDE, Table], PyTree] = lambda sde, table: (),
+) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
     """Runs the rows of the sampler's table, each followed by `correct`; returns x, the path and its times.
 
     `correction(sde, table)` gives the corrector's settings, arrays with an entry for each row.
@@ -158,14 +161,18 @@ def run_linear(
     return x, path, (jnp.concatenate([table.t[:1], table.t_next])[last] if frames else None)
 
 
+# x, the last values of the model, and the path.
+_Carry = tuple[jax.Array, tuple[jax.Array, ...], jax.Array | None]
+
+
 @partial(jax.jit, static_argnames="kind")
 def _scan(
     score_fn: ScoreFn,
     x: jax.Array,
     keys: jax.Array,
-    cond: Any,
+    cond: PyTree,
     table: Table,
-    settings: Any,
+    settings: PyTree,
     slots: jax.Array,
     kind: _ScanKind,
 ) -> tuple[jax.Array, jax.Array | None]:
@@ -174,7 +181,7 @@ def _scan(
     path = jnp.zeros((kind.frames, *x.shape), x.dtype).at[0].set(x) if kind.frames else None
     past = tuple(jnp.zeros_like(x) for _ in range(table.b.shape[1] - 1))
 
-    def step(carry: tuple[jax.Array, tuple[jax.Array, ...], Any], scanned: Any) -> tuple[Any, None]:
+    def step(carry: _Carry, scanned: tuple[jax.Array, Table, PyTree, jax.Array]) -> tuple[_Carry, None]:
         x, past, path = carry
         i, row, row_settings, slot = scanned
         row_keys = fold_in_each(keys, i)
@@ -193,5 +200,5 @@ def _scan(
     return x, path
 
 
-def _combine(a: jax.Array, x: jax.Array, b: jax.Array, known: tuple[jax.Array, ...]) -> jax.Array:
-    return sum((b[j] * m for j, m in enumerate(known)), start=a * x)
+def _combine(a: Array, x: jax.Array, b: Array, known: tuple[jax.Array, ...]) -> jax.Array:
+    return sum((m * b[j] for j, m in enumerate(known)), start=x * a)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import diffrax
 import jax
@@ -12,14 +12,17 @@ import jax.numpy as jnp
 from sde_lib.conversions import denoiser, velocity_from_score
 from sde_lib.samplers.base import Samples
 from sde_lib.score import ScoreFn
+from sde_lib.typing import PyTree, Scalar
 
-Norm = Callable[[Any], jax.Array]
+# dy/dt = drift(t, y, args), and the size of a step's error, shaped like y.
+Drift = Callable[..., PyTree]
+Norm = Callable[[PyTree], jax.Array]
 
 
 class Solution(NamedTuple):
     """y at each saved time, steps tried, and diffrax's verdict."""
 
-    y: Any
+    y: PyTree
     steps: jax.Array
     result: diffrax.RESULTS
 
@@ -72,7 +75,7 @@ class ProbabilityFlow:
             )
         return replace(self, steps=steps)
 
-    def run(self, score_fn: ScoreFn, x: jax.Array, keys: jax.Array, cond: Any, frames: int) -> Samples:
+    def run(self, score_fn: ScoreFn, x: jax.Array, keys: jax.Array, cond: PyTree, frames: int) -> Samples:
         """See `sde_lib.samplers.base.Sampler`. Draws no noise."""
         sde = score_fn.sde
         times = jnp.linspace(sde.t_max, sde.t_min, max(frames, 2), dtype=x.dtype)
@@ -82,31 +85,40 @@ class ProbabilityFlow:
         return Samples(x, nfe, path.at[-1].set(x), times) if frames else Samples(x, nfe)
 
 
-def flow_drift(t: Any, x: jax.Array, args: tuple[ScoreFn, Any]) -> jax.Array:
+def flow_drift(t: Scalar, x: jax.Array, args: tuple[ScoreFn, PyTree]) -> jax.Array:
     """f x - ½ g² s at time t; args are the score and its conditioning."""
     score_fn, cond = args
     return velocity_from_score(score_fn.sde, score_fn(x, t, cond), x, t)
 
 
-def encode(score_fn: ScoreFn, x: jax.Array, *, flow: ProbabilityFlow | None = None, cond: Any = None) -> Samples:
+def encode(score_fn: ScoreFn, x: jax.Array, *, flow: ProbabilityFlow | None = None, cond: PyTree = None) -> Samples:
     """Carries data at t_min along the probability flow to its latent at t_max; `.x` is like x."""
     return _carry(score_fn, x, flow, cond, score_fn.sde.t_min, score_fn.sde.t_max)
 
 
-def decode(score_fn: ScoreFn, latent: jax.Array, *, flow: ProbabilityFlow | None = None, cond: Any = None) -> Samples:
+def decode(
+    score_fn: ScoreFn, latent: jax.Array, *, flow: ProbabilityFlow | None = None, cond: PyTree = None
+) -> Samples:
     """Carries latents at t_max back to t_min: the inverse of `encode`, within the solver's tolerance."""
     return _carry(score_fn, latent, flow, cond, score_fn.sde.t_max, score_fn.sde.t_min)
 
 
-def _carry(score_fn: ScoreFn, x: jax.Array, flow: ProbabilityFlow | None, cond: Any, start: Any, end: Any) -> Samples:
+def _carry(
+    score_fn: ScoreFn, x: jax.Array, flow: ProbabilityFlow | None, cond: PyTree, start: Scalar, end: Scalar
+) -> Samples:
     times = jnp.stack([jnp.asarray(start, x.dtype), jnp.asarray(end, x.dtype)])
     path, nfe = solve(flow or ProbabilityFlow(), flow_drift, x, times, (score_fn, cond))
     return Samples(path[-1], nfe)
 
 
 def solve(
-    flow: ProbabilityFlow, drift: Callable[..., Any], y: Any, times: jax.Array, args: Any, norm: Norm = max_over_samples
-) -> tuple[Any, int]:
+    flow: ProbabilityFlow,
+    drift: Drift,
+    y: PyTree,
+    times: jax.Array,
+    args: tuple[PyTree, ...],
+    norm: Norm = max_over_samples,
+) -> tuple[PyTree, int]:
     """Solves dy/dt = drift(t, y, args) from times[0] through times[-1]; returns y at each time, and the drift's
     evaluations.
 
@@ -132,7 +144,7 @@ def solve(
     return solution.y, evaluations(flow, steps)
 
 
-def evaluations(flow: ProbabilityFlow, steps: Any) -> Any:
+def evaluations(flow: ProbabilityFlow, steps: int) -> int:
     """Calls of the drift in a solve of so many steps: diffrax counts steps, not calls.
 
     A step evaluates each stage; with first-same-as-last the first is the previous step's last, and is evaluated once at
@@ -147,7 +159,7 @@ def evaluations(flow: ProbabilityFlow, steps: Any) -> Any:
 class _SolveKind:
     """What a compiled solve depends on apart from shapes."""
 
-    drift: Callable[..., Any]
+    drift: Drift
     norm: Norm
     fixed: bool
     max_steps: int
@@ -155,12 +167,19 @@ class _SolveKind:
 
 
 @partial(jax.jit, static_argnames="kind")
-def _solve(y: Any, times: jax.Array, args: Any, steps: Any, solver: Any, kind: _SolveKind) -> Solution:
+def _solve(
+    y: PyTree,
+    times: jax.Array,
+    args: tuple[PyTree, ...],
+    steps: tuple[jax.Array, tuple[jax.Array, jax.Array]],
+    solver: diffrax.AbstractSolver,
+    kind: _SolveKind,
+) -> Solution:
     if not kind.per_sample:
         return _solve_jointly(y, times, args, steps, solver, kind)
     score_fn, *rows = args
 
-    def alone(y: Any, rows: Any) -> Solution:
+    def alone(y: PyTree, rows: list[PyTree]) -> Solution:
         y, rows = jax.tree.map(lambda leaf: leaf[None], (y, rows))
         solution = _solve_jointly(y, times, (score_fn, *rows), steps, solver, kind)
         return solution._replace(y=jax.tree.map(lambda leaf: leaf[:, 0], solution.y))
@@ -169,7 +188,14 @@ def _solve(y: Any, times: jax.Array, args: Any, steps: Any, solver: Any, kind: _
     return solution._replace(y=jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), solution.y))
 
 
-def _solve_jointly(y: Any, times: jax.Array, args: Any, steps: Any, solver: Any, kind: _SolveKind) -> Solution:
+def _solve_jointly(
+    y: PyTree,
+    times: jax.Array,
+    args: tuple[PyTree, ...],
+    steps: tuple[jax.Array, tuple[jax.Array, jax.Array]],
+    solver: diffrax.AbstractSolver,
+    kind: _SolveKind,
+) -> Solution:
     first, (rtol, atol) = steps
     adaptive = diffrax.PIDController(rtol=rtol, atol=atol, norm=kind.norm)
     solution = diffrax.diffeqsolve(
@@ -189,5 +215,5 @@ def _solve_jointly(y: Any, times: jax.Array, args: Any, steps: Any, solver: Any,
 
 
 @jax.jit
-def _denoise(score_fn: ScoreFn, x: jax.Array, cond: Any) -> jax.Array:
+def _denoise(score_fn: ScoreFn, x: jax.Array, cond: PyTree) -> jax.Array:
     return denoiser(score_fn, x, score_fn.sde.t_min, cond)

@@ -1,7 +1,6 @@
 """Predictor-corrector sampling: a step of the reverse SDE, then Langevin steps at the time it arrives at."""
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +12,13 @@ from sde_lib.samplers.linear import LinearSampler, Table, run_linear
 from sde_lib.samplers.stochastic import EulerMaruyama
 from sde_lib.score import ScoreFn
 from sde_lib.sde import SDE
+from sde_lib.typing import Array, PyTree, Scalar
 
 # A sample's own score norm is taken as if this many more entries had the norm of pure noise. See `langevin_step_size`.
 _PSEUDO_ENTRIES = 100.0
 
 
-def langevin_step_size(score: jax.Array, sigma: Any, scale: Any) -> jax.Array:
+def langevin_step_size(score: jax.Array, sigma: Scalar, scale: float | jax.Array) -> jax.Array:
     """The corrector's step of each sample, (n,), from that sample's own score norm: with d entries and k = 100,
 
         eps = 2 scale (d + k)/(|s|² + k/sigma²),     scale = (alpha_i/alpha_{i+1})² snr²
@@ -41,8 +41,10 @@ class _LangevinCorrector:
 
     steps: int
 
-    def __call__(self, score_fn: ScoreFn, x: jax.Array, keys: jax.Array, t: Any, scale: Any, cond: Any) -> jax.Array:
-        def correct(j: Any, x: jax.Array) -> jax.Array:
+    def __call__(
+        self, score_fn: ScoreFn, x: jax.Array, keys: jax.Array, t: Scalar, scale: jax.Array, cond: PyTree
+    ) -> jax.Array:
+        def correct(j: jax.Array, x: jax.Array) -> jax.Array:
             # fold_in(step key, 0) and so on are other streams than the predictor's, which draws from the step key
             # itself.
             noise = normal_like(fold_in_each(keys, j), x)
@@ -103,11 +105,11 @@ class PredictorCorrector:
             )
         return replace(self, steps=steps)
 
-    def scale(self, sde: SDE, table: Table) -> Any:
+    def scale(self, sde: SDE, table: Table) -> Array:
         """(alpha_i/alpha_{i+1})² snr² of each row: of VP, snr² times Song's 1 - beta_i."""
         return (sde.alpha(table.t) / sde.alpha(table.t_next) * self.snr) ** 2
 
-    def run(self, score_fn: ScoreFn, x: jax.Array, keys: jax.Array, cond: Any, frames: int) -> Samples:
+    def run(self, score_fn: ScoreFn, x: jax.Array, keys: jax.Array, cond: PyTree, frames: int) -> Samples:
         """See `sde_lib.samplers.base.Sampler`."""
         sampler = replace(self.predictor, steps=self.steps, grid=self.grid, denoise=self.denoise)
         corrector = _LangevinCorrector(self.corrector_steps)

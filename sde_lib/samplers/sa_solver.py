@@ -1,13 +1,14 @@
 """SA-Solver: Adams' predictor and corrector for the reverse SDE (Xue et al. 2023, arXiv:2309.05019)."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from sde_lib.samplers.adams import NODES, WEIGHTS, lagrange_integrals
 from sde_lib.samplers.exponential import SDEDPMSolverPP1
 from sde_lib.samplers.linear import Table
 from sde_lib.samplers.unipc import corrected
 from sde_lib.sde import SDE
+from sde_lib.typing import Array
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class SASolver(SDEDPMSolverPP1):
         if self.corrector not in (0, 2, 3, 4):
             raise ValueError(f"SASolver: corrector must be 0, 2, 3 or 4, not {self.corrector}")
 
-    def update(self, sde: SDE, times: Any) -> Table:
+    def update(self, sde: SDE, times: Array) -> Table:
         a, _, c = self._first_order(sde, times)
         xp, t_next, q = sde.namespace(times), times[1:], 1 + self.eta**2
         place, width = 0.5 * sde.log_snr(times), max(self.predictor + 1, self.corrector)

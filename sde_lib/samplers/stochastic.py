@@ -7,18 +7,18 @@ constant eta the Fokker-Planck equations agree). Written in the denoiser, s = (a
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from sde_lib.samplers.linear import LinearSampler, Table, columns
 from sde_lib.sde import SDE
+from sde_lib.typing import Array
 
 
-def check_eta(sampler: Any) -> None:
+def check_eta(sampler: LinearSampler, eta: float) -> None:
     """Raises ValueError for a negative eta."""
-    if not sampler.eta >= 0:
-        raise ValueError(f"{type(sampler).__name__}: eta must be 0 (no noise) or more, not {sampler.eta}")
+    if not eta >= 0:
+        raise ValueError(f"{type(sampler).__name__}: eta must be 0 (no noise) or more, not {eta}")
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class EulerMaruyama(LinearSampler):
     eta: float = 1.0
 
     def __post_init__(self) -> None:
-        check_eta(self)
+        check_eta(self, self.eta)
 
-    def update(self, sde: SDE, times: Any) -> Table:
+    def update(self, sde: SDE, times: Array) -> Table:
         t, t_next = times[:-1], times[1:]
         g2_dt, sigma2 = sde.g2(t) * (t - t_next), sde.sigma(t) ** 2
         pull = 0.5 * (1 + self.eta**2) * g2_dt / sigma2
@@ -48,7 +48,7 @@ class ReverseDiffusion(LinearSampler):
     al. 2021, arXiv:2011.13456, eq. 46, there with r to first order for VP and exact for VE).
     """
 
-    def update(self, sde: SDE, times: Any) -> Table:
+    def update(self, sde: SDE, times: Array) -> Table:
         t, t_next = times[:-1], times[1:]
         r = sde.alpha(t) / sde.alpha(t_next)
         # v/sigma_i² = 1 - SNR_i/SNR_{i+1}: no difference of nearly equal variances.
@@ -64,7 +64,7 @@ class Ancestral(LinearSampler):
     sigma_s sqrt(v)/sigma_t z (Ho et al. 2020, arXiv:2006.11239, eq. 6 and 7, with the smaller of its two variances).
     """
 
-    def update(self, sde: SDE, times: Any) -> Table:
+    def update(self, sde: SDE, times: Array) -> Table:
         t, t_next = times[:-1], times[1:]
         r = sde.alpha(t) / sde.alpha(t_next)
         share = -sde.namespace(t).expm1(sde.log_snr(t) - sde.log_snr(t_next))  # v/sigma_t²
@@ -89,9 +89,9 @@ class ExponentialEuler(LinearSampler):
     eta: float = 1.0
 
     def __post_init__(self) -> None:
-        check_eta(self)
+        check_eta(self, self.eta)
 
-    def update(self, sde: SDE, times: Any) -> Table:
+    def update(self, sde: SDE, times: Array) -> Table:
         t, t_next = times[:-1], times[1:]
         xp = sde.namespace(t)
         nodes, weights = np.polynomial.legendre.leggauss(32)

@@ -2,17 +2,18 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from types import ModuleType
 
 from sde_lib.samplers.exponential import log_snr_steps
 from sde_lib.samplers.grids import Grid, UniformLogSNR
 from sde_lib.samplers.linear import LinearSampler, Table
 from sde_lib.sde import SDE
+from sde_lib.typing import Array
 
 _TERMS = 16
 
 
-def _psi(xp: Any, z: Any, j: int) -> Any:
+def _psi(xp: ModuleType, z: Array, j: int) -> Array:
     """sum_{m >= 1} z^m/(m + j)!: psi_1 = (exp(z) - 1)/z - 1, psi_{j+1} = psi_j/z - 1/(j+1)!."""
     series = sum(z**m / float(math.factorial(m + j)) for m in range(1, _TERMS))
     closed = xp.expm1(z) / z - 1
@@ -21,7 +22,7 @@ def _psi(xp: Any, z: Any, j: int) -> Any:
     return xp.where(xp.abs(z) < 1, series, closed)
 
 
-def corrected(sde: SDE, ratio: Any, predict: Any, correct: Any) -> Any:
+def corrected(sde: SDE, ratio: Array, predict: Array, correct: Array) -> Array:
     """The weights b (N, K) of rows that go from one predicted point to the next through the corrected one, as no extra
     call allows.
 
@@ -70,13 +71,13 @@ class UniPC(LinearSampler):
         """p + 1, or p without the corrector."""
         return self.order + self.corrector
 
-    def update(self, sde: SDE, times: Any) -> Table:
+    def update(self, sde: SDE, times: Array) -> Table:
         t, t_next = times[:-1], times[1:]
         ratio = sde.sigma(t_next) / sde.sigma(t)
         predict, correct = self._weights(sde, times, log_snr_steps(sde, times))
         return Table(t, t_next, ratio, corrected(sde, ratio, predict, correct) if self.corrector else predict)
 
-    def _weights(self, sde: SDE, times: Any, h: Any) -> tuple[Any, Any]:
+    def _weights(self, sde: SDE, times: Array, h: Array) -> tuple[Array, Array]:
         """Of each step (steps, order + 1): the predictor's of (D, D_{-1}, ..), and the corrector's of (D_s, D, D_{-1},
         ..).
         """

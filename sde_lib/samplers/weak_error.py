@@ -15,13 +15,14 @@ cubics in all of them together are near.
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from sde_lib.conversions import denoiser
 from sde_lib.samplers.linear import LinearSampler, Table, table_of
 from sde_lib.sde import SDE
+from sde_lib.typing import Scalar
 
 _WIDTH = 7.0  # of the grid in x, in standard deviations
 _PAST = 2.0 * np.cos(np.pi * (np.arange(4) + 0.5) / 4)  # the grid in each M, in standard deviations: Chebyshev's points
@@ -34,9 +35,9 @@ Value = Callable[[np.ndarray, list[np.ndarray]], np.ndarray]
 def weak_error(
     sampler: LinearSampler,
     sde: SDE,
-    weights: Any,
-    means: Any,
-    stds: Any,
+    weights: npt.ArrayLike,
+    means: npt.ArrayLike,
+    stds: npt.ArrayLike,
     function: Callable[[np.ndarray], np.ndarray],
     *,
     points: int = 80,
@@ -107,12 +108,14 @@ def _normal_quadrature(nodes: int) -> tuple[np.ndarray, np.ndarray]:
     return z, weight / weight.sum()
 
 
-def _range(sde: SDE, t: Any, means: np.ndarray, stds: np.ndarray) -> tuple[float, float]:
+def _range(sde: SDE, t: Scalar, means: np.ndarray, stds: np.ndarray) -> tuple[float, float]:
     alpha, scale = sde.alpha(t), np.sqrt((sde.alpha(t) * stds) ** 2 + sde.sigma(t) ** 2)
     return float((alpha * means - _WIDTH * scale).min()), float((alpha * means + _WIDTH * scale).max())
 
 
-def _denoise(sde: SDE, t: Any, x: np.ndarray, weights: np.ndarray, means: np.ndarray, stds: np.ndarray) -> np.ndarray:
+def _denoise(
+    sde: SDE, t: Scalar, x: np.ndarray, weights: np.ndarray, means: np.ndarray, stds: np.ndarray
+) -> np.ndarray:
     """E[x_0 | x] of the mixture."""
     alpha, sigma = sde.alpha(t), sde.sigma(t)
     variance = (alpha * stds) ** 2 + sigma**2
@@ -188,7 +191,7 @@ def _nearest(points: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 def _mixture_mean(
     sde: SDE,
-    t: Any,
+    t: Scalar,
     weights: np.ndarray,
     means: np.ndarray,
     stds: np.ndarray,
@@ -200,6 +203,6 @@ def _mixture_mean(
     return weights @ (function(alpha * means[:, None] + scale[:, None] * z) @ weight)
 
 
-def _mean_square(sde: SDE, t: Any, weights: np.ndarray, means: np.ndarray, stds: np.ndarray) -> np.ndarray:
+def _mean_square(sde: SDE, t: Scalar, weights: np.ndarray, means: np.ndarray, stds: np.ndarray) -> np.ndarray:
     """E[D(x_t, t)²]."""
     return _mixture_mean(sde, t, weights, means, stds, lambda x: _denoise(sde, t, x, weights, means, stds) ** 2)
