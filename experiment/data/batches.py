@@ -9,11 +9,12 @@ import numpy as np
 
 
 def batch_indices(seed: int, step: int, batch_size: int, n: int) -> np.ndarray:
-    """Indices (batch_size,) int64 into n examples of batch `step`, a pure function of its arguments.
+    """The indices (batch_size,) int64, into n examples, of batch `step`: a pure function of its arguments.
 
     The batches lie end to end over an endless row of epochs, each a fresh shuffle of all n: place
     p = step * batch_size + i holds element p mod n of the shuffle of epoch p // n. So each epoch has every example
     exactly once, whether or not batch_size divides n.
+
     Raises ValueError for n < 1, batch_size < 1 or step < 0.
     """
     if n < 1 or batch_size < 1 or step < 0:

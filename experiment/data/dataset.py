@@ -1,4 +1,4 @@
-"""What every source of data gives, a `Dataset` of two `Split`s; and the fixed split of sources that have none."""
+"""The `Dataset` of two `Split`s that every source of data gives, and a fixed split for sources that have none."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ TEST_FRACTION = 0.1
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Examples x: uint8 levels (n, h, w, c), or float32 vectors (n, d); labels int32 (n,), or None.
+    """The examples x, uint8 levels (n, h, w, c) or float32 vectors (n, d), and their labels, int32 (n,) or None.
 
     x may lie in a file, mapped into memory: x[rows] reads those rows, and nothing may be written to it.
     """
@@ -29,7 +29,7 @@ class Split:
 class Dataset:
     """A named set of images (levels 2..256) or vectors (levels None) with classes 0..num_classes-1 (0: no labels).
 
-    law: the exact distribution of vectors, a `sde_lib.GaussianMixture`, where it is known.
+    law: the exact distribution of the vectors, a `sde_lib.GaussianMixture`, where it is known.
     """
 
     name: str
@@ -41,13 +41,16 @@ class Dataset:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one example: (h, w, c) or (d,)."""
+        """The shape of one example: (h, w, c) or (d,)."""
         return self.train.x.shape[1:]
 
 
 def fixed_order(n: int, source: str) -> tuple[np.ndarray, np.ndarray]:
-    """Indices (train, test) that hold out a tenth of n examples (rounded, at least one), the same for a given n; both
-    ascend.
+    """Hold out a tenth of n examples (rounded, at least one), always the same ones for a given n.
+
+    Returns:
+        train: the indices of the other examples, ascending.
+        test: the indices of the held-out examples, ascending.
 
     Raises UserError, naming the source, where fewer than two examples leave nothing to split.
     """
@@ -60,7 +63,13 @@ def fixed_order(n: int, source: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def fixed_split(x: np.ndarray, labels: np.ndarray | None, source: str) -> tuple[Split, Split]:
-    """x (n, ...) and labels (n,) split by `fixed_order`, as copies. Raises UserError for fewer than two examples."""
+    """Split x (n, ...) and labels (n,) by `fixed_order`.
+
+    Returns:
+        train, test: copies of the chosen rows.
+
+    Raises UserError for fewer than two examples.
+    """
     train, test = fixed_order(len(x), source)
     return _take(x, labels, train), _take(x, labels, test)
 
@@ -70,5 +79,5 @@ def _take(x: np.ndarray, labels: np.ndarray | None, index: np.ndarray) -> Split:
 
 
 def class_count(*splits: Split) -> int:
-    """Number of classes when labels are bare integers: the largest one plus 1; 0 without labels."""
+    """The number of classes when labels are bare integers: the largest one plus 1; 0 without labels."""
     return max((int(s.labels.max()) + 1 for s in splits if s.labels is not None and len(s)), default=0)

@@ -24,7 +24,10 @@ SHUFFLE_SEED = 1797  # of np.random.RandomState, whose stream is frozen (NEP 19)
 
 
 class NoiseCompassDigits(tfds.core.GeneratorBasedBuilder):
-    """image, uint8 (8, 8, 1) with levels 0..16, and label; splits train (1,500) and test (297) of a fixed shuffle."""
+    """The builder of the digits: each has an image, uint8 (8, 8, 1) with levels 0..16, and a label.
+
+    Its splits, train (1,500) and test (297), are those of a fixed shuffle.
+    """
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -52,9 +55,9 @@ class NoiseCompassDigits(tfds.core.GeneratorBasedBuilder):
 
 
 def load_digits(cache: Path) -> Dataset:
-    """The digits, prepared under `cache` on first use (a few seconds) and read from there ever after.
+    """Load the digits, prepared under `cache` on first use (a few seconds) and read from there ever after.
 
-    Any number of processes may come at once. Raises UserError where the folder cannot be written or is damaged.
+    Any number of processes may call this at once. Raises UserError where the folder cannot be written or is damaged.
     """
     target = cache / NoiseCompassDigits.name / str(NoiseCompassDigits.VERSION)
     with quiet():
@@ -63,8 +66,8 @@ def load_digits(cache: Path) -> Dataset:
                 _prepare(cache, target)
         except OSError as error:
             raise UserError(
-                f"cannot write the digits to the cache folder {cache} ({error.strerror}): set data.cache to a "
-                "writable folder"
+                f"cannot write the digits to the cache folder {cache} ({error.strerror}): "
+                "set data.cache to a writable folder"
             ) from error
         try:
             train, test = _read(cache, "train"), _read(cache, "test")

@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from experiment.data.dataset import Dataset, Split
 from experiment.data.image_decoding import Recipe, Unreadable
-from experiment.errors import UserError
+from experiment.errors import UserError, one_line
 
 VERSION = 1  # of decoding and of the files: with another one everything is decoded again
 BLOCK = 2**22  # bytes with a checksum of their own
@@ -43,7 +43,7 @@ _BUILDING = ".building-"
 
 @dataclass(frozen=True)
 class Row:
-    """A decoded image, uint8 (h, w, c), and its class, -1 for none."""
+    """A decoded image, uint8 (h, w, c), with its class, -1 for none, and whether it is held out."""
 
     pixels: np.ndarray
     label: int
@@ -52,7 +52,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Plan:
-    """What there is to decode: `total` rows, training rows before held-out ones, made as they are iterated over."""
+    """The rows to decode, `total` of them, training before held-out ones; they are made as they are iterated over."""
 
     rows: Iterable[Row | Unreadable]
     total: int
@@ -61,7 +61,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Source:
-    """What images come from: where it lies, the data set's name, and lines that change when it does."""
+    """The place that images come from: its path, the data set's name, and lines that change when it does."""
 
     path: Path
     name: str
@@ -69,17 +69,18 @@ class Source:
 
 
 class _Unusable(Exception):
-    """Why what is stored cannot be used."""
+    """The reason why the stored images cannot be used."""
 
 
 def decoded_once(source: Source, recipe: Recipe, cache: Path, plan: Callable[[], Plan]) -> Dataset:
-    """The data set of the source's images, levels 256: what is stored of it, or else what `plan` gives, stored first.
+    """Open the stored images of the source as a data set with 256 levels, decoding and storing them first if need be.
 
     `plan` is called only where nothing whole is stored for this source and recipe. The splits' x are views of the
-    mapped file and cannot be written to. cache: where it is stored if the place beside the source cannot be written.
-    Any number of processes may come at once: one decodes, the others wait. Raises UserError for images that cannot be
-    read (counted, the first named; not with recipe.skip_unreadable), for whatever `plan` raises it, and where no place
-    can be written.
+    mapped file and cannot be written to. cache: where they are stored if the place beside the source cannot be written.
+    Any number of processes may call this at once: one decodes, the others wait.
+
+    Raises UserError for images that cannot be read (counted, the first named; not with recipe.skip_unreadable), for
+    whatever `plan` raises it, and where no place can be written.
     """
     key = _key(source, recipe)
     path = Path(os.path.abspath(source.path))
@@ -127,8 +128,9 @@ def _decoded(folder: Path, key: str, source: Source, recipe: Recipe, plan: Calla
 
 
 def _write(folder: Path, key: str, source: Source, recipe: Recipe, plan: Plan) -> None:
-    """Fill `folder` with what the plan gives. Raises UserError where that is not to be used, OSError where it cannot be
-    written.
+    """Fill `folder` with the plan's images.
+
+    Raises UserError for images that must not be used, OSError where the folder cannot be written.
     """
     unreadable: list[Unreadable] = []
     labels: list[int] = []
@@ -150,8 +152,8 @@ def _write(folder: Path, key: str, source: Source, recipe: Recipe, plan: Plan) -
             )
         if not 0 < n_train < len(labels):
             raise UserError(
-                f"{source.path} has no readable image left to {'hold out' if n_train else 'train on'}; replace the "
-                "damaged ones"
+                f"{source.path} has no readable image left to {'hold out' if n_train else 'train on'}; "
+                "replace the damaged ones"
             )
         writer.finish()
     with open(folder / "labels.npy", "wb") as file:
@@ -218,7 +220,10 @@ class _Writer:
 
 
 def _open(folder: Path, key: str, name: str) -> Dataset:
-    """The data set stored in `folder`. Raises _Unusable where there is none, or of another source, or a damaged one."""
+    """Open the data set stored in `folder`.
+
+    Raises _Unusable where there is none, where it comes from another source, and where it is damaged.
+    """
     try:
         content = json.loads((folder / "record.json").read_text())
         record = content["record"]
@@ -232,8 +237,7 @@ def _open(folder: Path, key: str, name: str) -> Dataset:
             raise ValueError("labels.npy was changed")
         labels = np.load(folder / "labels.npy")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise _Unusable(f"what is stored in {folder} is damaged ({reason})") from error
+        raise _Unusable(f"what is stored in {folder} is damaged ({one_line(error)})") from error
     count, first = record["left_out"]
     if count:
         print(f"{_count(count)} that cannot be read left out of {name}, first {first}", file=sys.stderr)
@@ -246,9 +250,10 @@ def _split(x: np.ndarray, labels: np.ndarray) -> Split:
 
 
 def _mapped(path: Path, record: dict[str, Any]) -> np.ndarray:
-    """The file's images, checked. Raises ValueError where it has another length, or a block is not as it was written.
+    """Map the file's images into memory, after a check of some of its blocks.
 
-    Of the blocks, CHECKED are drawn at random: reading all of a set of 100 GB would take minutes at every start.
+    The CHECKED blocks are drawn at random: reading all of a set of 100 GB would take minutes at every start. Raises
+    ValueError where the file has another length, or a block is not as it was written.
     """
     offset, shape, checksums = record["offset"], tuple(record["shape"]), record["blocks"]
     if path.stat().st_size != offset + math.prod(shape):
@@ -269,10 +274,10 @@ def _checksum(record: dict[str, Any]) -> int:
 
 @contextlib.contextmanager
 def _alone(place: Path, source: Source) -> Iterator[None]:
-    """Hold `place`, made if need be, for this process; a hold dies with its process. Raises OSError if it cannot be
-    written.
+    """Hold the folder `place`, made if need be, for this process; a hold dies with its process.
 
-    A folder that is marked read-only is left as it is by the superuser too, who could write to it.
+    A folder that is marked read-only is left as it is by the superuser too, who could write to it. Raises OSError where
+    the folder cannot be written.
     """
     lock = place / ".lock"
     while True:
@@ -284,9 +289,8 @@ def _alone(place: Path, source: Source) -> Iterator[None]:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                print(
-                    f"another process is decoding {source.path}: waiting for it\n", end="", file=sys.stderr
-                )  # in one piece
+                # The line and its end in one piece, for others may write at the same time.
+                print(f"another process is decoding {source.path}: waiting for it\n", end="", file=sys.stderr)
                 fcntl.flock(file, fcntl.LOCK_EX)
             if not os.fstat(file.fileno()).st_nlink:
                 continue  # its last holder failed and took the folder away

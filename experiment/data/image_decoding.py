@@ -1,4 +1,4 @@
-"""One image: from the bytes of a file to uint8 pixels (h, w, c), cropped and resized as the config says."""
+"""The decoding of one image: the bytes of a file to uint8 pixels (h, w, c), cropped and resized as configured."""
 
 import io
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from experiment.errors import UserError
+from experiment.errors import UserError, one_line
 
 MAX_PIXELS = 2**26  # of one image, 8192 x 8192: a header of a few bytes may promise gigabytes
 
@@ -19,11 +19,13 @@ Size = tuple[int, int, int]  # height, width, channels
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is done to images on the way in.
+    """The steps that every image goes through on the way in.
 
-    crop: pixels per side of a central crop, before anything else. size: pixels per side of the squares that come out:
-    the shorter side is resized to it, then the centre is cropped. 0 is none, of both. skip_unreadable: damaged images
-    are left out instead of being a mistake.
+    Args:
+        crop: pixels per side of a central crop, before anything else; 0 is none.
+        size: pixels per side of the squares that come out: the shorter side is resized to it, then the centre is
+            cropped; 0 is none.
+        skip_unreadable: damaged images are left out instead of being a mistake.
     """
 
     crop: int = 0
@@ -31,29 +33,32 @@ class Recipe:
     skip_unreadable: bool = False
 
     def shape(self, size: Size) -> Size:
-        """What becomes of an image of this size."""
+        """The size that an image of this size comes out with."""
         side = self.size or self.crop
         return (side, side, size[2]) if side else size
 
 
 @dataclass(frozen=True)
 class Unreadable:
-    """An image that is no image or is damaged: the name shown to the user, and what is wrong."""
+    """A file that is no image or is damaged: the name shown to the user, and what is wrong."""
 
     name: str
     reason: str
 
     @classmethod
     def because(cls, name: str, error: Exception) -> "Unreadable":
-        said = " ".join(str(error).split())[:100] or type(error).__name__
-        return cls(name, "not an image" if isinstance(error, UnidentifiedImageError) else said)
+        return cls(name, "not an image" if isinstance(error, UnidentifiedImageError) else one_line(error, 100))
 
 
 def read_header(name: str, data: bytes) -> tuple[Image.Image, Size]:
-    """The image with only its header read, and its size. Raises UserError for one that is too large or has no 256
-    levels.
+    """Read an image's header.
 
-    Whatever Pillow raises for what is no image comes through.
+    Returns:
+        image: with its pixels still unread.
+        size: its height, width and channels.
+
+    Raises UserError for an image that is too large or has no 256 levels. What Pillow raises for a file that is no image
+    comes through.
     """
     try:
         image = Image.open(io.BytesIO(data))
@@ -69,10 +74,10 @@ def read_header(name: str, data: bytes) -> tuple[Image.Image, Size]:
 
 
 def decode_image(name: str, data: bytes, recipe: Recipe, expected: Size) -> np.ndarray | Unreadable:
-    """The file's pixels after the recipe, uint8 of shape `expected`, which is one that the recipe gives.
+    """Decode a file to its pixels after the recipe, uint8 of shape `expected`, which is one that the recipe gives.
 
-    Raises UserError that names the image: of another size, greyscale among colour, transparent, too large, smaller than
-    the crop.
+    Raises UserError, naming the image, for one that is of another size, greyscale among colour, transparent, too large,
+    or smaller than the crop.
     """
     try:
         image, found = read_header(name, data)
@@ -81,9 +86,8 @@ def decode_image(name: str, data: bytes, recipe: Recipe, expected: Size) -> np.n
             raise UserError(f"{name} is {_KIND[size[2]]} among {_KIND[expected[2]]} images; convert it or remove it")
         if size != expected:
             raise UserError(
-                f"{name} is {found[0]}x{found[1]} (height x width), expected {expected[0]}x{expected[1]} like the "
-                "others; "
-                "resize it, or all of them with --config.data.size="
+                f"{name} is {found[0]}x{found[1]} (height x width), expected {expected[0]}x{expected[1]} "
+                "like the others; resize it, or all of them with --config.data.size="
             )
         if image.mode in ("RGBA", "LA", "PA") and np.asarray(image.getchannel("A")).min() < 255:
             raise UserError(f"{name} has transparent pixels; flatten it on a background")
@@ -96,20 +100,20 @@ def decode_image(name: str, data: bytes, recipe: Recipe, expected: Size) -> np.n
 
 
 def fit(name: str, image: Image.Image, recipe: Recipe) -> Image.Image:
-    """The image after the recipe's crop and resizing.
+    """Crop and resize the image after the recipe.
 
     Resizing is that of guided-diffusion (Dhariwal and Nichol 2021, arXiv:2105.05233, center_crop_arr), usual for
-    ImageNet: halved by 2x2 means while the shorter side stays at least `size`, the rest by Pillow's antialiased
-    bicubic, then the centre. Raises UserError, naming the image, where the crop is larger than it.
+    ImageNet: the image is halved by 2x2 means while its shorter side stays at least `size`, the rest is done by
+    Pillow's antialiased bicubic filter, then the centre is taken.
+
+    Raises UserError, naming the image, where the crop is larger than it.
     """
     width, height = image.size
     if recipe.crop:
         if recipe.crop > min(width, height):
-            most = min(width, height)
             raise UserError(
-                f"{name} is {height}x{width} (height x width), smaller than the crop; set --config.data.crop to at "
-                f"most {most}, "
-                "or remove it"
+                f"{name} is {height}x{width} (height x width), smaller than the crop; "
+                f"set --config.data.crop to at most {min(width, height)}, or remove it"
             )
         image = _centre(image, recipe.crop)
     if recipe.size:

@@ -1,4 +1,4 @@
-"""Image folders and zips: which images there are, their classes and splits; decoded once, by threads.
+"""Image folders and zips: which images they hold, with which classes and splits; threads decode them, once.
 
 Layout, in a folder or in a zip alike: images directly in it (no labels), or one sub-folder per class; above these,
 optionally, `train` and `test` (else `val`, `valid`, `validation`). Folders that merely wrap everything are looked
@@ -38,7 +38,7 @@ Decoded = np.ndarray | Unreadable
 
 
 class ImageFile(NamedTuple):
-    """One image: its path below the root, the name shown to the user, what identifies it, and how to get its bytes."""
+    """An image: its path below the root, the name shown to the user, what identifies it, and how to get its bytes."""
 
     parts: tuple[str, ...]
     shown: str
@@ -47,12 +47,13 @@ class ImageFile(NamedTuple):
 
 
 def load_images(path: Path, recipe: Recipe, cache: Path) -> Dataset:
-    """The images of a folder or a .zip, sorted by path; labels number the sorted class folders. Levels 256.
+    """Load the images of a folder or a .zip, sorted by path; labels number the sorted class folders. Levels 256.
 
-    They are decoded at the first call only: see experiment/image_cache.py. Raises UserError, naming the file, for
-    images of several sizes (where the recipe leaves them their sizes), greyscale among colour, unreadable or truncated
-    images, those too large or smaller than the crop, an empty folder or zip, a zip that is damaged, reaches outside
-    itself or unpacks to too much, and a layout that leaves classes in doubt.
+    They are decoded at the first call only: see experiment/data/image_cache.py.
+
+    Raises UserError, naming the file, for images of several sizes (where the recipe leaves them their sizes), greyscale
+    among colour, unreadable or truncated images, those too large or smaller than the crop, an empty folder or zip, a
+    zip that is damaged, reaches outside itself or unpacks to too much, and a layout that leaves classes in doubt.
     """
     with ExitStack() as stack:
         files = _find(path, stack)
@@ -98,7 +99,7 @@ def _find(path: Path, stack: ExitStack) -> list[ImageFile]:
 
 
 def _walk(root: Path) -> Iterator[tuple[str, ...]]:
-    """All files' paths below root, through links to folders, each real folder once (links may make loops)."""
+    """Yield all files' paths below root, through links to folders, each real folder once (links may make loops)."""
     seen = set()
     for folder, subfolders, names in os.walk(root, followlinks=True, onerror=_cannot_list):
         real = os.path.realpath(folder)
@@ -149,16 +150,20 @@ def _in_zip(path: Path, stack: ExitStack) -> Iterator[ImageFile]:
         total += member.file_size
         if total > limit:
             raise UserError(
-                f"{path} unpacks to over {MAX_RATIO} times its size; if it is no zip bomb, unpack it and give the "
-                "folder"
+                f"{path} unpacks to over {MAX_RATIO} times its size; "
+                "if it is no zip bomb, unpack it and give the folder"
             )
-        yield ImageFile(
-            parts, f"{path}/{'/'.join(parts)}", f"{member.file_size} {member.CRC}", partial(archive.read, member)
-        )
+        shown, identity = f"{path}/{'/'.join(parts)}", f"{member.file_size} {member.CRC}"
+        yield ImageFile(parts, shown, identity, partial(archive.read, member))
 
 
 def _layout(path: Path, files: list[ImageFile]) -> tuple[dict[str, list[ImageFile]], list[str]]:
-    """Files by split, their `parts` cut down to (class, ..., name) or (name,); and the class names, [] for none."""
+    """Sort the files into splits and classes, by the folders that they lie in.
+
+    Returns:
+        splits: the files of each split, their `parts` cut down to (class, ..., name) or (name,).
+        classes: the class names, sorted; [] for none.
+    """
     while len({file.parts[0] for file in files}) == 1 and all(len(file.parts) > 1 for file in files):
         files = [_below(file) for file in files]
     folders = {file.parts[0] for file in files if len(file.parts) > 1}
@@ -183,7 +188,7 @@ def _below(file: ImageFile) -> ImageFile:
 
 
 def decode(files: list[ImageFile], recipe: Recipe) -> Iterator[Decoded]:
-    """What becomes of each file, in order, decoded by as many threads as there are processors, a few MB ahead.
+    """Decode the files, in order, by as many threads as there are processors, a few MB ahead.
 
     Pixels are uint8 of one shape (h, w, c), that of most of the files. Raises UserError as `decode_image` does.
     """
@@ -208,9 +213,7 @@ def decode(files: list[ImageFile], recipe: Recipe) -> Iterator[Decoded]:
 
 
 def _expected(files: list[ImageFile], recipe: Recipe) -> Size:
-    """The commonest shape that the recipe makes of some of the files; if none of them can be read, of the first that
-    can.
-    """
+    """The commonest shape that the recipe gives some of the files; if none can be read, that of the first that can."""
     probes = [files[i] for i in sorted({len(files) * i // PROBES for i in range(PROBES)})]
     found = Counter(recipe.shape(size) for file in probes if (size := _size(file)))
     if found:

@@ -31,7 +31,7 @@ DATASETS: dict[str, Callable[[str], Dataset]] = {"digits": _digits, **{name: par
 
 
 def configured_dataset(config: Any) -> Dataset:
-    """`load_dataset` of config.data's name, path, cache, crop, size and skip_unreadable."""
+    """Load the data set that config.data describes: its name, path, cache, crop, size and skip_unreadable."""
     data = config.data
     return load_dataset(
         data.name, data.path, data.cache, crop=data.crop, size=data.size, skip_unreadable=data.skip_unreadable
@@ -41,18 +41,19 @@ def configured_dataset(config: Any) -> Dataset:
 def load_dataset(
     name: str, path: str = "", cache: str = "", *, crop: int = 0, size: int = 0, skip_unreadable: bool = False
 ) -> Dataset:
-    """The data set `name`, or, where `path` is given, the one that lies there (`name` is then unused).
+    """Load the data set `name`, or, where `path` is given, the one that lies there (`name` is then unused).
 
-    `name`: one of DATASETS, or any prepared image set of tensorflow-datasets. `path`: a folder or zip of images, an
-    .npz, or the folder of a prepared tensorflow-datasets set. `cache`: where prepared data lie; "" is noise_compass in
-    the user's cache folder.
+    Args:
+        name: one of DATASETS, or any prepared image set of tensorflow-datasets.
+        path: a folder or zip of images, an .npz, or the folder of a prepared tensorflow-datasets set.
+        cache: where prepared data lie; "" is noise_compass in the user's cache folder.
+        crop: pixels per side of a central crop, before anything else; 0 is none. Like `size`, it is for image files and
+            for tensorflow-datasets' images. With either, images may be of several sizes.
+        size: pixels per side of the squares that come out, resized by the shorter side; 0 is none.
+        skip_unreadable: leave damaged image files out, counted on stderr, instead of stopping.
 
-    `crop` and `size`, of image files and of tensorflow-datasets' images: pixels per side of a central crop, before
-    anything else, and of the squares that come out, resized by the shorter side; 0 is none. With either, images may be
-    of several sizes. `skip_unreadable`: leave damaged image files out, counted on stderr, instead of stopping.
-
-    Raises UserError for an unknown name (with the names there are), for bad data, and for a crop or size of what has
-    none.
+    Raises UserError for an unknown name (with the names there are), for bad data, and for a crop or size of data that
+    cannot be resized.
     """
     recipe = Recipe(crop, size, skip_unreadable)
     if path:
@@ -62,9 +63,8 @@ def load_dataset(
         return DATASETS[name](cache)
     from experiment.data.tfds_sets import load_named
 
-    return load_named(
-        name, str(Path(cache).expanduser()) if cache else "", tuple(DATASETS), recipe, cache_folder(cache)
-    )
+    prepared = str(Path(cache).expanduser()) if cache else ""
+    return load_named(name, prepared, tuple(DATASETS), recipe, cache_folder(cache))
 
 
 def _from_path(path: Path, cache: Path, recipe: Recipe) -> Dataset:

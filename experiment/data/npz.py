@@ -14,10 +14,11 @@ MAX_CHANNELS = 4
 
 
 def load_npz(path: Path) -> Dataset:
-    """A data set from x (or images, data, arr_0) and, if there are, labels (or label, y, arr_1).
+    """Load a data set from x (or images, data, arr_0) and, if there are, labels (or label, y, arr_1).
 
     uint8 (n, h, w, c) or (n, h, w) are images, float (n, d) vectors. With x_train and x_test (y_train, y_test) these
     are the splits, otherwise a fixed tenth is held out. An optional integer `levels` (default 256) is that of images.
+
     Raises UserError for an unreadable file, pickled objects, a wrong dtype or shape, NaN, or values outside the levels.
     """
     arrays = read_npz(path)
@@ -41,7 +42,7 @@ def load_npz(path: Path) -> Dataset:
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """The file's arrays by name. Raises UserError where it is damaged, holds Python objects, or is no .npz."""
+    """Read the file's arrays, by name. Raises UserError where it is damaged, holds Python objects, or is no .npz."""
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {key: archive[key] for key in archive.files}
@@ -66,7 +67,7 @@ def _levels(path: Path, arrays: dict[str, np.ndarray]) -> int:
 
 
 def _data(path: Path, key: str, x: np.ndarray, levels: int) -> np.ndarray:
-    """x as uint8 (n, h, w, c) or float32 (n, d)."""
+    """Check x and return it as uint8 (n, h, w, c) or float32 (n, d)."""
     if x.dtype == np.uint8 and x.ndim in (3, 4):
         x = x[..., None] if x.ndim == 3 else x
         if x.shape[-1] > MAX_CHANNELS:

@@ -1,4 +1,4 @@
-"""From the levels that the data have to the space that the network sees, and back; flips.
+"""The map from the levels that the data have to the space that the network sees, and back; random flips.
 
 Data with L levels: level k occupies the bin [2k/L - 1, 2(k+1)/L - 1) of [-1, 1), of width 2/L. Dequantisation places
 x = 2(k + u)/L - 1 with u uniform in its bin, so that a density over x is comparable with a probability over k:
@@ -20,10 +20,10 @@ _GRID_BITS = 12  # u lies on the midpoints of 2^12 cells of its bin; every one s
 
 @dataclass(frozen=True)
 class Scaling:
-    """The map between integer levels 0..levels-1 and [-1, 1), or [0, 1) if not `centered`; the identity on vectors
-    (levels None).
+    """The map between integer levels 0..levels-1 and [-1, 1), or [0, 1) if not `centered`.
 
-    Frozen and hashable, so it may be a static argument of a jitted function. ValueError for levels not in 2..256.
+    On vectors (levels None) it is the identity. Frozen and hashable, so it may be a static argument of a jitted
+    function. Raises ValueError for levels not in 2..256.
     """
 
     levels: int | None
@@ -39,12 +39,13 @@ class Scaling:
 
     @property
     def bin_width(self) -> float | None:
-        """Width of one level in model space, 2/levels, or 1/levels if not centred; None for vectors."""
+        """The width of one level in model space, 2/levels, or 1/levels if not centred; None for vectors."""
         return None if self.levels is None else (1.0 - self._low) / self.levels
 
     def to_model(self, k: Array, key: Array | None = None) -> jax.Array:
-        """x = 2(k + u)/levels - 1, or (k + u)/levels, float32, like k in shape; u uniform from `key`, or 1/2 (centres)
-        without one.
+        """Map levels k to x = 2(k + u)/levels - 1, or (k + u)/levels if not centred, float32, shaped like k.
+
+        u is uniform, drawn from `key`; without a key it is 1/2, the centre of each bin.
         """
         k = jnp.asarray(k, jnp.float32)
         if self.bin_width is None:
@@ -63,14 +64,17 @@ class Scaling:
         return jnp.clip(k, 0, self.levels - 1).astype(jnp.uint8)
 
     def to_uint8(self, k: Array) -> np.ndarray:
-        """Levels as grey values of a picture, round(255 k/(levels - 1)); raises ValueError for vectors."""
+        """Turn levels into a picture's grey values, round(255 k/(levels - 1)). Raises ValueError for vectors."""
         if self.levels is None:
             raise ValueError("vectors have no grey values: to_uint8 is for data with levels")
         return np.rint(np.asarray(k, np.float64) * 255.0 / (self.levels - 1)).astype(np.uint8)
 
 
 def _uniform_in_bin(key: Array, shape: tuple[int, ...]) -> jax.Array:
-    """u = (j + 1/2)/2^m with j uniform: mean exactly 1/2, and never so near to an edge that k + u rounds across it."""
+    """Draw u = (j + 1/2)/2^m with j uniform in 0..2^m - 1, m = _GRID_BITS.
+
+    Its mean is exactly 1/2, and it is never so near to an edge that k + u rounds across it.
+    """
     j = jax.random.bits(key, shape, jnp.uint16) >> (16 - _GRID_BITS)
     return (j.astype(jnp.float32) + 0.5) * 2.0**-_GRID_BITS
 

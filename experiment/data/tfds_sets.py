@@ -20,7 +20,7 @@ from tensorflow_datasets.core.utils import tqdm_utils
 from experiment.data.dataset import Dataset, fixed_order
 from experiment.data.image_cache import Plan, Row, Source, decoded_once
 from experiment.data.image_decoding import Recipe, fit
-from experiment.errors import UserError
+from experiment.errors import UserError, one_line
 
 _NAME = re.compile(r"\w+(/[\w.-]+)?(:\d+\.\d+\.\d+)?")  # name, name/config, name:version, name/config:version
 HELD_OUT = ("test", "validation")  # the first of these that a set has is its held-out split
@@ -40,13 +40,13 @@ def quiet() -> Iterator[None]:
 
 
 def load_named(name: str, prepared: str, known: tuple[str, ...], recipe: Recipe, cache: Path) -> Dataset:
-    """The set `name` (also name/config:version), prepared under `prepared` or under tensorflow-datasets' own data
-    folder.
+    """Load the set `name` (also name/config:version) from `prepared`, or from tensorflow-datasets' own data folder.
 
     Levels 256, labels where the set has them. A set without "test" or "validation" is split 90/10.
     `known` are the names outside tensorflow-datasets, for the message. `cache`: see `decoded_once`.
-    Raises UserError: unknown name (with the nearest), not prepared (with the command), not images, of several sizes
-    that the recipe leaves, or smaller than the crop.
+
+    Raises UserError for a set whose name is unknown (with the nearest one), that is not prepared (with the command),
+    that holds no images, or images of several sizes that the recipe leaves, or images smaller than the crop.
     """
     if not _NAME.fullmatch(name):  # also keeps out tfds' "namespace:name", which would reach for the network
         raise UserError(_unknown(name, known))
@@ -62,12 +62,12 @@ def load_named(name: str, prepared: str, known: tuple[str, ...], recipe: Recipe,
 
 
 def load_prepared(folder: Path, recipe: Recipe, cache: Path) -> Dataset:
-    """The prepared set that lies in `folder` (the one with dataset_info.json), whatever its name."""
+    """Load the prepared set that lies in `folder` (the one with dataset_info.json), whatever its name."""
     with quiet():
         try:
             builder = tfds.builder_from_directory(folder)
         except Exception as error:  # damaged json: tfds lets every kind of error through
-            raise UserError(f"cannot read the tensorflow-datasets folder {folder}: {_one_line(error)}") from error
+            raise UserError(f"cannot read the tensorflow-datasets folder {folder}: {one_line(error)}") from error
         return _load(builder.name, builder, recipe, cache)
 
 
@@ -78,7 +78,7 @@ def _builder(name: str, data_dir: str | None) -> Any | None:
     except tfds.core.DatasetNotFoundError:
         return None
     except Exception as error:  # unknown configs and versions, missing imports: AssertionError, ValueError, ...
-        raise UserError(f"tensorflow-datasets cannot open data set {name!r}: {_one_line(error)}") from error
+        raise UserError(f"tensorflow-datasets cannot open data set {name!r}: {one_line(error)}") from error
 
 
 def _unknown(name: str, known: tuple[str, ...]) -> str:
@@ -105,9 +105,8 @@ def _load(name: str, builder: Any, recipe: Recipe, cache: Path) -> Dataset:
     folder = Path(builder.data_dir)
     files = sorted((file.name, file.stat()) for file in folder.iterdir())
     identity = [f"{file} {stat.st_size} {stat.st_mtime_ns}" for file, stat in files]
-    recipe = Recipe(
-        recipe.crop, recipe.size
-    )  # a damaged record ends the reading of its file: there is no leaving it out
+    # Without skip_unreadable: a damaged record ends the reading of its file, so it cannot be left out.
+    recipe = Recipe(recipe.crop, recipe.size)
     return decoded_once(Source(folder, name, identity), recipe, cache, lambda: _plan(name, builder, recipe))
 
 
@@ -138,9 +137,8 @@ def _plan(name: str, builder: Any, recipe: Recipe) -> Plan:
                 first = pixels if first is None else first
                 if pixels.shape != first.shape:
                     raise UserError(
-                        f"{shown} is {_size(pixels)}, image {parts[0][1][0]} of train is {_size(first)}: images of "
-                        "one size are "
-                        "needed, so resize them with --config.data.size="
+                        f"{shown} is {_size(pixels)}, image {parts[0][1][0]} of train is {_size(first)}: "
+                        "images of one size are needed, so resize them with --config.data.size="
                     )
                 yield Row(pixels, number, is_held_out)
 
@@ -150,26 +148,26 @@ def _plan(name: str, builder: Any, recipe: Recipe) -> Plan:
 
 @contextlib.contextmanager
 def _damage(name: str, builder: Any) -> Iterator[None]:
-    """Whatever a lost file, or a cut or overwritten record, surfaces as becomes a mistake in one line."""
+    """Turn any error caused by a missing or corrupted record into a one-line UserError."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
         raise UserError(
-            f"data set {name!r} in {builder.data_dir} is damaged: {_one_line(error)}; delete it and prepare it again"
+            f"data set {name!r} in {builder.data_dir} is damaged: {one_line(error)}; delete it and prepare it again"
         ) from error
 
 
 def _fit(shown: str, pixels: np.ndarray, recipe: Recipe) -> np.ndarray:
-    """Pixels (h, w, c) after the recipe."""
+    """Crop and resize pixels (h, w, c) after the recipe."""
     channels = pixels.shape[-1]
     if not recipe.crop and not recipe.size:
         return pixels
     if channels not in (1, 3):
         raise UserError(
-            f"{shown} has {channels} channels: only grey and colour are cropped and resized; leave data.crop and "
-            "data.size at 0"
+            f"{shown} has {channels} channels: only grey and colour are cropped and resized; "
+            "leave data.crop and data.size at 0"
         )
     image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
     fitted = np.asarray(fit(shown, image, recipe))
@@ -177,7 +175,7 @@ def _fit(shown: str, pixels: np.ndarray, recipe: Recipe) -> np.ndarray:
 
 
 def _image_key(name: str, features: Any) -> str:
-    """The first uint8 feature of three axes: tfds' Image, or a Tensor of that kind."""
+    """The name of the first uint8 feature with three axes: tfds' Image, or a Tensor of that kind."""
     kinds: Any = (tfds.features.Image, tfds.features.Tensor)
     for key, feature in features.items():
         if isinstance(feature, kinds) and feature.np_dtype == np.uint8 and len(feature.shape) == 3:
@@ -190,7 +188,7 @@ def _label_key(features: Any) -> str | None:
 
 
 def _source(name: str, builder: Any, split: str) -> Any:
-    """The split's examples by number."""
+    """The split's examples, by index."""
     try:
         return builder.as_data_source(split=split)
     except NotImplementedError as error:  # prepared, but as tfrecord
@@ -202,7 +200,3 @@ def _source(name: str, builder: Any, split: str) -> Any:
 
 def _size(x: np.ndarray) -> str:
     return "x".join(map(str, x.shape))
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

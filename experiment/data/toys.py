@@ -1,7 +1,8 @@
 """Two-dimensional toy distributions: float32 (n, 2), mean zero, about unit scale.
 
-Centre and scale are constants of the distribution, in closed form, never those of the sample: the law is exactly the
-one written here, and so is its support. The draws are fixed by TOY_SEED, so a toy is a data set like any other.
+Centre and scale are constants of the distribution, in closed form, never those of the sample: the distribution is
+exactly the one written here, and so is its support. The draws are fixed by TOY_SEED, so a toy is a data set like any
+other.
 """
 
 from collections.abc import Callable
@@ -23,30 +24,33 @@ Draw = tuple[np.ndarray, np.ndarray | None]  # points (n, 2), labels (n,) or Non
 
 
 def gaussian_axes() -> np.ndarray:
-    """A with A Aᵀ the covariance of `gaussian`: variances 1.8 and 0.2 along axes at 30 degrees, unit scale."""
+    """The matrix A with A Aᵀ the covariance of `gaussian`: variances 1.8 and 0.2 along axes at 30 degrees."""
     c, s = np.cos(np.pi / 6), np.sin(np.pi / 6)
     return np.array([[c, -s], [s, c]]) * np.sqrt([1.8, 0.2])
 
 
-def gaussian_law() -> GaussianMixture:
-    """Of `gaussian`."""
+def gaussian_distribution() -> GaussianMixture:
+    """The exact distribution of `gaussian`."""
     return GaussianMixture(np.ones(1), np.zeros((1, 2)), (gaussian_axes() @ gaussian_axes().T)[None])
 
 
 def gaussian(rng: np.random.Generator, n: int) -> Draw:
-    """One Gaussian, on which the law of every linear sampler is known exactly."""
+    """Draw from one Gaussian, for which the distribution of every linear sampler's output is known exactly."""
     return rng.standard_normal((n, 2)) @ gaussian_axes().T, None
 
 
-def mixture_law() -> GaussianMixture:
-    """Of `mixture`."""
+def mixture_distribution() -> GaussianMixture:
+    """The exact distribution of `mixture`."""
     return GaussianMixture(*mixture_parameters())
 
 
 def mixture_parameters() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Weights (8,), means (8, 2), covariances (8, 2, 2) of `mixture`, as `sde_lib.GaussianMixture` takes them.
+    """The parameters of `mixture`, as `sde_lib.GaussianMixture` takes them.
 
-    Eight equal Gaussians on a circle of radius R, R²/2 + s² = 1, which gives each coordinate variance 1.
+    Eight equal Gaussians lie on a circle of radius R, R²/2 + s² = 1, which gives each coordinate variance 1.
+
+    Returns:
+        weights (8,), means (8, 2), covariances (8, 2, 2).
     """
     angle = 2 * np.pi * np.arange(MODES) / MODES
     radius = np.sqrt(2 * (1 - MIXTURE_STD**2))
@@ -55,14 +59,14 @@ def mixture_parameters() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def mixture(rng: np.random.Generator, n: int) -> Draw:
-    """Eight Gaussians on a circle; the label is the Gaussian that a point came from."""
+    """Draw from eight Gaussians on a circle; the label is the Gaussian that a point came from."""
     _, means, _ = mixture_parameters()
     labels = rng.integers(MODES, size=n)
     return means[labels] + MIXTURE_STD * rng.standard_normal((n, 2)), labels
 
 
 def two_moons(rng: np.random.Generator, n: int) -> Draw:
-    """scikit-learn's two half circles with noise; the label is the moon.
+    """Draw scikit-learn's two half circles with noise; the label is the moon.
 
     Before centring, scaling and noise E[x] = 1/2, Var[x] = 3/4, E[y] = 1/4, Var[y] = 1/2 - 4/π² + (2/π - 1/4)².
     """
@@ -74,7 +78,7 @@ def two_moons(rng: np.random.Generator, n: int) -> Draw:
 
 
 def figure_eight(rng: np.random.Generator, n: int) -> Draw:
-    """Gerono's lemniscate a (sin t, sin t cos t), t uniform, with noise; a² (1/2 + 1/8) = 2 gives unit scale.
+    """Draw Gerono's lemniscate a (sin t, sin t cos t), t uniform, with noise; a² (1/2 + 1/8) = 2 gives unit scale.
 
     Without noise y²a² = x²(a² - x²): a curve, on which no density exists; the noise gives it one.
     """
@@ -84,12 +88,12 @@ def figure_eight(rng: np.random.Generator, n: int) -> Draw:
 
 
 def eight_scale() -> float:
-    """Half the width of `figure_eight`."""
+    """The factor a of `figure_eight`, half its width."""
     return float(np.sqrt(2 / (1 / 2 + 1 / 8)))
 
 
 def swiss_roll(rng: np.random.Generator, n: int) -> Draw:
-    """scikit-learn's roll seen from its side: (t cos t, t sin t), t uniform in [3π/2, 9π/2], with noise.
+    """Draw scikit-learn's roll seen from its side: (t cos t, t sin t), t uniform in [3π/2, 9π/2], with noise.
 
     Before centring and scaling E[x] = 2, E[y] = 2/(3π), E[x² + y²] = 9.75 π², without the noise.
     """
@@ -102,7 +106,10 @@ def swiss_roll(rng: np.random.Generator, n: int) -> Draw:
 
 
 def checkerboard(rng: np.random.Generator, n: int) -> Draw:
-    """Uniform on the 8 cells (i, j), i + j even, of a 4 x 4 board over [-√3, √3]²; each coordinate has variance 1."""
+    """Draw uniformly on the 8 cells (i, j), i + j even, of a 4 x 4 board over [-√3, √3]².
+
+    Each coordinate has variance 1.
+    """
     column = rng.integers(4, size=n)
     row = 2 * rng.integers(2, size=n) + column % 2
     corner = np.stack([column, row], axis=1)
@@ -122,11 +129,12 @@ TOYS: dict[str, Callable[[np.random.Generator, int], Draw]] = {
     "checkerboard": checkerboard,
 }
 
-LAWS = {"gaussian": gaussian_law, "mixture": mixture_law}  # of the toys whose density and score have a closed form
+# The exact distributions of the toys whose density and score have a closed form.
+LAWS = {"gaussian": gaussian_distribution, "mixture": mixture_distribution}
 
 
 def load_toy(name: str) -> Dataset:
-    """The toy `name` of TOYS: 20,000 points to train on, 2,000 held out."""
+    """Load the toy `name` of TOYS: 20,000 points to train on, 2,000 held out."""
     x, labels = TOYS[name](np.random.default_rng(TOY_SEED), TRAIN + TEST)
     x = x.astype(np.float32)
     labels = None if labels is None else labels.astype(np.int32)
