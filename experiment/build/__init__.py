@@ -1,1 +1,1 @@
-"""From a config's names to objects, by explicit tables."""
+"""The objects that the names in a config stand for, by explicit tables."""

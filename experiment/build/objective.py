@@ -1,7 +1,7 @@
-"""What training minimises: a weighting, a law of times, and of both what is learned beside the network.
+"""The objective of training: a weighting and a time distribution, and the parts of both that are learned.
 
-The learned parts, `LossSecondMoment`, `LearnedLogSNR` and `Uncertainty`, are part of the training state. The last two
-have objectives of their own and one optimizer for both.
+The learned parts, `LossSecondMoment`, `LearnedLogSNR` and `Uncertainty`, belong to the training state, beside the
+network. The last two have objectives of their own and one optimizer for both.
 """
 
 from collections.abc import Callable
@@ -80,27 +80,24 @@ TIMES: dict[str, Callable[[Any], TimeDistribution]] = {
 
 @dataclass(frozen=True)
 class Objective:
-    """A weighting and a law of times, any with any, as they are before training."""
+    """A weighting and a time distribution, any with any, as they are before training."""
 
     weighting: Weighting
     times: TimeDistribution
 
     @staticmethod
     def of(config: Any) -> "Objective":
-        """That of config.train.weighting, uncertainty and times."""
+        """Build the objective that config.train.weighting, uncertainty and times describe."""
         weighting = WEIGHTINGS[config.train.weighting](config)
-        return Objective(
-            Uncertainty.init(weighting) if config.train.uncertainty else weighting, TIMES[config.train.times](config)
-        )
+        if config.train.uncertainty:
+            weighting = Uncertainty.init(weighting)
+        return Objective(weighting, TIMES[config.train.times](config))
 
     @property
     def parts(self) -> dict[str, Any]:
-        """Those of the two that learn."""
-        return {
-            name: part
-            for name, part in (("weighting", self.weighting), ("times", self.times))
-            if isinstance(part, LEARNED)
-        }
+        """The learnable parts, by name."""
+        both = {"weighting": self.weighting, "times": self.times}
+        return {name: part for name, part in both.items() if isinstance(part, LEARNED)}
 
     def initial(self) -> Learned:
         """The learned parts' state: {} when nothing is learned."""
@@ -114,14 +111,19 @@ class Objective:
     def losses(
         self, learned: Learned, score_fn: NetworkScore, x: jax.Array, key: jax.Array, cond: Any
     ) -> tuple[jax.Array, jax.Array]:
-        """(each example's loss, the u that its time was drawn by), (n,) each."""
+        """Compute the loss of each example at a random time.
+
+        Returns:
+            losses (n,): each example's.
+            u (n,): the uniform number that each example's time was drawn by.
+        """
         parts = jax.lax.stop_gradient(learned.get("parts", {}))
         u = stratified_uniform(jax.random.split(key, 3)[0], x.shape[0])
         weighting, times = parts.get("weighting", self.weighting), parts.get("times", self.times)
         return denoising_score_matching(score_fn, x, key, cond, weighting=weighting, times=times, u=u), u
 
     def update(self, learned: Learned, sde: SDE, losses: jax.Array, u: jax.Array) -> Learned:
-        """The learned parts after these losses."""
+        """Update the learned parts after these losses."""
         if not learned:
             return learned
         parts = learned["parts"]
@@ -142,5 +144,5 @@ class Objective:
 
 
 def _with_objective(parts: dict[str, Any]) -> dict[str, Any]:
-    """Those that follow a gradient; the other one keeps statistics."""
+    """The parts that follow a gradient; the other one, LossSecondMoment, keeps statistics."""
     return {name: part for name, part in parts.items() if hasattr(part, "objective")}

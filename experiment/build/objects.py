@@ -1,4 +1,4 @@
-"""From a config's names to objects, by explicit tables. A new SDE, network or sampler is a class and a line here."""
+"""The objects that a config names, by explicit tables. A new SDE, network or optimizer is a class and a line here."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -53,7 +53,7 @@ CHAIN_STEPS = 1000  # of the published discrete chains
 
 
 def _chain_label(config: Any) -> ChainLabel:
-    """That of the VP chain of Ho et al. 2020: betas even from beta_min/1000 to beta_max/1000."""
+    """The label of the VP chain of Ho et al. 2020: betas even from beta_min/1000 to beta_max/1000."""
     chain = Chain(np.linspace(config.sde.beta_min, config.sde.beta_max, CHAIN_STEPS) / CHAIN_STEPS)
     return ChainLabel(2 * np.log(chain.alpha / chain.sigma))
 
@@ -68,12 +68,12 @@ NOISE_LABELS: dict[str, Callable[[Any], NoiseLabel]] = {
 
 
 def cosine(lr: float, steps: int) -> optax.Schedule:
-    """lr (1 + cos(pi k/steps))/2."""
+    """The schedule lr (1 + cos(pi k/steps))/2 at update k."""
     return optax.cosine_decay_schedule(lr, steps)
 
 
 def constant(lr: float, steps: int) -> optax.Schedule:
-    """lr, whatever the step."""
+    """The schedule that is lr at every update."""
     return optax.constant_schedule(lr)
 
 
@@ -86,11 +86,12 @@ def _adam(schedule: optax.Schedule, weight_decay: float) -> optax.GradientTransf
 
 
 def _adamw(schedule: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
-    # Of matrices and kernels alone: not of biases and norms, nor of the frequencies of a Fourier embedding, which are
+    # Only matrices and kernels decay: neither biases and norms, nor the frequencies of a Fourier embedding, which are
     # never trained.
-    return optax.adamw(
-        schedule, weight_decay=weight_decay, mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)
-    )
+    def decays(params: Any) -> Any:
+        return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+    return optax.adamw(schedule, weight_decay=weight_decay, mask=decays)
 
 
 SCHEDULES = {"cosine": cosine, "constant": constant}
@@ -112,7 +113,7 @@ NAMES: dict[str, Mapping[str, Any]] = {
 
 
 def check_names(config: Any) -> None:
-    """Raises UserError for a name in the config that its table does not hold."""
+    """Look up every name in the config. Raises UserError for one that its table does not hold."""
     for key, table in NAMES.items():
         section, _, last = key.partition(".")
         choose(table, config[section][last], f"config.{key}")
@@ -127,7 +128,7 @@ def parameters(cls: type) -> list[str]:
 
 
 def construct(cls: type, section: Any, what: str, **given: Any) -> Any:
-    """Make cls of `given` and of those keys of the config's section that its constructor names; None is left out.
+    """Construct cls from `given` and those keys of the config's section that it takes; None is left out.
 
     Raises UserError where the constructor raises ValueError.
     """
@@ -142,12 +143,12 @@ def construct(cls: type, section: Any, what: str, **given: Any) -> Any:
 
 
 def build_sde(config: Any) -> Any:
-    """The forward process of the `sde` section."""
+    """Build the forward process that the `sde` section describes."""
     return construct(choose(SDES, config.sde.name, "config.sde.name"), config.sde, "config.sde")
 
 
 def build_parameterization(config: Any) -> Any:
-    """How the network's output becomes a score: `model.parameterization`."""
+    """Build the map from the network's output to a score that `model.parameterization` names."""
     cls = choose(PARAMETERIZATIONS, config.model.parameterization, "config.model.parameterization")
     label = choose(NOISE_LABELS, config.model.noise_label, "config.model.noise_label")(config)
     return construct(cls, config.model, "config.model", noise_label=label)
@@ -161,13 +162,16 @@ def compute_dtype(name: str) -> jax.typing.DTypeLike:
 
 
 def build_network(config: Any, dataset: Any, rngs: Any = None) -> tuple[Apply, dict[str, Any]]:
-    """(apply, params): the network for the dataset's `shape` and `num_classes`, its weights drawn from `rngs`, by
-    default config.seed.
+    """Build the network for the dataset's `shape` and `num_classes`.
+
+    Returns:
+        apply: the network as a function of its weights.
+        params: its weights, drawn from `rngs`, by default from config.seed.
     """
     if config.model.class_conditional and not dataset.num_classes:
         raise UserError(
-            f"config.model.class_conditional is true, but {config.data.path or config.data.name} has no labels: set "
-            "it to false"
+            f"config.model.class_conditional is true, but {config.data.path or config.data.name} has no labels: "
+            "set it to false"
         )
     given: dict[str, Any] = {
         "shape": tuple(dataset.shape),
@@ -181,7 +185,12 @@ def build_network(config: Any, dataset: Any, rngs: Any = None) -> tuple[Apply, d
 
 
 def abstract_network(config: Any, dataset: Any) -> tuple[Apply, dict[str, Any]]:
-    """(apply, shapes): as `build_network`, with only the weights' shapes and dtypes, at no cost."""
+    """Trace the network of `build_network` without drawing weights.
+
+    Returns:
+        apply: the network as a function of its weights.
+        shapes: the weights' shapes and dtypes.
+    """
     found: list[Apply] = []
 
     def weights() -> dict[str, Any]:
@@ -193,23 +202,20 @@ def abstract_network(config: Any, dataset: Any) -> tuple[Apply, dict[str, Any]]:
     return found[0], shapes
 
 
-def build_score(config: Any, dataset: Any, params: Any = None) -> NetworkScore:
-    """The network's score under the config's SDE, with the weights `params`, or the initial ones."""
-    apply, weights = (
-        build_network(config, dataset) if params is None else (abstract_network(config, dataset)[0], params)
-    )
-    return NetworkScore(apply, weights, build_sde(config), build_parameterization(config))
+def build_score(config: Any, apply: Callable[..., jax.Array], params: Any) -> NetworkScore:
+    """Build the score of the network `apply` with the weights `params`, under the config's SDE."""
+    return NetworkScore(apply, params, build_sde(config), build_parameterization(config))
 
 
 def build_schedule(config: Any) -> optax.Schedule:
-    """The learning rate at update k: the schedule's, times min(1, (k + 1)/warmup) while warming up."""
+    """Build the learning rate at update k: the schedule's, times min(1, (k + 1)/warmup) while warming up."""
     train = config.train
     after = choose(SCHEDULES, train.schedule, "config.train.schedule")(train.lr, train.steps)
     return lambda k: after(k) * jnp.minimum(1.0, (k + 1) / max(train.warmup, 1))
 
 
 def build_optimizer(config: Any) -> optax.GradientTransformation:
-    """Clip the gradient's global norm (clip > 0), then the optimizer under the schedule."""
+    """Build the optimizer under its schedule, after a clip of the gradient's global norm where clip > 0."""
     train = config.train
     make = choose(OPTIMIZERS, train.optimizer, "config.train.optimizer")
     optimizer = make(build_schedule(config), train.weight_decay)

@@ -40,7 +40,7 @@ from sde_lib.samplers import (
 
 
 class Named(NamedTuple):
-    """A sampler with its own settings, and what it is in a line."""
+    """A sampler with its own settings, and a line that says what it is."""
 
     sampler: Sampler
     line: str
@@ -100,8 +100,9 @@ GRIDS: dict[str, Grid] = {
 
 
 def check_sampler(name: str, what: str = "the sampler") -> Named:
-    """The table's entry. Raises UserError for an unknown name, with the list, and a line for each in the error's
-    listing.
+    """Look the sampler up in the table.
+
+    Raises UserError for an unknown name, with the list, and a line for each in the error's listing.
     """
     width = max(map(len, SAMPLERS))
     listing = "\n".join(f"{known:{width}}  {named.line}" for known, named in SAMPLERS.items())
@@ -111,10 +112,10 @@ def check_sampler(name: str, what: str = "the sampler") -> Named:
 def make_sampler(
     name: str, config: Any, *, steps: int | None = None, eta: float | None = None, grid: str | None = None
 ) -> Any:
-    """The sampler `name` with the settings of the config's `sample` section that it has, and over them those that are
-    given.
+    """Make the sampler `name` with the settings of the config's `sample` section that it has.
 
-    Raises UserError for an unknown sampler or grid, and for a setting that the sampler does not have or take.
+    Settings that are given as arguments go over those of the config. Raises UserError for an unknown sampler or grid,
+    and for a setting that the sampler does not have or take.
     """
     prototype: Any = check_sampler(name).sampler
     fields = {field.name for field in dataclasses.fields(prototype)}
@@ -140,10 +141,9 @@ def make_sampler(
 
 
 def at_nfe(name: str, sampler: Any, nfe: int) -> Any | None:
-    """The sampler with as many steps as spend `nfe` score calls, besides the final denoising; None for one that chooses
-    its own.
+    """Give the sampler as many steps as spend `nfe` score calls, besides the final denoising.
 
-    Raises UserError where no number of steps does.
+    None for a sampler that chooses its own steps. Raises UserError where no number of steps spends `nfe` calls.
     """
     if not hasattr(sampler, "at_nfe") or sampler.steps is None:
         return None

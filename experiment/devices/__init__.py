@@ -1,1 +1,1 @@
-"""Devices as one mesh, and several hosts."""
+"""The mesh of devices, and the hosts that train one run together."""

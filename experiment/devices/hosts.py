@@ -25,16 +25,23 @@ from experiment.errors import UserError
 _CLUSTERS: dict[str, Callable[[str], bool]] = {
     "SLURM_STEP_NUM_TASKS": lambda value: value.isdigit() and int(value) > 1,
     "OMPI_COMM_WORLD_SIZE": lambda value: value.isdigit() and int(value) > 1,
-    "TPU_WORKER_HOSTNAMES": lambda value: (
-        "," in value and " " not in value
-    ),  # jax itself writes a sentence there where it finds none
+    # Where jax finds no hosts it writes a sentence there itself.
+    "TPU_WORKER_HOSTNAMES": lambda value: "," in value and " " not in value,
 }
 _BY_HAND = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _MESSAGE = 2**14  # bytes; one size, so that one program is compiled for all messages
 
 
 def _by_hand() -> tuple[str, int, int] | None:
-    """(address, processes, process) of the environment, None without. Raises UserError for values that cannot be."""
+    """Read the environment variables that describe the job by hand.
+
+    Returns:
+        address: host:port of the first host.
+        processes: how many there are.
+        process: the number of this one.
+
+    None where none of them is set. Raises UserError for values that cannot be right.
+    """
     values = {name: os.environ.get(name, "") for name in _BY_HAND}
     if not any(values.values()):
         return None
@@ -56,8 +63,9 @@ def _by_hand() -> tuple[str, int, int] | None:
 
 
 def _check_address(address: str, processes: int, process: int, timeout: float) -> None:
-    """Raises UserError where the first host cannot listen, or another not reach it within so many seconds: jax would
-    abort the process.
+    """Check that the first host can listen at the address and that another reaches it within `timeout` seconds.
+
+    Raises UserError where that fails: jax would abort the process.
     """
     host, _, port = address.rpartition(":")
     if process == 0:
@@ -65,8 +73,8 @@ def _check_address(address: str, processes: int, process: int, timeout: float) -
             socket.create_server(("", int(port))).close()
         except OSError as error:
             raise UserError(
-                f"{_BY_HAND[0]} is {address}: cannot listen there ({os.strerror(error.errno or 0)}): choose another "
-                "port"
+                f"{_BY_HAND[0]} is {address}: cannot listen there ({os.strerror(error.errno or 0)}): "
+                "choose another port"
             ) from None
         return
     deadline = time.monotonic() + timeout
@@ -77,21 +85,23 @@ def _check_address(address: str, processes: int, process: int, timeout: float) -
         except OSError as error:
             if time.monotonic() > deadline:
                 raise UserError(
-                    f"{_BY_HAND[0]} is {address}: nobody answers there ({error.strerror}): start the same command on "
-                    "the first host,"
-                    f" with {_BY_HAND[2]}=0, and see that this host can reach it"
+                    f"{_BY_HAND[0]} is {address}: nobody answers there ({error.strerror}): start the same command "
+                    f"on the first host, with {_BY_HAND[2]}=0, and see that this host can reach it"
                 ) from None
         time.sleep(0.1)
 
 
 def several() -> bool:
-    """Whether the environment says that this process is one of several. Raises UserError for one that cannot be."""
+    """Tell whether the environment says that this process is one of several.
+
+    Raises UserError for an environment that cannot be right.
+    """
     by_hand = _by_hand()
     return by_hand[1] > 1 if by_hand else any(says(os.environ.get(name, "")) for name, says in _CLUSTERS.items())
 
 
 def one_host_only(what: str) -> None:
-    """Raises UserError where the environment says that there are several."""
+    """Refuse to go on among several processes. Raises UserError where the environment says that there are several."""
     if several():
         raise UserError(
             f"{what} runs on one host, over all of its devices: start it alone, without {_BY_HAND[0]} and the like,"
@@ -101,11 +111,12 @@ def one_host_only(what: str) -> None:
 
 @contextlib.contextmanager
 def joined(timeout: int = 300) -> Iterator[None]:
-    """Inside, this process is one of those that the environment speaks of; it leaves when all do. Before anything else
-    that uses a device.
+    """Join the multi-host job described by the environment; on exit, wait for the other hosts.
 
-    By hand: JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES, JAX_PROCESS_ID. timeout: seconds to wait for the
-    others. Raises UserError for an environment that cannot be, and when the first host does not answer.
+    Call it before anything else that uses a device. The job may be described by hand, by
+    JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES and JAX_PROCESS_ID. timeout: seconds to wait for the others.
+
+    Raises UserError for an environment that cannot be right, and when the first host does not answer.
     """
     if jax.distributed.is_initialized() or not several():
         yield
@@ -129,7 +140,7 @@ def joined(timeout: int = 300) -> Iterator[None]:
 
 
 def gathered(value: Any) -> list[Any]:
-    """Each host's value, as JSON has it, by host. Every host must call it."""
+    """Collect each host's value, which must be JSON, in the order of the hosts. Every host must call it."""
     if not jax.distributed.is_initialized() or jax.process_count() == 1:
         return [value]
     text = json.dumps(value).encode()
@@ -140,15 +151,13 @@ def gathered(value: Any) -> list[Any]:
 
 
 def from_first(compute: Callable[[], Any]) -> Any:
-    """compute() of the first host, as JSON has it, on every host."""
+    """Give every host the value of compute() on the first host, which must be JSON. Every host must call it."""
     return gathered(compute() if jax.process_index() == 0 else None)[0]
 
 
 @contextlib.contextmanager
 def all_or_none() -> Iterator[None]:
-    """An exception inside, on any host, is raised on all of them: as it is where it came from, as a UserError on the
-    others.
-    """
+    """Raise on every host what one of them raises inside: unchanged on that host, as a UserError on the others."""
     mine: Exception | None = None
     try:
         yield
@@ -163,7 +172,7 @@ def all_or_none() -> Iterator[None]:
 
 
 def first_host() -> bool:
-    """Whether this process is the one that writes what is not an array."""
+    """Tell whether this process is the one that writes logs and records, all that is not an array."""
     return jax.process_index() == 0
 
 

@@ -2,7 +2,6 @@
 
 A batch is split over both axes; a weight, with its EMA and moments, is split over `fsdp` when it is large enough to
 pay.
-
 """
 
 import math
@@ -22,32 +21,33 @@ SHARD_FROM = 2**10
 
 
 def make_mesh(fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
-    """These devices, by default all of all hosts, as (data, fsdp). Raises UserError when `fsdp` does not divide their
-    number.
+    """Arrange the devices, by default all of all hosts, as a mesh (data, fsdp).
+
+    Raises UserError when `fsdp` does not divide their number.
     """
     devices = jax.devices() if devices is None else devices
     if len(devices) % fsdp:
         raise UserError(f"config.train.fsdp is {fsdp}: it must divide the number of devices, {len(devices)}")
-    return jax.make_mesh(
-        (len(devices) // fsdp, fsdp), ("data", "fsdp"), (AxisType.Auto, AxisType.Auto), devices=devices
-    )
+    shape, axis_types = (len(devices) // fsdp, fsdp), (AxisType.Auto, AxisType.Auto)
+    return jax.make_mesh(shape, ("data", "fsdp"), axis_types, devices=devices)
 
 
 def mesh_here(fsdp: int = 1) -> Mesh:
-    """This host's devices: where runs are sampled and evaluated, wherever they were trained. Weights stay whole where
-    fsdp does not fit.
+    """The mesh of this host's devices, where runs are sampled and evaluated, wherever they were trained.
+
+    Weights stay whole where fsdp does not divide the number of devices.
     """
     devices = jax.local_devices()
     return make_mesh(1 if len(devices) % fsdp else fsdp, devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A whole copy on every device."""
+    """The sharding with a whole copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def over_batch(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """This axis split over all devices."""
+    """The sharding with this axis split over all devices."""
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, ("data", "fsdp")))
 
 
@@ -61,13 +61,14 @@ def _weight(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
 
 
 def weight_shardings(mesh: Mesh, tree: Any) -> Any:
-    """Each array's largest axis that `fsdp` divides is split over it; small arrays are replicated."""
+    """The shardings that split each array's largest axis divisible by `fsdp` over it; small arrays are replicated."""
     return jax.tree.map(lambda leaf: _weight(mesh, leaf.shape), tree)
 
 
 def put_rows(rows: np.ndarray, source: np.ndarray, mesh: Mesh) -> jax.Array:
-    """source[rows] on the mesh, split over the rows' last axis, the batch. Each host reads only the rows of its own
-    devices.
+    """Put source[rows] on the mesh, split over the rows' last axis, the batch.
+
+    Each host reads only the rows of its own devices.
     """
     shape = (*rows.shape, *source.shape[1:])
 
@@ -78,17 +79,17 @@ def put_rows(rows: np.ndarray, source: np.ndarray, mesh: Mesh) -> jax.Array:
 
 
 def round_up(n: int, mesh: Mesh) -> int:
-    """The next number of rows that the devices divide."""
+    """n rounded up to a multiple of the number of devices."""
     return -(-n // mesh.size) * mesh.size
 
 
 @dataclass(frozen=True)
 class OverBatch:
-    """A network's `apply` with its batch split over the mesh, where the devices divide it: what calls it is then split
-    too.
+    """A network's `apply` with its batch split over the mesh, where the number of devices divides it.
 
-    A batch that they do not divide is computed whole on each. Weights that are split are gathered where they are used;
-    the compiler might else split activations as it finds the weights, and move those around.
+    A computation that calls it is then split too. A batch that the devices do not divide is computed whole on each.
+    Weights that are split are gathered where they are used: otherwise the compiler might split activations as it finds
+    the weights, and move those around.
     """
 
     apply: Callable[..., jax.Array]
