@@ -17,7 +17,7 @@ import jax
 from ml_collections import ConfigDict
 
 from configs import digits
-from experiment.build.objects import build_score
+from experiment.build.objects import abstract_network
 from experiment.config import whole_config
 from experiment.data.load import load_dataset
 from experiment.evaluation.evaluate import evaluate_run
@@ -65,7 +65,8 @@ def compare(minutes: float, seeds: int, n: int, folder: Path) -> dict[str, dict]
     for name, seconds in seconds_per_step().items():
         steps = int(60 * minutes / seconds)
         config = config_of(name, steps=steps, checkpoint_every=steps, log_every=max(steps // 20, 1))
-        weights = sum(leaf.size for leaf in jax.tree.leaves(build_score(config, load_dataset("digits")).params))
+        _, shapes = abstract_network(config, load_dataset("digits"))
+        weights = sum(leaf.size for leaf in jax.tree.leaves(shapes))
         start = time.perf_counter()
         train(config, folder / name)
         spent = (time.perf_counter() - start) / 60

@@ -24,7 +24,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -32,7 +32,7 @@ import jax.numpy as jnp
 from tqdm import tqdm
 
 from configs import digits
-from experiment.build.objects import build_score
+from experiment.build.objects import build_network, build_score
 from experiment.build.samplers import SAMPLERS
 from experiment.config import whole_config
 from experiment.data.load import load_dataset
@@ -73,8 +73,8 @@ def checkpoints(count: int, traces: list) -> tuple[list[NetworkScore], tuple[int
     scores = []
     for seed in range(count):
         config.seed = seed
-        score_fn = build_score(config, dataset)
-        scores.append(replace(score_fn, apply=Counted(score_fn.apply, traces)))
+        apply, params = build_network(config, dataset)
+        scores.append(build_score(config, Counted(apply, traces), params))
     return scores, tuple(dataset.shape)
 
 

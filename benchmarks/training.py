@@ -33,7 +33,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import cifar10_ddpmpp, cifar10_ncsnpp
-from experiment.build.objects import build_score
+from experiment.build.objects import build_network, build_score
 from experiment.cli import convolutions_on_all_cores
 from experiment.config import whole_config
 from experiment.data.dataset import Dataset, Split
@@ -97,7 +97,7 @@ def training_run(trainer: Trainer) -> Run:
 
 def sampling_run(config: ConfigDict, dataset: Dataset, batch: int, steps: int) -> Run:
     """A call makes `steps` steps of DDIM, of one score call each."""
-    score_fn, key = build_score(config, dataset), jax.random.key(0)
+    score_fn, key = build_score(config, *build_network(config, dataset)), jax.random.key(0)
     sampler = DDIM(steps=steps, denoise=False)
 
     def run() -> None:

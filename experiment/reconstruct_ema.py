@@ -1,5 +1,6 @@
-"""A run with an average of the weights that was never tracked, rebuilt from another run's snapshots (EDM2's post-hoc
-EMA).
+"""Write a run with an average of the weights that was never tracked: the post-hoc EMA of EDM2.
+
+It is rebuilt from another run's snapshots:
 
     python -m experiment.reconstruct_ema --workdir=RUN --sigma_rel=0.08 --out=NEW [--step=...]
 
@@ -18,9 +19,9 @@ def main() -> int:
     if given.out is None or given.sigma_rel is None:
         raise UserError("give --sigma_rel=0.08, say, and --out=NEW, the run directory to write")
 
-    from experiment.training.power_ema import write_run
+    from experiment.training.power_ema import write_reconstruction
 
-    print(write_run(given.workdir, given.out, given.sigma_rel, given.step))
+    print(write_reconstruction(given.workdir, given.out, given.sigma_rel, given.step))
     return 0
 
 

@@ -1,1 +1,1 @@
-"""The run directory: its files, its checkpoints, its log, and the way back from it to a score."""
+"""The run directory: its files, its checkpoints, its log, and how to load a run from it."""

@@ -1,8 +1,8 @@
-"""Checkpoints of the training state: orbax writes the arrays, a digest of every file tells whether they are as written.
+"""Checkpoints of the training state: orbax writes the arrays, and a digest of every file shows later damage.
 
 `<directory>/<step>/` holds one orbax item for each of the state's entries that are not empty, `meta` with the step and
 the sums of the log's open window, and sha256.json. A checkpoint is written under another name and renamed when whole,
-and removed under another name too, so whatever is called by a number is complete.
+and renamed again before it is removed, so every folder whose name is a number is complete.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from experiment.devices.hosts import from_first, gathered
-from experiment.errors import UserError
+from experiment.errors import UserError, one_line
 
 ITEMS = ("params", "ema", "power_ema", "opt_state", "learned")
 DIGESTS = "sha256.json"
@@ -40,8 +40,9 @@ def _write_digests(folder: Path) -> None:
 
 
 def _fault(folder: Path, items: tuple[str, ...]) -> str:
-    """What is wrong with a file of these items, or of the checkpoint as a whole: missing, or changed. "" where all are
-    as written.
+    """Find a missing or changed file among these items and those of the checkpoint as a whole.
+
+    Returns a description of the fault, or "" where all files are as written.
     """
     try:
         digests = json.loads((folder / DIGESTS).read_text())
@@ -71,12 +72,12 @@ def _unflat(flat: dict[str, Any], like: Any) -> Any:
 class Checkpoints:
     """The checkpoints of one run. One process writes (it holds the run's lock); any number may read.
 
-    Of several hosts each writes its own part, and the first says what there is, what is whole and what is removed; all
-    call every method.
+    With several hosts, each writes its own part, and the first one decides which checkpoints there are, which are whole
+    and which are removed; every host must call every method.
 
     Args:
-        directory: where they are.
-        keep: how many to keep, the newest.
+        directory: the folder that holds them.
+        keep: how many of the newest to keep.
     """
 
     def __init__(self, directory: Path, keep: int = 1):
@@ -90,8 +91,9 @@ class Checkpoints:
         return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdigit() and path.is_dir())
 
     def save(self, state: Any, window: dict[str, float]) -> None:
-        """Write the state whole, then remove the oldest checkpoints beyond `keep`. A step that is there already stays
-        as it is.
+        """Write the whole state, then remove the oldest checkpoints beyond `keep`.
+
+        A step that is there already stays as it is.
         """
         step = int(state["step"])
         path = self.directory / str(step)
@@ -108,7 +110,7 @@ class Checkpoints:
                 self._remove(self.directory / str(old))
 
     def clean(self) -> None:
-        """Remove what an interrupted save or removal left. Only for the process that writes."""
+        """Remove the remains of an interrupted save or removal. Only for the process that writes."""
         if jax.process_index() == 0 and self.directory.is_dir():
             for path in self.directory.iterdir():
                 if _UNFINISHED in path.name or path.name.endswith(_REMOVED):  # orbax's own name holds the first too
@@ -119,14 +121,18 @@ class Checkpoints:
         shutil.rmtree(path.rename(path.with_name(path.name + _REMOVED)), ignore_errors=True)
 
     def restore(self, like: Any, say: Callable[[str], None], repair: bool = False) -> tuple[Any, dict[str, Any]] | None:
-        """(state, meta) of the newest checkpoint that is whole, or None when there is none at all.
+        """Read the newest checkpoint that is whole.
 
         Args:
             like: the state wanted, as shapes with dtypes and shardings; leave out the items that are not needed.
             say: called with one line for each damaged checkpoint that was passed over.
             repair: set the damaged ones aside under another name, so that training can write these steps again.
 
-        Raises UserError when there are checkpoints and none can be read.
+        Returns:
+            state: the wanted items, and the step where it is wanted.
+            meta: the step, and the sums of the log's open window.
+
+        None when there is no checkpoint at all. Raises UserError when there are checkpoints and none can be read.
         """
         damaged: list[tuple[int, str]] = []
         steps = from_first(self.steps)
@@ -157,7 +163,7 @@ class Checkpoints:
         say(f"the checkpoint of step {bad} is damaged ({reason}); using that of step {step}")
 
     def read(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
-        """(state, meta) of one step. Raises Damaged."""
+        """Read the checkpoint of one step, as `restore` does. Raises Damaged where it is not as it was written."""
         path = self.directory / str(step)
         wanted = {name: _flat(like[name]) for name in ITEMS if _flat(like.get(name, {}))}
         fault = from_first(lambda: _fault(path, ("meta", *wanted)))
@@ -168,7 +174,7 @@ class Checkpoints:
         try:
             read = self._orbax.restore(path, ocp.args.Composite(meta=ocp.args.JsonRestore(), **items))
         except Exception as error:  # whole, and yet not what `like` asks for: orbax raises many kinds
-            fault = " ".join(str(error).split())[:200] or type(error).__name__
+            fault = one_line(error)
         faults = [f for f in gathered(fault) if f]
         if faults:
             raise Damaged(faults[0])

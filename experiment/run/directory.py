@@ -17,7 +17,7 @@ from experiment.run.checkpoint import Checkpoints
 
 @dataclass(frozen=True)
 class DataShape:
-    """What a network must know of its data, as config.json remembers it."""
+    """The facts about the data that building a network needs, as config.json keeps them."""
 
     shape: tuple[int, ...]
     levels: int | None
@@ -59,7 +59,7 @@ class RunDirectory:
             os.close(file)
 
     def check_belongs(self, config: Any) -> None:
-        """Raises UserError, with the difference, when the directory holds checkpoints of another config."""
+        """Check that the directory's checkpoints, if any, are of this config. Raises UserError with the difference."""
         steps = self.checkpoints.steps()
         if not steps:  # nothing was trained, so there is nothing to mix up
             return
@@ -75,7 +75,7 @@ class RunDirectory:
             )
 
     def write_config(self, config: Any, data: DataShape) -> None:
-        """config.json: the config, the data's shape, the provenance; earlier ones of the run stay listed."""
+        """Write config.json: the config, the data's shape, the provenance; the run's earlier ones stay listed."""
         origin = provenance()
         earlier: list[Any] = []
         if self.config_path.exists() and self.checkpoints.steps():

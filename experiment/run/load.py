@@ -1,6 +1,6 @@
-"""The way back from a run's directory to the mathematics: `load_score`, and `load_run` with what is known beside it."""
+"""The way from a run's directory to the mathematics: `load_score`, and `load_run` for all that is known of the run."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,9 @@ from sde_lib import NetworkScore
 
 @dataclass(frozen=True)
 class Run:
-    """A trained run.
+    """A trained run: its config, and the score with the EMA weights of step `step`.
 
-    `score_fn` has the EMA weights of step `step`; `shape`, `levels` and `num_classes` are those of its data.
+    `shape`, `levels` and `num_classes` are those of its data.
     """
 
     workdir: Path
@@ -36,39 +36,33 @@ class Run:
 
     @cached_property
     def dataset(self) -> Dataset:
-        """The data it was trained on, loaded at first use."""
+        """The data that the run was trained on, loaded at first use."""
         return configured_dataset(self.config)
 
     @property
     def scaling(self) -> Scaling:
-        """Between the data's levels and the model's space."""
+        """The map between the data's levels and the model's space."""
         return Scaling(self.levels, self.config.data.centered)
 
 
 def load_run(workdir: str | Path) -> Run:
-    """The run in workdir, with the EMA weights of its newest whole checkpoint. Only reads, so it may run on.
+    """Load the run in workdir, with the EMA weights of its newest whole checkpoint.
 
-    Raises UserError when there is no run, or none of its checkpoints can be read.
+    Only reads, so training may go on meanwhile. Raises UserError when there is no run, or none of its checkpoints can
+    be read.
     """
     directory = RunDirectory(workdir)
     one_host_only("sampling, and whatever else reads a run,")
     config, data = read_config(directory)
-    restored = directory.checkpoints.restore({"ema": weights_like(config, data)}, say)
+    apply, shapes = abstract_network(config, data)
+    restored = directory.checkpoints.restore({"ema": weights_like(config, shapes)}, say)
     if restored is None:
         raise UserError(
             f"run directory {workdir} has no checkpoint yet; wait for its training to save one, or {_make_one(workdir)}"
         )
     state, meta = restored
-    score_fn = build_score(config, data, state["ema"])
-    return Run(
-        directory.path,
-        config,
-        replace(score_fn, apply=OverBatch(score_fn.apply, mesh_here(config.train.fsdp))),
-        int(meta["step"]),
-        data.shape,
-        data.levels,
-        data.num_classes,
-    )
+    score_fn = build_score(config, OverBatch(apply, mesh_here(config.train.fsdp)), state["ema"])
+    return Run(directory.path, config, score_fn, int(meta["step"]), data.shape, data.levels, data.num_classes)
 
 
 def _make_one(workdir: str | Path) -> str:
@@ -76,7 +70,14 @@ def _make_one(workdir: str | Path) -> str:
 
 
 def read_config(directory: RunDirectory) -> tuple[Any, DataShape]:
-    """The run's checked config, and its data's shape. Raises UserError when there is no run."""
+    """Read config.json.
+
+    Returns:
+        config: the run's config, checked.
+        data: the shape of its data.
+
+    Raises UserError when there is no run.
+    """
     if not directory.config_path.is_file():
         kind = "is not a run directory (it has no config.json)" if directory.path.exists() else "does not exist"
         raise UserError(f"run directory {directory.path} {kind}; {_make_one(directory.path)}")
@@ -85,13 +86,12 @@ def read_config(directory: RunDirectory) -> tuple[Any, DataShape]:
     return config, DataShape(**{**beside["data_shape"], "shape": tuple(beside["data_shape"]["shape"])})
 
 
-def weights_like(config: Any, data: DataShape) -> Any:
-    """The weights' shapes and dtypes, to be restored on this host's devices, whatever devices they were trained on."""
-    _, shapes = abstract_network(config, data)
+def weights_like(config: Any, shapes: Any) -> Any:
+    """Add to the weights' shapes and dtypes how to place them on this host's devices, wherever they were trained."""
     shardings = weight_shardings(mesh_here(config.train.fsdp), shapes)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
 def load_score(workdir: str | Path) -> NetworkScore:
-    """The run's score: its EMA weights, SDE and parameterisation as one pytree, called as score_fn(x, t)."""
+    """Load the run's score: its EMA weights, SDE and parameterisation as one pytree, called as score_fn(x, t)."""
     return load_run(workdir).score_fn

@@ -10,7 +10,7 @@ METRICS = "metrics.jsonl"
 
 
 def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl: step, loss, grad_norm, lr, images_per_second. A line cut short is left out."""
+    """Read the rows of metrics.jsonl: step, loss, grad_norm, lr, images_per_second. A line cut short is left out."""
     path = Path(workdir) / METRICS
     rows = []
     for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
@@ -22,7 +22,10 @@ def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
 
 
 class RunLog:
-    """Appends rows. Opening it at step k drops what an interrupted process logged after the checkpoint of step k."""
+    """The open log, to append rows to.
+
+    Opening it at step k drops the rows that an interrupted process logged after the checkpoint of step k.
+    """
 
     def __init__(self, workdir: Path, step: int):
         from tensorboardX import SummaryWriter
@@ -33,7 +36,7 @@ class RunLog:
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
 
     def write(self, row: dict[str, float]) -> None:
-        """One row, at row["step"]."""
+        """Append one row, at row["step"]."""
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
         for name, value in row.items():

@@ -1,1 +1,1 @@
-"""The training loop: what a step does, and what is saved when."""
+"""The training of a run: the step, and the loop that logs and saves."""

@@ -1,10 +1,12 @@
-"""How fast training is, in images per second."""
+"""The speed of training, in images per second."""
 
 import time
 
 
 class Clock:
-    """Images per second of training, without the first call of each length, which compiles, and the caller's saving and
+    """A clock for images per second of training.
+
+    It leaves out the first call of each length, which compiles, and the time that the caller spends on saving and
     logging.
     """
 
@@ -16,11 +18,11 @@ class Clock:
         self.images, self.start = 0, time.perf_counter()
 
     def cold(self, steps: int) -> bool:
-        """Whether no call of so many steps was made yet."""
+        """Tell whether no call of this many steps was made yet."""
         return steps not in self.warm
 
     def tick(self, steps: int) -> None:
-        """A call of so many steps has been given to the device."""
+        """Count a call of this many steps, just given to the device."""
         if self.cold(steps):
             self.warm.add(steps)
             self.first = steps * self.batch_size / (time.perf_counter() - self.start)
@@ -29,9 +31,9 @@ class Clock:
             self.images += steps * self.batch_size
 
     def skip(self, seconds: float) -> None:
-        """Leave out time that was not training's."""
+        """Leave out these seconds, which were not spent on training."""
         self.start += seconds
 
     def rate(self) -> float:
-        """Images per second since the last restart; of the last call that compiled when there was no other."""
+        """The images per second since the last restart; where every call since then compiled, those of the last one."""
         return self.images / (time.perf_counter() - self.start) if self.images else self.first

@@ -25,8 +25,9 @@ from experiment.training.unused import unused_keys, unused_line
 
 
 class Signals:
-    """From `listen` to the end of its block the first SIGTERM or SIGINT only asks to stop; a second one acts as
-    usual.
+    """A block in which, once `listen` is called, the first SIGTERM or SIGINT only asks training to stop.
+
+    A second one acts as usual.
     """
 
     def __init__(self) -> None:
@@ -45,7 +46,7 @@ class Signals:
         return self
 
     def listen(self) -> None:
-        """Not before training is ready to answer: until then a signal ends the process as usual."""
+        """Start to catch signals. Until this call, made when training is ready to answer, they end the process."""
         if threading.current_thread() is threading.main_thread():  # a notebook's thread may not set handlers
             self._before = {n: signal.signal(n, self._ask) for n in (signal.SIGTERM, signal.SIGINT)}
 
@@ -53,11 +54,11 @@ class Signals:
         self._restore()
 
     def here(self) -> bool:
-        """Whether this process, when it is the only one, was asked to stop."""
+        """Tell whether this process, when it is the only one, was asked to stop."""
         return bool(self.received) and jax.process_count() == 1
 
     def anywhere(self) -> bool:
-        """Whether any host was asked to stop: all must leave at the same step."""
+        """Tell whether any host was asked to stop: all must leave at the same step."""
         if jax.process_count() > 1:
             heard = int(np.max(multihost_utils.process_allgather(np.int32(self.received))))
             if not heard:  # one that came while the hosts were talking counts next time, on all of them
@@ -72,8 +73,8 @@ def train(config: Any, workdir: str | Path, given: Iterable[str] = ()) -> int:
     given: the keys that the command line sets; one that the chosen classes do not take is a mistake. One that a config
         file sets in vain, as a difference from another config may, is told in a line.
 
-    Returns the exit status: 0, or 128 + n when signal n stopped it, after a checkpoint. Raises UserError for whatever
-    the user can mend.
+    Returns the exit status: 0, or 128 + n when signal n stopped training, after a checkpoint. Raises UserError for
+    every mistake that the user can mend.
     """
     with Signals() as signals, joined(), contextlib.ExitStack() as stack:
         with all_or_none():
@@ -119,24 +120,19 @@ def _train(
     signals: Signals,
     start: int,
 ) -> int:
-    """Log, save and draw what the training loop yields."""
+    """Log, save and show on the progress bar what the training loop yields. Returns the exit status."""
     settings, checkpoints = trainer.config.train, directory.checkpoints
     hidden = None if log else True  # None: shown on a terminal
-    with tqdm(
-        total=settings.steps, initial=start, unit="step", disable=hidden, dynamic_ncols=True, desc="train"
-    ) as bar:
+    shown = {"unit": "step", "disable": hidden, "dynamic_ncols": True, "desc": "train"}
+    with tqdm(total=settings.steps, initial=start, **shown) as bar:
         try:
             for now in progress:
                 if now.row and log:
                     log.write(now.row)
-                    bar.set_postfix_str(
-                        f"loss {now.row['loss']:.4f}, {now.row['images_per_second']:.0f} images/s", refresh=False
-                    )
+                    loss, rate = f"loss {now.row['loss']:.4f}", f"{now.row['images_per_second']:.0f} images/s"
+                    bar.set_postfix_str(f"{loss}, {rate}", refresh=False)
                     if bar.disable:
-                        print(
-                            f"step {now.step}  loss {now.row['loss']:.4f}  {now.row['images_per_second']:.0f} images/s",
-                            flush=True,
-                        )
+                        print(f"step {now.step}  {loss}  {rate}", flush=True)
                 bar.update(now.step - bar.n)
                 if settings.power_ema and (now.step % settings.snapshot_every == 0 or now.step == settings.steps):
                     directory.snapshots.save({name: now.state[name] for name in ("power_ema", "step")}, {})
@@ -153,8 +149,8 @@ def _train(
             steps = checkpoints.steps()
             kept = f"the checkpoint of step {steps[-1]} is kept" if steps else "nothing was saved"
             raise UserError(
-                f"training stopped: {error}; {kept}; try a lower config.train.lr (now {settings.lr:g}) with another "
-                "--workdir"
+                f"training stopped: {error}; {kept}; "
+                f"try a lower config.train.lr (now {settings.lr:g}) with another --workdir"
             ) from None
     say(f"{directory.path} is trained: step {settings.steps}", sys.stdout)
     return 0

@@ -1,4 +1,4 @@
-"""Training: a pure step on a plain state, and a loop that yields what happened.
+"""Training as a pure step on a plain state, and a loop that yields the state and the log's rows.
 
 The state is the pytree {params, ema, power_ema, opt_state, learned, step}: power_ema and learned are {} unless the
 config asks for averages of other lengths, or for an objective that learns. Batch k and noise k are functions of (seed,
@@ -41,7 +41,7 @@ IN_FLIGHT = 2
 
 
 def empty_window() -> dict[str, float]:
-    """The sums between two rows of the log: losses, gradient norms, steps; and the first step not finite, or -1."""
+    """The sums of the log before any step: losses, gradient norms, steps; and the first step not finite, or -1."""
     return {"loss": 0.0, "grad_norm": 0.0, "steps": 0, "bad_step": -1}
 
 
@@ -60,7 +60,7 @@ class NotFinite(UserError):
 
 
 def check_finite(seen: dict[str, float], state: State, step: int) -> None:
-    """Raises NotFinite when a loss or gradient since the last row was not finite, or a weight is not now."""
+    """Check the sums since the last row, and the weights now. Raises NotFinite where one of them is not finite."""
     if seen["bad_step"] >= 0:
         raise NotFinite(f"the loss or its gradient is not finite at step {seen['bad_step']:d}")
     if not _all_finite((state["params"], state["ema"])):
@@ -73,13 +73,15 @@ def _all_finite(tree: Any) -> jax.Array:
 
 
 def ema_decay(ema: float, step: Any) -> Any:
-    """min(ema, (1 + k)/(10 + k)) at update k: short at first, so that the initial weights are soon forgotten."""
+    """The decay min(ema, (1 + k)/(10 + k)) at update k: short at first, so that the initial weights are soon gone."""
     return jnp.minimum(ema, (1.0 + step) / (10.0 + step))
 
 
 def averaged(ema: Any, params: Any, decay: Any) -> Any:
-    """ema <- decay ema + (1 - decay) params, so written that a weight which never changes has itself for average, to
-    the last bit.
+    """Update the average: ema <- decay ema + (1 - decay) params.
+
+    It is written as ema + (1 - decay) (params - ema), so that the average of a weight which never changes is that
+    weight, to the last bit.
     """
     return jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), ema, params)
 
@@ -90,12 +92,12 @@ def width_name(sigma_rel: float) -> str:
 
 
 def micro_batches(batch: Any, n: int) -> Any:
-    """Arrays (b, ...) as (n, b/n, ...). Every n-th row goes together: each device keeps its share of each."""
+    """Reshape arrays (b, ...) to (n, b/n, ...), every n-th row together: each device keeps its share of each."""
     return jax.tree.map(lambda x: x.reshape(x.shape[0] // n, n, *x.shape[1:]).swapaxes(0, 1), batch)
 
 
 class Trainer:
-    """A config and a dataset, as compiled functions on the mesh of `devices`, by default all there are.
+    """The compiled functions that train a config on a dataset, on the mesh of `devices`, by default all there are.
 
     Raises UserError when the batch does not divide over accumulate x devices, or the config's objects cannot be built.
     """
@@ -117,7 +119,7 @@ class Trainer:
         self._step, self._steps = self._compiled(self.step, axis=0), self._compiled(self.steps, axis=1)
 
     def _compiled(self, step: Callable[..., Any], axis: int) -> Any:
-        """`step` on the mesh, its batch split at this axis, its state overwritten."""
+        """Compile `step` on the mesh, with its batch split at this axis and its state overwritten."""
         whole, rows = replicated(self.mesh), over_batch(self.mesh, axis)
         return jax.jit(
             step,
@@ -153,10 +155,12 @@ class Trainer:
 
     @property
     def like(self) -> State:
-        """The state as shapes, dtypes and shardings: what a checkpoint is restored to."""
-        return jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), self.abstract_state, self.shardings
-        )
+        """The state as shapes, dtypes and shardings, which tell a checkpoint how to restore it."""
+
+        def placed(x: jax.ShapeDtypeStruct, sharding: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+        return jax.tree.map(placed, self.abstract_state, self.shardings)
 
     def initial_state(self) -> State:
         """The state at step 0, from config.seed."""
@@ -164,8 +168,9 @@ class Trainer:
         return jax.jit(self._initial, out_shardings=self.shardings)(params)
 
     def batch(self, step: int, steps: int = 0) -> dict[str, jax.Array]:
-        """Batch `step`, as the data hold it (integer levels for images), on the mesh; with `steps` so many from it on,
-        (steps, b, ...).
+        """Put batch `step` on the mesh, as the data hold it: integer levels for images.
+
+        With `steps` it is that many batches from this one on, (steps, b, ...).
         """
         data, size = self.dataset.train, self.config.train.batch_size
         found = [batch_indices(self.config.seed, k, size, len(data)) for k in range(step, step + max(steps, 1))]
@@ -176,7 +181,7 @@ class Trainer:
         return batch
 
     def prepare(self, x: jax.Array, key: jax.Array) -> jax.Array:
-        """The data as the model sees them: flipped at random, dequantised, scaled."""
+        """Turn the data into the model's input: flipped at random, dequantised, scaled."""
         key_flip, key_scale = jax.random.split(key)
         if self.config.data.flip:
             x = random_flip(x, key_flip)
@@ -185,7 +190,12 @@ class Trainer:
     def loss(
         self, params: Any, learned: Any, batch: Any, key: jax.Array
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        """(the mean loss of a prepared batch, (each example's, the u of its time))."""
+        """Compute the loss of a prepared batch.
+
+        Returns:
+            loss: the mean over the examples.
+            (losses, u): each example's loss, and the uniform number that its time was drawn by.
+        """
         score_fn = NetworkScore(self.apply, params, self.sde, self.parameterization)
         losses, u = self.objective.losses(learned, score_fn, batch["x"], key, batch.get("cond"))
         return jnp.mean(losses), (losses, u)
@@ -193,8 +203,12 @@ class Trainer:
     def loss_and_grad(
         self, params: Any, learned: Any, batch: Any, key: jax.Array
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array], Any]:
-        """The batch's mean loss, its examples' (losses, u), and the gradient, by micro-batches, the i-th with the key
-        fold_in(key, i).
+        """Compute the loss and its gradient by micro-batches, the i-th with the key fold_in(key, i).
+
+        Returns:
+            loss: the mean over the batch.
+            (losses, u): each example's, as from `loss`.
+            grad: the gradient of the mean loss.
         """
         n = self.config.train.accumulate
         value_and_grad = jax.value_and_grad(self.loss, has_aux=True)
@@ -213,7 +227,7 @@ class Trainer:
         return loss, jax.tree.map(jnp.ravel, seen), grad
 
     def step(self, state: State, window: Window, batch: Any, seed: jax.Array) -> tuple[State, Window, jax.Array]:
-        """One update. Pure: (state, sums, batch, seed) -> (state, sums, loss)."""
+        """Make one update. Pure: (state, sums, batch, seed) -> (state, sums, loss)."""
         k = state["step"]
         key_data, key_loss = jax.random.split(jax.random.fold_in(jax.random.key(seed), k))
         batch = {**batch, "x": self.prepare(batch["x"], key_data)}
@@ -246,7 +260,7 @@ class Trainer:
         return state, window, loss
 
     def steps(self, state: State, window: Window, batches: Any, seed: jax.Array) -> tuple[State, Window, jax.Array]:
-        """As many updates as there are batches, (k, b, ...), in one call of the device; the loss is the last one's."""
+        """Make an update for each of the batches (k, b, ...) in one call of the device; the loss is the last one's."""
 
         def one(carry: tuple[State, Window], batch: Any) -> tuple[tuple[State, Window], jax.Array]:
             state, window, loss = self.step(*carry, batch, seed)
@@ -256,10 +270,12 @@ class Trainer:
         return state, window, losses[-1]
 
     def call(self, state: State, window: Window, step: int) -> tuple[State, Window, jax.Array, int]:
-        """(state, sums, last loss, step) after one call of the device: steps_per_call updates, or one where an event
-        comes before.
+        """Call the device once: for steps_per_call updates, or for one where an event comes before.
 
-        So calls have two lengths, of which each compiles once, and the log, checkpoints and snapshots keep their steps.
+        So calls have two lengths, each of which compiles once, and the log, checkpoints and snapshots keep their steps.
+
+        Returns:
+            state, sums, the last update's loss, and the step after it.
         """
         n, seed = self.steps_per_call, jnp.uint32(self.config.seed)
         if n == 1 or n > self._until_event(step):
@@ -267,7 +283,7 @@ class Trainer:
         return *self._steps(state, window, self.batch(step, n), seed), step + n
 
     def _until_event(self, step: int) -> int:
-        """Steps until the loop has to look at the state."""
+        """The number of steps until the loop has to look at the state."""
         train = self.config.train
         every = [train.log_every, train.checkpoint_every, *([train.snapshot_every] if train.power_ema else [])]
         return min(train.steps - step, *(n - step % n for n in every))

@@ -15,7 +15,7 @@ from experiment.errors import UserError
 from experiment.run.directory import RunDirectory
 from experiment.run.load import load_run
 from experiment.training.loop import train
-from experiment.training.power_ema import reconstructed, write_run
+from experiment.training.power_ema import reconstructed, write_reconstruction
 from experiment.training.trainer import Trainer
 from sde_lib import VP, NetworkScore
 from sde_lib.ema import gamma_of
@@ -104,13 +104,13 @@ def test_an_average_that_was_not_tracked_is_rebuilt(whole: Any, run: Path, sigma
 
 
 def test_a_rebuilt_run_is_loaded_like_any_other(run: Path, tmp_path: Path) -> None:
-    write_run(run, tmp_path / "new", 0.06)
+    write_reconstruction(run, tmp_path / "new", 0.06)
     loaded, tracked = load_run(tmp_path / "new"), load_run(run)
     assert (loaded.step, loaded.config) == (STEPS, tracked.config)
     expected, _ = reconstructed(run, 0.06)
     jax.tree.map(np.testing.assert_array_equal, host(loaded.score_fn.params), expected)
     with pytest.raises(UserError, match="has checkpoints already"):
-        write_run(run, run, 0.06)
+        write_reconstruction(run, run, 0.06)
 
 
 @pytest.mark.parametrize(
