@@ -23,6 +23,6 @@ def choose(table: Mapping[str, Any], name: str, what: str, listing: str = "") ->
     return table[name]
 
 
-def one_line(error: Exception, limit: int = 200) -> str:
+def one_line(error: object, limit: int = 200) -> str:
     """The error's text on one line, at most `limit` characters of it; its class where it has none."""
     return " ".join(str(error).split())[:limit] or type(error).__name__

@@ -1,1 +1,1 @@
-"""Published weights as run directories."""
+"""The import of published weights as run directories."""

@@ -1,4 +1,4 @@
-"""Folders of diffusers' `UNet2DModel` as runs: the architectures of DDPM and NCSN++, and what their schedulers say."""
+"""The import of folders of diffusers' `UNet2DModel`: the architectures of DDPM and NCSN++, with their schedulers."""
 
 import json
 import math
@@ -24,20 +24,21 @@ SCHEDULE: dict[str, Any] = {
     "trained_betas": None,
 }
 
-# Names before diffusers 0.15 -> names since.
+# The names of weights before diffusers 0.15 -> their names since.
 RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 def _renamed(name: str) -> str:
-    """A weight's name as diffusers has it since 0.15."""
+    """The weight's name as diffusers has it since 0.15."""
     module, _, leaf = name.rpartition(".")
     before, _, last = module.rpartition(".")
     return f"{before}.{RENAMED[last]}.{leaf}" if ".attentions." in name and last in RENAMED else name
 
 
 def import_folder(folder: str | Path, out: str | Path, data_name: str = "cifar10", data_path: str = "") -> str:
-    """Write the run `out` with the folder's network; returns what was read, in a line. Raises UserError, and then
-    leaves no run.
+    """Write the run `out` with the folder's network; returns a line that says what was read.
+
+    Raises UserError for any mistake, and then leaves no run.
     """
     root = Path(folder)
     unet = root / "unet" if (root / "unet" / "config.json").is_file() else root
@@ -68,16 +69,19 @@ def import_folder(folder: str | Path, out: str | Path, data_name: str = "cifar10
     )
     write_run(imported, out)
     count = sum(array.size for array in weights.values())
-    return (
-        f"{out}: {count:,} weights; {process.line}, images {shape[0]}x{shape[1]} in "
-        f"{'[-1, 1]' if process.centered else '[0, 1]'}"
-    )
+    interval = "[-1, 1]" if process.centered else "[0, 1]"
+    return f"{out}: {count:,} weights; {process.line}, images {shape[0]}x{shape[1]} in {interval}"
 
 
 @dataclass(frozen=True)
-class Process:
-    """What a published network was trained for: sections of the config, whether its images are in [-1, 1], and all that
-    in a few words.
+class PublishedProcess:
+    """The process that a published network was trained for.
+
+    Args:
+        sde, model, sample: the keys of these sections of the config.
+        centered: whether its images are in [-1, 1].
+        ema_decay: of its average, for training on.
+        line: the process in a few words.
     """
 
     sde: Mapping[str, Any]
@@ -88,8 +92,8 @@ class Process:
     line: str
 
 
-def _vp(root: Path, unet: Path) -> Process:
-    """DDPM's, with the betas of the scheduler's file if there is one. Raises UserError for another chain."""
+def _vp(root: Path, unet: Path) -> PublishedProcess:
+    """DDPM's process, with the betas of the scheduler's file if there is one. Raises UserError for another chain."""
     file, schedule = _schedule(root, unet)
     for key, value in SCHEDULE.items():
         if schedule.get(key, value) != value:
@@ -101,12 +105,13 @@ def _vp(root: Path, unet: Path) -> Process:
     low, high = (float(f"{steps * beta:.10g}") for beta in (start, end))
     sde = {"name": "vp", "beta_min": low, "beta_max": high}
     model = {"parameterization": "raw_eps", "noise_label": "chain"}
-    return Process(sde, model, {}, True, 0.9999, f"vp, beta {low:g} to {high:g}")
+    return PublishedProcess(sde, model, {}, True, 0.9999, f"vp, beta {low:g} to {high:g}")
 
 
-def _ve(root: Path, unet: Path, config: Mapping[str, Any]) -> Process:
-    """NCSN++'s, with the noise levels of the scheduler's file if there is one. It divides by sigma itself, what is left
-    is the score.
+def _ve(root: Path, unet: Path, config: Mapping[str, Any]) -> PublishedProcess:
+    """NCSN++'s process, with the noise levels of the scheduler's file if there is one.
+
+    The network divides by sigma itself, so that its output is the score.
     """
     file, schedule = _schedule(root, unet)
     named = {"sigma_min": 0.01, "sigma_max": 1348.0, "sampling_eps": 1e-5, "snr": 0.15, "num_train_timesteps": 2000}
@@ -115,24 +120,30 @@ def _ve(root: Path, unet: Path, config: Mapping[str, Any]) -> Process:
     model = {"parameterization": "raw_score", "noise_label": "log_sigma"}
     # A network that takes 2 x - 1 of its input has images in [0, 1].
     centered = not config.get("center_input_sample", False)
-    return Process(sde, model, {"snr": snr, "steps": int(steps)}, centered, 0.999, f"ve, sigma {low:g} to {high:g}")
+    sample = {"snr": snr, "steps": int(steps)}
+    return PublishedProcess(sde, model, sample, centered, 0.999, f"ve, sigma {low:g} to {high:g}")
 
 
 def _schedule(root: Path, unet: Path) -> tuple[Path, dict[str, Any]]:
-    """The scheduler's file and what it holds; nothing without one."""
+    """Find and read the scheduler's file.
+
+    Returns:
+        file: its path, or, without one, the path where it would be.
+        schedule: its content; {} without one.
+    """
     files = [folder / "scheduler_config.json" for folder in (root / "scheduler", root, unet)]
     there = [file for file in files if file.is_file()]
     return (there[0], _json(there[0])) if there else (files[0], {})
 
 
 def _numbers(file: Path, schedule: Mapping[str, Any], **defaults: float) -> list[float]:
-    """The scheduler's values of these keys. Raises UserError for one that is no positive number."""
+    """Look up the scheduler's values of these keys. Raises UserError for one that is no positive number."""
     found = [schedule.get(key, value) for key, value in defaults.items()]
     for key, value in zip(defaults, found, strict=True):
         if not (isinstance(value, int | float) and 0 < value < math.inf):
             raise UserError(
-                f"{file}: {key} is {value!r}, and must be a positive number: get the file again from where it was "
-                "published"
+                f"{file}: {key} is {value!r}, and must be a positive number: "
+                "get the file again from where it was published"
             )
     return found
 

@@ -1,6 +1,4 @@
-"""The two published architectures as diffusers' `UNet2DModel` writes them: their config's keys, and the names of their
-weights.
-"""
+"""The two published architectures as diffusers' `UNet2DModel` has them: the keys of the config, the weights' names."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,9 +14,11 @@ if TYPE_CHECKING:
 class Architecture:
     """One of the published architectures, in diffusers' words.
 
-    needed: {key: (its value, what an absent key means)}. down, up: {the name of a level's blocks: whether it has
-        attention}.
-    options: of our `NCSNpp`, but for the sizes.
+    Args:
+        name: the architecture's.
+        needed: {key: (its value, the value that an absent key means)}.
+        down, up: {the name of a level's blocks: whether it has attention}.
+        options: those of our `NCSNpp`, except the sizes.
     """
 
     name: str
@@ -102,21 +102,22 @@ TOP_HEAD = {"norm": "conv_norm_out", "conv": "conv_out"}
 
 
 def architecture_of(config: Mapping[str, Any]) -> Architecture:
-    """By the embedding of the noise level."""
+    """Tell the architecture by the embedding of the noise level."""
     return NCSNPP if config.get("time_embedding_type") == "fourier" else DDPM
 
 
 def options_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of `NCSNpp` for a UNet2DModel's config. Raises UserError for one that is not of a published
-    architecture.
+    """Translate a UNet2DModel's config into the options of `NCSNpp`.
+
+    Raises UserError for a config that is not of a published architecture.
     """
     published = architecture_of(config)
     for key, (value, default) in published.needed.items():
         if config.get(key, default) != value:
             raise UserError(
-                f"the folder's {key} is {config.get(key, default)!r}, and {published.name}'s is {value!r}: give a "
-                "UNet2DModel of DDPM's"
-                " or NCSN++'s architecture, such as google/ddpm-cifar10-32 or google/ncsnpp-church-256"
+                f"the folder's {key} is {config.get(key, default)!r}, and {published.name}'s is {value!r}: "
+                "give a UNet2DModel of DDPM's or NCSN++'s architecture, "
+                "such as google/ddpm-cifar10-32 or google/ncsnpp-church-256"
             )
     try:
         channels, down, up = config["block_out_channels"], config["down_block_types"], config["up_block_types"]
@@ -138,14 +139,14 @@ def options_of(config: Mapping[str, Any]) -> dict[str, Any]:
         }
     except (LookupError, TypeError, ValueError, ZeroDivisionError) as error:
         raise UserError(
-            f"the folder's config.json is not that of {published.name}'s architecture ({type(error).__name__}: "
-            f"{error}):"
-            " give a UNet2DModel such as google/ddpm-cifar10-32 or google/ncsnpp-church-256"
+            f"the folder's config.json is not that of {published.name}'s architecture "
+            f"({type(error).__name__}: {error}): "
+            "give a UNet2DModel such as google/ddpm-cifar10-32 or google/ncsnpp-church-256"
         ) from None
 
 
 def diffusers_names(network: "NCSNpp") -> dict[str, str]:
-    """{path of our weight, with slashes: diffusers' name}."""
+    """Name the network's weights as diffusers does: {path of our weight, with slashes: diffusers' name}."""
     from flax import nnx
 
     from models.ncsnpp_blocks import Attention, FourierEmbedding, Head, ResBlock
@@ -163,10 +164,8 @@ def diffusers_names(network: "NCSNpp") -> dict[str, str]:
             inner = getattr(module, ours) if ours else module
             if inner is None:
                 continue
-            for leaf, name in {
-                "scale" if isinstance(inner, nnx.GroupNorm) else "kernel": "weight",
-                "bias": "bias",
-            }.items():
+            weight = "scale" if isinstance(inner, nnx.GroupNorm) else "kernel"
+            for leaf, name in {weight: "weight", "bias": "bias"}.items():
                 found["/".join(filter(None, (*path, ours, leaf)))] = ".".join(filter(None, (prefix, theirs, name)))
     return found
 

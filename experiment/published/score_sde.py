@@ -1,4 +1,4 @@
-"""Checkpoints of score_sde as runs: what a file holds, and what its weights do not tell of the network and its SDE.
+"""The import of score_sde's checkpoints: the parts of a file, and the settings that its weights do not show.
 
 Song et al. 2021, arXiv:2011.13456; NCSN++, DDPM++ and DDPM.
 """
@@ -16,13 +16,13 @@ from experiment.published.to_run import Imported, abstract, arranged, check_new,
 from experiment.published.torch_files import read_state_dict
 from experiment.run.directory import RunDirectory
 
-# Added by PyTorch's DataParallel; where plain files keep weights beside other arrays.
+# "module." is added by PyTorch's DataParallel; under "sd/" plain files keep weights beside other arrays.
 PREFIXES = ("module.", "sd/")
 
 
 @dataclass(frozen=True)
-class Process:
-    """What score_sde trains under an SDE: the config's keys."""
+class ProcessDefaults:
+    """The settings that score_sde trains with under an SDE, by the config's keys."""
 
     parameterization: str
     centered: bool
@@ -31,20 +31,23 @@ class Process:
 
 
 PROCESSES = {
-    "vp": Process("raw_eps", True, "time", 0.9999),
-    "subvp": Process("raw_eps", True, "time", 0.9999),
-    "ve": Process(
-        "raw_score", False, "reversed_time", 0.999
-    ),  # the label of discrete noise levels; a Fourier embedding takes log sigma
+    "vp": ProcessDefaults("raw_eps", True, "time", 0.9999),
+    "subvp": ProcessDefaults("raw_eps", True, "time", 0.9999),
+    # This is the label of discrete noise levels; a Fourier embedding takes log sigma.
+    "ve": ProcessDefaults("raw_score", False, "reversed_time", 0.999),
 }
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint's parts, by the names of the network's weights.
+class CheckpointParts:
+    """The parts of a checkpoint, by the names of the network's weights.
 
-    weights, ema: the same where the file has one of them. moments: Adam's two, or None. sigmas: the noise levels, or
-        None.
+    Args:
+        weights, ema: the weights and their average; the same where the file has only one of them.
+        moments: Adam's first and second, or None.
+        sigmas: the noise levels, or None.
+        step: how many updates the weights had; 0 where that is not known.
+        decay: of the average, or None.
     """
 
     weights: dict[str, np.ndarray]
@@ -55,8 +58,8 @@ class Checkpoint:
     decay: float | None
 
 
-def parts_of(content: Any) -> Checkpoint:
-    """What `read_state_dict` gave, taken apart. Raises UserError for what is no checkpoint of score_sde's."""
+def parts_of(content: Any) -> CheckpointParts:
+    """Take apart what `read_state_dict` read. Raises UserError where that is no checkpoint of score_sde's."""
     whole = isinstance(content, Mapping) and isinstance(content.get("model"), Mapping)
     weights = _state_dict(content["model"] if whole else content)
     sigmas = weights.pop("sigmas", None)
@@ -64,23 +67,23 @@ def parts_of(content: Any) -> Checkpoint:
     trained = [name for name, array in weights.items() if not (name.endswith(".W") and array.ndim == 1)]
     average = content.get("ema") if whole else None
     if not average:
-        return Checkpoint(weights, weights, None, sigmas, 0, None)
+        return CheckpointParts(weights, weights, None, sigmas, 0, None)
     shadow = average["shadow_params"] if isinstance(average, Mapping) and "shadow_params" in average else []
     if [np.shape(array) for array in shadow] != [weights[name].shape for name in trained]:
         raise UserError(
-            f"the checkpoint's average has {len(shadow)} weights, and the network {len(trained)}, or they are of "
-            "other shapes:"
-            " give a checkpoint of one network"
+            f"the checkpoint's average has {len(shadow)} weights, and the network {len(trained)}, "
+            "or they are of other shapes: give a checkpoint of one network"
         )
     ema = {**weights, **dict(zip(trained, shadow, strict=True))}
     step, decay = content.get("step", 0), average.get("decay")
     if not isinstance(step, int) or step < 0:
         raise UserError(f"the checkpoint's step is {step!r}: give a checkpoint whose step is a whole number")
-    return Checkpoint(weights, ema, _moments(content.get("optimizer"), weights, trained), sigmas, step, decay)
+    moments = _moments(content.get("optimizer"), weights, trained)
+    return CheckpointParts(weights, ema, moments, sigmas, step, decay)
 
 
 def _state_dict(content: Any) -> dict[str, np.ndarray]:
-    """{name: array} without prefixes."""
+    """Collect the arrays as {name without prefixes: array}."""
     if not isinstance(content, Mapping):
         raise UserError(
             f"the checkpoint holds a {type(content).__name__}, not a state dict: give the file that score_sde saved"
@@ -96,7 +99,13 @@ def _state_dict(content: Any) -> dict[str, np.ndarray]:
 
 
 def _moments(optimizer: Any, weights: Mapping[str, np.ndarray], trained: list[str]) -> tuple[Any, Any] | None:
-    """Adam's first and second moments, {name: array}; None where they are not all there."""
+    """Find Adam's moments in the optimizer's state.
+
+    Returns:
+        first, second: {name: array} each.
+
+    None where they are not all there.
+    """
     try:
         (group,) = optimizer["param_groups"]
         state = dict(zip(weights, (optimizer["state"].get(number) for number in group["params"]), strict=True))
@@ -110,15 +119,16 @@ def _moments(optimizer: Any, weights: Mapping[str, np.ndarray], trained: list[st
 
 
 def import_checkpoint(path: str | Path, out: str | Path, given: Mapping[str, Any]) -> str:
-    """Write the run `out` with the weights in `path`; returns what was read, in a line.
+    """Write the run `out` with the weights in `path`; returns a line that says what was read.
 
-    given: the command's flags by name, None where the weights are to tell. Raises UserError for any mistake, and then
-        leaves no run.
+    given: the command's flags by name, None where the weights are to tell.
+
+    Raises UserError for any mistake, and then leaves no run.
     """
     if Path(path).is_dir():
         raise UserError(
-            f"{path} is a folder: give a checkpoint's file, or, for diffusers, python -m experiment.import_diffusers "
-            "FOLDER RUN"
+            f"{path} is a folder: give a checkpoint's file, or, for diffusers, "
+            "python -m experiment.import_diffusers FOLDER RUN"
         )
     check_new(RunDirectory(out))
     parts = parts_of(read_state_dict(path))
@@ -135,11 +145,11 @@ def import_checkpoint(path: str | Path, out: str | Path, given: Mapping[str, Any
     network, shape = abstract({**options, "centered": centered}), options.pop("shape")
     names = published_names(network, parts.weights, options)
     params = arranged(network, names, parts.weights)
+    moments = parts.moments and (arranged(network, names, parts.moments[0]), arranged(network, names, parts.moments[1]))
     imported = Imported(
         params=params,
         ema=params if parts.ema is parts.weights else arranged(network, names, parts.ema),
-        moments=parts.moments
-        and (arranged(network, names, parts.moments[0]), arranged(network, names, parts.moments[1])),
+        moments=moments,
         step=parts.step,
         shape=shape,
         sde={
@@ -149,7 +159,7 @@ def import_checkpoint(path: str | Path, out: str | Path, given: Mapping[str, Any
         },
         model={"name": "ncsnpp", **options, "parameterization": process.parameterization, "noise_label": label},
         data={"centered": centered, "name": given["data_name"], "path": given["data_path"]},
-        # Song et al. 2021's for 256 pixels and more; a step of Langevin's that is right for 32 is too long there.
+        # As in Song et al. 2021 for 256 pixels and more; a Langevin step that is right for 32 is too long there.
         sample={**({"snr": 0.075} if name == "ve" else {}), "steps": 2000} if shape[0] >= 256 else {},
         ema_decay=process.ema if parts.decay is None else parts.decay,
     )
@@ -165,7 +175,7 @@ def _given(given: Mapping[str, Any], *names: str) -> dict[str, Any]:
 
 
 def _levels(sigmas: np.ndarray | None) -> dict[str, float]:
-    """sigma_min and sigma_max, to the ten digits that survive the logarithms they were made by."""
+    """Read off sigma_min and sigma_max, to the ten digits that survive the logarithms they were made by."""
     if sigmas is None or sigmas.size < 2:
         return {}
     return {"sigma_min": float(f"{sigmas.min():.10g}"), "sigma_max": float(f"{sigmas.max():.10g}")}

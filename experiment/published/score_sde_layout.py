@@ -20,7 +20,7 @@ PREFIX = "all_modules."
 # The published networks have attention at 16x16.
 ATTENTION = 16
 
-# A weight that only this kind of module has -> the kind. "" stands for a dense layer, a convolution or a norm.
+# A weight that only this kind of module has -> the kind. Dense layers, convolutions and norms have none.
 KINDS = {
     "GroupNorm_1.weight": "block",
     "NIN_3.W": "attention",
@@ -39,7 +39,10 @@ PARTS: dict[type, dict[str, str]] = {
 
 
 def modules_of(weights: Mapping[str, np.ndarray]) -> dict[int, Module]:
-    """{number: {weight's name within the module: array}}, by number. Raises UserError where there are none."""
+    """Sort the weights by module, in the order of numbers: {number: {weight's name within the module: array}}.
+
+    Raises UserError where there are none.
+    """
     found: dict[int, dict[str, np.ndarray]] = {}
     for name, array in weights.items():
         number, _, rest = name.removeprefix(PREFIX).partition(".")
@@ -54,7 +57,7 @@ def modules_of(weights: Mapping[str, np.ndarray]) -> dict[int, Module]:
 
 
 def kind_of(module: Module) -> str:
-    """What the module is; "unknown" when nothing here."""
+    """Tell the kind of the module; "unknown" where it is none of these."""
     for name, kind in KINDS.items():
         if name in module:
             return "combine" if kind == "resampler" and module[name].shape[2:] == (1, 1) else kind
@@ -62,23 +65,24 @@ def kind_of(module: Module) -> str:
 
 
 def options_of(weights: Mapping[str, np.ndarray], *, has_sigmas: bool, image_size: int = 0) -> dict[str, Any]:
-    """The options of `NCSNpp` that the checkpoint shows, and `shape`. image_size: 0 is what puts its attention at
-    16x16.
-    has_sigmas: whether it has a table of noise levels: NCSN++ and DDPM++ do, DDPM does not.
+    """Read off the options of `NCSNpp` that the checkpoint shows, with its `shape` among them.
 
-    What weights do not show is set as published: fir with a progressive network, skip_rescale but for DDPM.
-    Raises UserError for a checkpoint of another network, or without what tells which it is.
+    Options that weights do not show are set as published: fir with a progressive network, skip_rescale except for DDPM.
+
+    Args:
+        weights: the checkpoint's, by name.
+        has_sigmas: whether it has a table of noise levels: NCSN++ and DDPM++ do, DDPM does not.
+        image_size: pixels per side; 0 is the size that puts its attention at 16x16.
+
+    Raises UserError for a checkpoint of another network, or one that does not show which network it is.
     """
     modules = modules_of(weights)
     try:
         return _options([(kind_of(module), module) for module in modules.values()], has_sigmas, image_size)
     except (LookupError, ValueError, ZeroDivisionError) as error:
         gaps = [f"{PREFIX}{k}" for k in range(max(modules)) if k not in modules]
-        lacking = (
-            f": it lacks {', '.join(gaps[:3])}, {len(gaps)} in all"
-            if gaps
-            else ": some are missing, or it is of another network"
-        )
+        named = f"it lacks {', '.join(gaps[:3])}, {len(gaps)} in all"
+        lacking = f": {named if gaps else 'some are missing, or it is of another network'}"
         raise UserError(
             f"the checkpoint's modules are not those of NCSN++, DDPM++ or DDPM ({_told(error)}){lacking}"
         ) from None
@@ -107,6 +111,7 @@ def _options(modules: list[tuple[str, Module]], has_sigmas: bool, image_size: in
     resamplers = len(carries) - (levels - 1 if any(carries) else 0)
     fir_shown = any("Conv2d_0.weight" in module for _, module in body)
     combines = [(module, body[i + 1][1]) for i, (kind, module) in enumerate(body) if kind == "combine"]
+    concatenates = any(_channels_in(then) > _channels_out(join) for join, then in combines)
     return {
         "shape": (size, size, channels),
         "width": width,
@@ -121,9 +126,7 @@ def _options(modules: list[tuple[str, Module]], has_sigmas: bool, image_size: in
         "norm_groups": 0 if has_sigmas or not ddpm else 32,
         "progressive": progressive,
         "progressive_input": progressive_input,
-        "progressive_combine": "cat"
-        if any(_channels_in(then) > _channels_out(join) for join, then in combines)
-        else "sum",
+        "progressive_combine": "cat" if concatenates else "sum",
     }
 
 
@@ -136,13 +139,13 @@ def _channels_out(module: Module) -> int:
 
 
 def _first_convolution(module: Module) -> np.ndarray:
-    """Raises KeyError where it is missing."""
+    """Find the weight of the module's first convolution. Raises KeyError where it is missing."""
     there = [name for name in ("Conv_0.weight", "Conv2d_0.weight") if name in module]
     return module[there[0] if there else "weight"]
 
 
 def _turn(body: list[tuple[str, Module]], width: int) -> int:
-    """Where the way up begins: the first block that takes more than what came before it, since a skip joins there."""
+    """Find where the way up begins: the first block that takes more channels than came before, for a skip joins."""
     current, joined = width, False
     for i, (kind, module) in enumerate(body):
         if kind == "block":
@@ -154,8 +157,9 @@ def _turn(body: list[tuple[str, Module]], width: int) -> int:
 
 
 def _ordinary(part: list[tuple[str, Module]]) -> list[Module]:
-    """The residual blocks that do not resample: of the others' channels none changes, and they have a shortcut all the
-    same.
+    """Select the residual blocks that do not resample.
+
+    The others keep the number of channels, and have a shortcut all the same.
     """
     blocks = [module for kind, module in part if kind == "block"]
     return [m for m in blocks if "Conv_2.weight" not in m or _channels_in(m) != _channels_out(m)]
@@ -171,7 +175,10 @@ def _attention_levels(down: list[tuple[str, Module]], blocks: int) -> set[int]:
 
 
 def _progressive(up: list[tuple[str, Module]], channels: int) -> str:
-    """By the convolutions that follow a norm: one of them; one for each level, to images; one to features, and one."""
+    """Tell the kind of progressive output by the convolutions that follow a norm.
+
+    "none" has one, "output_skip" one to images for each level, "residual" others to features before the last.
+    """
     heads = [_channels_out(module) for kind, module in up if kind == "conv"]
     if len(heads) == 1:
         return "none"
@@ -185,7 +192,7 @@ def _progressive_input(down: list[tuple[str, Module]], carries: bool) -> str:
 
 
 def published_names(network: NCSNpp, weights: Mapping[str, np.ndarray], options: Mapping[str, Any]) -> dict[str, str]:
-    """{path of our weight, with slashes: its published name}, for the weights of `network`, which may be abstract."""
+    """Name the weights of `network`, which may be abstract: {path of our weight, with slashes: its published name}."""
     shortcut = "NIN_0" if options["resblock"] == "ddpm" else "Conv_2"
     resampler = {"conv": "Conv2d_0" if options["fir"] else "Conv_0"}
     parts = {**PARTS, ResBlock: {**BLOCK, "shortcut": shortcut}, Downsample: resampler, Upsample: resampler}
@@ -200,14 +207,13 @@ def published_names(network: NCSNpp, weights: Mapping[str, np.ndarray], options:
             if inner is None:
                 continue
             for ours, theirs in _leaves(inner, published).items():
-                found["/".join(filter(None, (*path, part, ours)))] = ".".join(
-                    filter(None, (f"{PREFIX}{number}", published, theirs))
-                )
+                name = ".".join(filter(None, (f"{PREFIX}{number}", published, theirs)))
+                found["/".join(filter(None, (*path, part, ours)))] = name
     return found
 
 
 def _entries(network: NCSNpp) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """The modules as the published list has them, a Head as its two."""
+    """Yield the modules as the published list has them, a Head as its two parts."""
     for path, module in network.published_order():
         if isinstance(module, Head):
             yield (*path, "norm"), module.norm
@@ -217,7 +223,7 @@ def _entries(network: NCSNpp) -> Iterator[tuple[tuple[str, ...], Any]]:
 
 
 def _leaves(module: Any, published: str) -> dict[str, str]:
-    """{our leaf: its published name}."""
+    """Name the module's weights: {our leaf: its published name}."""
     if isinstance(module, FourierEmbedding):
         return {"frequencies": "W"}
     if published.startswith("NIN"):

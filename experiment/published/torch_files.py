@@ -1,5 +1,6 @@
-"""Weights in the files of other projects as numpy arrays: PyTorch's .pth, .safetensors, .npz. No PyTorch; nothing in a
-file is run.
+"""Readers for the weights in other projects' files, as numpy arrays: PyTorch's .pth, .safetensors, .npz.
+
+They need no PyTorch, and nothing in a file is run.
 
 The formats: torch/serialization.py of PyTorch 1.6 to 2.x, and of before 1.6;
 https://github.com/huggingface/safetensors; numpy.lib.format.
@@ -35,16 +36,17 @@ SAFETENSORS = {
     "BOOL": "?",
 }
 LEGACY_MAGIC, LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
-# A compressed .npz may unpack to this many times its size, or to this many bytes; a bomb to more.
+# A compressed .npz may unpack to this many times its size, or to this many bytes; a zip bomb unpacks to more.
 MOST_RATIO, MOST_BYTES = 100, 2**30
 
 
 def read_state_dict(path: str | Path) -> Any:
-    """What the file holds: dicts, lists, tuples, numbers, strings, and read-only numpy arrays. float16 and bfloat16
-    become float32.
+    """Read the file's content: dicts, lists, tuples, numbers, strings, and read-only numpy arrays.
 
-    For .npz and .safetensors that is {name: array}. Arrays may be views of a file's buffer: copy what is to outlive the
-    rest. Raises UserError for a file that cannot be read, is damaged, or asks for anything but tensors and containers.
+    For .npz and .safetensors that is {name: array}. float16 and bfloat16 become float32. Arrays may be views of a
+    file's buffer: copy those that are to outlive the rest.
+
+    Raises UserError for a file that cannot be read, is damaged, or asks for anything but tensors and containers.
     """
     path = Path(path)
     try:
@@ -59,12 +61,12 @@ def read_state_dict(path: str | Path) -> Any:
     except MemoryError:
         raise UserError(f"{path} does not fit into this machine's memory: use a larger one") from None
     except (ValueError, TypeError, LookupError, AttributeError, EOFError, ArithmeticError, RecursionError) as error:
-        # What a damaged file makes of the standard library's readers.
+        # The errors that a damaged file causes in the standard library's readers.
         raise UserError(f"{path} is damaged ({short(error)}): get it again from where it was published") from None
 
 
 def _reader(start: bytes) -> Callable[[BinaryIO], Any]:
-    """By content, whatever the name."""
+    """Choose the reader by the file's content, whatever its name."""
     if start.startswith(b"PK"):
         return _read_zip
     if start[8:9] == b"{":
@@ -75,7 +77,7 @@ def _reader(start: bytes) -> Callable[[BinaryIO], Any]:
 
 
 def _values(data: bytes | memoryview, dtype: str, big_endian: bool = False) -> np.ndarray:
-    """The buffer's numbers, 1-D, read-only, in this machine's byte order; float16 and bfloat16 widened."""
+    """Read the buffer's numbers, 1-D, read-only, in this machine's byte order; float16 and bfloat16 are widened."""
     order = ">" if big_endian else "<"
     if dtype == "bfloat16":
         values = (np.frombuffer(data, order + "u2").astype(np.uint32) << 16).view(np.float32)
@@ -90,12 +92,15 @@ def _itemsize(dtype: str) -> int:
     return 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
 
 
-# --- .safetensors
-# ---------------------------------------------------------------------------------------------------------------------
+# --- .safetensors -----------------------------------------------------------------------------------------------------
 
 
 def _read_safetensors(file: BinaryIO) -> dict[str, np.ndarray]:
-    """8 bytes of length, a JSON header {name: {dtype, shape, data_offsets}}, the tensors' bytes one after another."""
+    """Read a .safetensors file.
+
+    It has 8 bytes of length, a JSON header {name: {dtype, shape, data_offsets}}, and the tensors' bytes one after
+    another.
+    """
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
     length = int.from_bytes(file.read(8), "little")
@@ -119,8 +124,7 @@ def _safetensor(entry: dict[str, Any], buffer: memoryview) -> np.ndarray:
     return _values(buffer[begin:end], dtype).reshape(shape)
 
 
-# --- zip files: .npz, and .pth since PyTorch 1.6
-# -----------------------------------------------------------------------------------------
+# --- zip files: .npz, and .pth since PyTorch 1.6 ----------------------------------------------------------------------
 
 
 def _read_zip(file: BinaryIO) -> Any:
@@ -134,11 +138,8 @@ def _read_zip(file: BinaryIO) -> Any:
                 )
             pickles = [name for name in archive.namelist() if name.endswith("/data.pkl") or name == "data.pkl"]
             return _read_torch(archive, pickles[0], size) if pickles else _read_npz(archive)
-    except (
-        zipfile.BadZipFile,
-        NotImplementedError,
-        RuntimeError,
-    ) as error:  # the last two: an unknown compression, a password
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+        # NotImplementedError stands for an unknown compression, RuntimeError for a password.
         raise Refused(f"is damaged ({short(error)}): get it again from where it was published") from None
 
 
@@ -146,14 +147,14 @@ def _read_npz(archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
     found = {}
     for name in archive.namelist():
         with archive.open(name) as member:
-            # type: ignore[no-untyped-call]
             found[name.removesuffix(".npy")] = np.lib.format.read_array(member, allow_pickle=False)
     return found
 
 
 def _read_torch(archive: zipfile.ZipFile, pickle: str, size: int) -> Any:
-    """<prefix>data.pkl, and <prefix>data/<key> for each storage. PyTorch compresses nothing, so the file bounds what it
-    can hold.
+    """Read a .pth file as PyTorch 1.6 and later write it: <prefix>data.pkl, and <prefix>data/<key> for each storage.
+
+    PyTorch compresses nothing, so the file's size bounds its content.
     """
     if sum(info.file_size for info in archive.infolist()) > size:
         raise Refused("holds more than its size, which PyTorch never writes: get it from where it was published")
@@ -169,13 +170,14 @@ def _read_torch(archive: zipfile.ZipFile, pickle: str, size: int) -> Any:
     return Unpickler(load).run(io.BytesIO(archive.read(pickle)))
 
 
-# --- .pth before PyTorch 1.6
-# -------------------------------------------------------------------------------------------------------------
+# --- .pth before PyTorch 1.6 ------------------------------------------------------------------------------------------
 
 
 def _read_legacy(file: BinaryIO) -> Any:
-    """Five pickles (magic number, protocol, system, the object, the storages' keys), then each storage: int64 numel and
-    its numbers.
+    """Read a .pth file as PyTorch before 1.6 wrote it.
+
+    It has five pickles (magic number, protocol, system, the object, the storages' keys), then each storage: int64 numel
+    and its numbers.
     """
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
@@ -186,7 +188,7 @@ def _read_legacy(file: BinaryIO) -> Any:
     start, dtypes = file.tell(), dict[str, str]()
 
     def note(dtype: str, key: str, numel: int) -> np.ndarray:
-        """First pass: which number a storage holds is told by the object's pickle, which stands before the storages."""
+        """Note, in a first pass, the dtype of each storage: the object's pickle has it, and stands before them."""
         if numel * _itemsize(dtype) > size:
             raise ValueError(f"a storage of {numel} numbers in a file of {size} bytes")
         dtypes[key] = dtype

@@ -1,4 +1,4 @@
-"""The pickles in PyTorch's files, read without running anything.
+"""A reader for the pickles in PyTorch's files that runs nothing.
 
 A pickle is a program. Python's own machine for it calls whatever the file names; this one has the opcodes of plain
 containers, two constructors of tensors, and nothing else: what a name means is looked up in a table, never imported,
@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
+
+from experiment.errors import one_line
 
 # PyTorch's storage classes -> numpy's dtypes, and "bfloat16", which numpy lacks.
 STORAGES = {
@@ -29,13 +31,12 @@ STORAGES = {
 
 
 class Refused(ValueError):
-    """Why a file is not read: half a sentence that follows its name."""
+    """The reason why a file is not read: half a sentence that follows its name."""
 
 
 def short(error: object) -> str:
-    """On one line, without what would move a terminal's cursor, and not long."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return "".join(c if c.isprintable() else "?" for c in text)[:120]
+    """The error's text on one line, at most 120 characters of it, without any that would move a terminal's cursor."""
+    return "".join(c if c.isprintable() else "?" for c in one_line(error, 120))
 
 
 def check_whole_numbers(*numbers: Any) -> None:
@@ -56,15 +57,12 @@ class _Storage:
 
 
 def _tensor(storage: _Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any) -> np.ndarray:
-    """A read-only view of the storage. Raises ValueError for one that reaches outside it, or has more entries than
-    it.
+    """Make a read-only view of the storage.
+
+    Raises ValueError for a view that reaches outside the storage, or has more entries than it.
     """
-    if (
-        not isinstance(storage, _Storage)
-        or not isinstance(shape, tuple)
-        or not isinstance(strides, tuple)
-        or len(shape) != len(strides)
-    ):
+    tuples = isinstance(shape, tuple) and isinstance(strides, tuple)
+    if not isinstance(storage, _Storage) or not tuples or len(shape) != len(strides):
         raise ValueError("a tensor without storage or shape")
     check_whole_numbers(offset, *shape, *strides)
     values = storage.values
@@ -82,7 +80,7 @@ def _parameter(data: np.ndarray, *_: Any) -> np.ndarray:
 
 
 def _ordered_dict() -> dict[Any, Any]:
-    """Its items follow, by opcodes of their own."""
+    """Make an empty dict; its items follow, by opcodes of their own."""
     return {}
 
 
@@ -94,10 +92,9 @@ CONSTRUCTORS: dict[str, Callable[..., Any]] = {
 
 
 class Unpickler:
-    """The stack machine of pickles with the opcodes that PyTorch writes for tensors in containers, each a row of
-    `_OPCODES`.
+    """The stack machine of pickles, with only the opcodes that PyTorch writes for tensors in containers.
 
-    load: (dtype, key, numel) -> the storage's numbers.
+    Each of them is a row of `_OPCODES`. load: (dtype, key, numel) -> the storage's numbers.
     """
 
     def __init__(self, load: Callable[[str, str, int], np.ndarray]):
@@ -105,7 +102,7 @@ class Unpickler:
         self.storages: dict[tuple[str, str, int], _Storage] = {}
 
     def run(self, stream: BinaryIO) -> Any:
-        """The object; the stream stands after it. Raises Refused at the first opcode or name that is not known."""
+        """Read one object and leave the stream after it. Raises Refused at the first unknown opcode or name."""
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
@@ -131,7 +128,7 @@ class Unpickler:
         return items
 
     def top(self, kind: type) -> Any:
-        """What the next items go into."""
+        """The container that the next items go into."""
         if not isinstance(self.stack[-1], kind):
             raise ValueError("items for what is no container")
         return self.stack[-1]
@@ -145,7 +142,7 @@ class Unpickler:
         self.top(list).extend(items)
 
     def take(self, n: int) -> list[Any]:
-        """The last n of the stack, removed."""
+        """Remove the last n entries of the stack and return them."""
         if len(self.stack) < n:
             raise ValueError("an empty stack")
         at = len(self.stack) - n
@@ -156,7 +153,7 @@ class Unpickler:
         self.memo[index] = self.stack[-1]
 
     def find_global(self, name: str) -> None:
-        """module and name, with a space between."""
+        """Push the global of this name, which is a module and a name with a space between."""
         storage = name.removeprefix("torch ") in STORAGES and name.startswith("torch ")
         if name not in CONSTRUCTORS and not storage:
             named = short(name).replace(" ", ".")
@@ -178,20 +175,17 @@ class Unpickler:
         self.push(CONSTRUCTORS[function.name](*arguments))
 
     def build(self, _: None) -> None:
-        """An object's attributes, such as the versions of a state dict's modules: left out."""
+        """Leave out an object's attributes, such as the versions of a state dict's modules."""
         self.take(1)
 
     def persistent(self, _: None) -> None:
-        """("storage", its class, key, device, numel), before PyTorch 1.6 with a sixth entry, None but for storages
-        within others.
+        """Push a storage, named by ("storage", its class, key, device, numel).
+
+        Before PyTorch 1.6 there is a sixth entry, which is None except for storages within others.
         """
         kind, cls, key, _device, numel, *view = self.take(1)[0]
-        if (
-            kind != "storage"
-            or not isinstance(cls, _Global)
-            or not isinstance(key, str)
-            or any(v is not None for v in view)
-        ):
+        known = isinstance(cls, _Global) and isinstance(key, str)
+        if kind != "storage" or not known or any(v is not None for v in view):
             raise ValueError("a storage of an unknown kind")
         check_whole_numbers(numel)
         wanted = (STORAGES[cls.name.removeprefix("torch ")], key, numel)
