@@ -1,8 +1,7 @@
-"""The figures, each a function from numbers to the bytes of a PNG. One look: white ground, so that they read on a dark
-page too.
+"""The figures, each a function from numbers to the bytes of a PNG, all in one look.
 
-Okabe and Ito's colours, told apart by colour-blind readers too. Drawn by matplotlib's Agg canvas, without pyplot and
-its global state.
+The ground is white, so that they read on a dark page too; the colours are Okabe and Ito's, which colour-blind readers
+tell apart too. matplotlib's Agg canvas draws them, without pyplot and its global state.
 """
 
 import importlib.util
@@ -55,7 +54,7 @@ class Picture(bytes):
 
 
 def png(draw: Callable[[Figure], None], width: float, height: float) -> Picture:
-    """The figure, of so many inches, after draw(figure)."""
+    """Make a figure of this many inches, let `draw` fill it, and return its PNG."""
     with matplotlib.rc_context(cast(Any, STYLE)):
         figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
         FigureCanvasAgg(figure)
@@ -66,19 +65,16 @@ def png(draw: Callable[[Figure], None], width: float, height: float) -> Picture:
 
 
 def show_image(axes: Axes, image: Array) -> None:
-    """An image (h, w, c) of 0..255, one or three channels (two: the first; four: without the last), its pixels
-    unblurred.
-    """
-    axes.imshow(
-        image if image.shape[-1] == 3 else image[..., 0], cmap="gray", vmin=0, vmax=255, interpolation="nearest"
-    )
+    """Draw an image (h, w, c) of 0..255, c = 3 in colour, otherwise the first channel in grey; pixels stay sharp."""
+    shown = image if image.shape[-1] == 3 else image[..., 0]
+    axes.imshow(shown, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     axes.set(xticks=[], yticks=[])
     axes.grid(False)
     axes.spines[:].set_visible(False)
 
 
 def tile(images: Array, columns: int, gap: int = 1, ground: int = 96) -> Array:
-    """Images (n, h, w, c) side by side, `columns` to a row, on a grey ground: (H, W, c)."""
+    """Lay images (n, h, w, c) side by side, `columns` to a row, on a grey ground: (H, W, c)."""
     n, h, w, c = images.shape
     rows = math.ceil(n / columns)
     board = np.full((rows * (h + gap) + gap, columns * (w + gap) + gap, c), ground, np.uint8)
@@ -89,7 +85,7 @@ def tile(images: Array, columns: int, gap: int = 1, ground: int = 96) -> Array:
 
 
 def image_grid(images: Array, columns: int | None = None) -> Picture:
-    """A plain picture of images uint8 (n, h, w, c), pixels magnified by a whole number to about 800 across."""
+    """Draw a plain picture of images uint8 (n, h, w, c), pixels magnified by a whole number to about 800 across."""
     columns = columns or min(len(images), max(1, math.ceil(math.sqrt(len(images)))))
     board = tile(images, columns)
     scale = max(1, 800 // board.shape[1])
@@ -100,8 +96,9 @@ def image_grid(images: Array, columns: int | None = None) -> Picture:
 
 
 def scatter(sets: Mapping[str, Array], limit: float | None = None, columns: int = 2) -> Picture:
-    """Point clouds {name: (n, d)}, each in its panel, all on the same axes, to ± limit or what holds them: the first
-    two coordinates.
+    """Draw the first two coordinates of point clouds {name: (n, d)}, each in its panel, all on the same axes.
+
+    The axes go to ± limit, by default to the limit that holds all of the clouds but a few outliers.
     """
     limit, columns = limit or common_limit(sets.values()), min(len(sets), columns)
     rows = math.ceil(len(sets) / columns)
@@ -120,9 +117,8 @@ def scatter(sets: Mapping[str, Array], limit: float | None = None, columns: int 
 def draw_cloud(axes: Axes, points: Array, limit: float, colour: str) -> None:
     shown = np.asarray(points)[:SCATTER_POINTS]
     second = shown[:, 1] if shown.shape[1] > 1 else np.zeros(len(shown))
-    axes.plot(
-        shown[:, 0], second, ".", ms=min(8.0, max(2.2, 110 / math.sqrt(len(shown)))), mew=0, alpha=0.6, color=colour
-    )
+    size = min(8.0, max(2.2, 110 / math.sqrt(len(shown))))
+    axes.plot(shown[:, 0], second, ".", ms=size, mew=0, alpha=0.6, color=colour)
     axes.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
 
 
@@ -140,7 +136,7 @@ def cycle(n: int) -> list[str]:
 
 
 def line_style(i: int) -> dict[str, Any]:
-    """Of the i-th line of a panel."""
+    """The colour and marker of the i-th line of a panel."""
     return {"color": COLOURS[i % len(COLOURS)], "marker": "osD^vPX*"[i % 8]}
 
 
@@ -156,7 +152,7 @@ def lines(
     logx: bool = False,
     logy: bool = False,
 ) -> Picture:
-    """A panel for each entry {title: {label: (x, y)}}, side by side, each with axes of its own."""
+    """Draw a panel for each entry {title: {label: (x, y)}}, side by side, each with axes of its own."""
 
     def draw(figure: Figure) -> None:
         for axes, (title, named) in zip(panels_in_a_row(figure, len(panels)), panels.items(), strict=True):
@@ -172,23 +168,13 @@ def lines(
 
 
 def histograms(sets: Mapping[str, Array], x: Array, density: Array, xlabel: str, bins: int = 60) -> Picture:
-    """A panel for each set of numbers {title: (n,)}: their histogram over the range of x, and the exact density
-    there.
-    """
+    """Draw a histogram for each set of numbers {title: (n,)}, over the range of x, and the exact density there."""
+    ends = (float(x[0]), float(x[-1]))
 
     def draw(figure: Figure) -> None:
-        for axes, (title, values), colour in zip(
-            panels_in_a_row(figure, len(sets)), sets.items(), cycle(len(sets)), strict=True
-        ):
-            axes.hist(
-                values,
-                bins=bins,
-                range=(float(x[0]), float(x[-1])),
-                density=True,
-                color=colour,
-                alpha=0.55,
-                label="samples",
-            )
+        panels, colours = panels_in_a_row(figure, len(sets)), cycle(len(sets))
+        for axes, (title, values), colour in zip(panels, sets.items(), colours, strict=True):
+            axes.hist(values, bins=bins, range=ends, density=True, color=colour, alpha=0.55, label="samples")
             axes.plot(x, density, color=INK, lw=1.4, label="exact density")
             axes.set(title=title, xlabel=xlabel, ylabel="density")
         figure.legend(*figure.axes[-1].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8.5)
@@ -197,14 +183,13 @@ def histograms(sets: Mapping[str, Array], x: Array, density: Array, xlabel: str,
 
 
 def bars(heights: Mapping[str, float], xlabel: str, ylabel: str, *, expected: float, error: float) -> Picture:
-    """A bar for each entry, the exact expectation as a line in a band of ± 2 standard errors."""
+    """Draw a bar for each entry, and the exact expectation as a line in a band of ± 2 standard errors."""
+    low, high = expected - 2 * error, expected + 2 * error
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         axes.bar(list(heights), list(heights.values()), 0.6, color=COLOURS[0], alpha=0.8)
-        axes.axhspan(
-            expected - 2 * error, expected + 2 * error, color=FLOOR, alpha=0.35, lw=0, label="± 2 standard errors"
-        )
+        axes.axhspan(low, high, color=FLOOR, alpha=0.35, lw=0, label="± 2 standard errors")
         axes.axhline(expected, color=INK, lw=1.2, ls="--", label="exact")
         axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, 1.35 * max(*heights.values(), expected)))
         axes.grid(axis="x", visible=False)
@@ -214,13 +199,12 @@ def bars(heights: Mapping[str, float], xlabel: str, ylabel: str, *, expected: fl
 
 
 def captioned_images(rows: Mapping[str, Array], captions: Mapping[str, list[str]]) -> Picture:
-    """A row for each entry {title: uint8 (k, h, w, c)}, with a caption below every image."""
+    """Draw a row of images for each entry {title: uint8 (k, h, w, c)}, with a caption below every image."""
     columns = max(len(images) for images in rows.values())
 
     def draw(figure: Figure) -> None:
-        for part, (title, images) in zip(
-            figure.subfigures(len(rows), 1, squeeze=False)[:, 0], rows.items(), strict=True
-        ):
+        parts = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
+        for part, (title, images) in zip(parts, rows.items(), strict=True):
             part.suptitle(title, x=0.01, ha="left", fontsize=9.5)
             for axes, image, caption in zip(panels_in_a_row(part, columns), images, captions[title], strict=True):
                 show_image(axes, image)
@@ -230,7 +214,7 @@ def captioned_images(rows: Mapping[str, Array], captions: Mapping[str, list[str]
 
 
 def image_rows(rows: Mapping[str, Array]) -> Picture:
-    """A labelled row for each {label: images uint8 (k, h, w, c)}, equally many in each."""
+    """Draw a labelled row for each {label: images uint8 (k, h, w, c)}, equally many in each."""
     images = np.concatenate(list(rows.values()))
     columns = len(images) // len(rows)
     pitch = images.shape[1] + 1
@@ -246,8 +230,9 @@ def image_rows(rows: Mapping[str, Array]) -> Picture:
 
 
 def measured(panels: Mapping[str, Mapping[str, tuple[float, float]]]) -> Picture:
-    """A panel for each {title: {name: (value, standard error)}}: ± 2 standard errors from 0 up, the first one's also as
-    a band.
+    """Draw a panel for each {title: {name: (value, standard error)}}, on an axis from 0.
+
+    Each value has ± 2 standard errors, and the first one also a band of them.
     """
 
     def draw(figure: Figure) -> None:
@@ -263,20 +248,27 @@ def measured(panels: Mapping[str, Mapping[str, tuple[float, float]]]) -> Picture
     return png(draw, 1.3 + 2.2 * len(panels), 1.0 + 0.28 * max(map(len, panels.values())))
 
 
-def ellipses(clouds: Mapping[str, Array], laws: Mapping[str, tuple[Array, Array]], xlabel: str, ylabel: str) -> Picture:
-    """A panel for each {title: points (n, 2)}; over them, at 2 standard deviations, the Gaussian laws {label: (mean,
-    covariance)}.
+def ellipses(
+    clouds: Mapping[str, Array], gaussians: Mapping[str, tuple[Array, Array]], xlabel: str, ylabel: str
+) -> Picture:
+    """Draw a panel for each {title: points (n, 2)}, and over them the Gaussians {label: (mean, covariance)}.
+
+    A Gaussian is drawn as its ellipse at 2 standard deviations.
     """
     circle = np.stack([np.cos(angle := np.linspace(0, 2 * np.pi, 200)), np.sin(angle)])
-    outlines = {label: np.asarray(m)[:, None] + 2 * np.linalg.cholesky(c) @ circle for label, (m, c) in laws.items()}
+
+    def outline(mean: Array, covariance: Array) -> Array:
+        return np.asarray(mean)[:, None] + 2 * np.linalg.cholesky(covariance) @ circle
+
+    outlines = {label: outline(*parameters) for label, parameters in gaussians.items()}
 
     def draw(figure: Figure) -> None:
         every = figure.subplots(1, len(clouds), sharex=True, sharey=True, squeeze=False)[0]
         for axes, (title, points) in zip(every, clouds.items(), strict=True):
             shown = np.asarray(points)[:SCATTER_POINTS]
             axes.plot(shown[:, 0], shown[:, 1], ".", ms=2.2, mew=0, alpha=0.6, color=COLOURS[0])
-            for outline, style in zip(outlines.values(), ("-", "--", ":"), strict=False):
-                axes.plot(*outline, style, color=INK, lw=1.4)
+            for ellipse, style in zip(outlines.values(), ("-", "--", ":"), strict=False):
+                axes.plot(*ellipse, style, color=INK, lw=1.4)
             axes.set(title=title, xlabel=xlabel, aspect="equal")
         every[0].set_ylabel(ylabel)
         lines = every[0].get_lines()[1:]
@@ -286,11 +278,12 @@ def ellipses(clouds: Mapping[str, Array], laws: Mapping[str, tuple[Array, Array]
 
 
 def slider(frames: Mapping[str, Picture], description: str, columns: int = 4) -> Picture:
-    """The frames side by side, to read without a kernel. In a notebook with ipywidgets a slider over them is shown
-    above.
+    """Lay the frames side by side, to read without a kernel.
+
+    In a notebook with ipywidgets a slider over the frames is shown above.
     """
     if importlib.util.find_spec("ipywidgets") and importlib.util.find_spec("IPython"):
-        import ipywidgets  # an extra's
+        import ipywidgets  # only an extra installs it
         from IPython import get_ipython
 
         if get_ipython() is not None:
@@ -299,7 +292,6 @@ def slider(frames: Mapping[str, Picture], description: str, columns: int = 4) ->
     images = np.stack([matplotlib.image.imread(io.BytesIO(frame))[..., :3] for frame in frames.values()])
     board = tile((255 * images).astype(np.uint8), min(columns, len(images)), gap=0, ground=255)
     buffer = io.BytesIO()
-    Image.fromarray(board).quantize(64).save(
-        buffer, format="png", optimize=True
-    )  # a third of the bytes, in notebooks that are committed
+    # 64 colours take a third of the bytes, in notebooks that are committed.
+    Image.fromarray(board).quantize(64).save(buffer, format="png", optimize=True)
     return Picture(buffer.getvalue())

@@ -1,4 +1,4 @@
-"""The figures of likelihoods and latents, in the look of `plots`."""
+"""The figures of likelihoods and latents, in the look of `base.py`."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -25,15 +25,15 @@ from experiment.plots.base import (
 
 
 def bound_over_log_snr(log_snr: Array, per_time: Array) -> bytes:
-    """Where in noise the variational bound is lost: its integrand over log SNR, mean and standard error in equal parts
-    of the range.
+    """Draw the variational bound's integrand over log SNR, which shows at which noise the bound is lost.
+
+    The curve has the mean and standard error in equal parts of the range.
     """
     edges = np.linspace(log_snr.min(), log_snr.max(), 33)
     part = np.clip(np.digitize(log_snr.ravel(), edges) - 1, 0, 31)
     count = np.bincount(part, minlength=32)
-    mean, square = (
-        np.bincount(part, values, minlength=32) / count for values in (per_time.ravel(), per_time.ravel() ** 2)
-    )
+    values = per_time.ravel()
+    mean, square = (np.bincount(part, powers, minlength=32) / count for powers in (values, values**2))
     se = np.sqrt(np.maximum(square - mean**2, 0) / count)
 
     middle = 0.5 * (edges[1:] + edges[:-1])
@@ -49,10 +49,10 @@ def bound_over_log_snr(log_snr: Array, per_time: Array) -> bytes:
 
 
 def elbo_over_steps(steps: int, step: Array, kl: Array, se: Array, terms: Mapping[str, float], unit: str) -> bytes:
-    """Where a chain's ELBO is lost: the KLs of its steps, with their standard error, between the reconstruction and the
-    prior's term.
+    """Draw the KLs of a chain's steps, which show at which steps the ELBO is lost.
 
-    terms: prior, denoising and reconstruction as a whole.
+    They have their standard errors, and stand between the reconstruction's and the prior's term. terms: prior,
+    denoising and reconstruction as a whole.
     """
 
     def draw(figure: Figure) -> None:
@@ -60,14 +60,8 @@ def elbo_over_steps(steps: int, step: Array, kl: Array, se: Array, terms: Mappin
         axes.fill_between(step, np.maximum(kl - se, 0.1 * kl), kl + se, color=COLOURS[0], alpha=0.3, lw=0)
         label = f"KL of each step ± 1 standard error; {terms['denoising']:.4g} in all"
         axes.plot(step, kl, "o-", ms=3, color=COLOURS[0], lw=1.3, label=label)
-        axes.plot(
-            1,
-            terms["reconstruction"],
-            "D",
-            ms=7,
-            color=COLOURS[1],
-            label=f"reconstruction, {terms['reconstruction']:.4g}",
-        )
+        label = f"reconstruction, {terms['reconstruction']:.4g}"
+        axes.plot(1, terms["reconstruction"], "D", ms=7, color=COLOURS[1], label=label)
         axes.plot(steps + 1, terms["prior"], "s", ms=7, color=COLOURS[2], label=f"prior, {terms['prior']:.2g}")
         axes.set(xlabel="step of the chain (much noise at the right)", ylabel=f"{unit} of one step", yscale="log")
         if steps > 100:
@@ -81,13 +75,12 @@ def elbo_over_steps(steps: int, step: Array, kl: Array, se: Array, terms: Mappin
 
 
 def likelihood_histogram(values: Array, unit: str, mean: float, se: float) -> bytes:
-    """Histogram of each held-out example's value, with the mean and its ± 1 standard error over examples."""
+    """Draw a histogram of the held-out examples' values, with their mean and its ± 1 standard error."""
+    bins = "fd" if len(values) > 30 else 10
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        axes.hist(
-            values, bins="fd" if len(values) > 30 else 10, color=COLOURS[0], alpha=0.75, edgecolor="white", lw=0.4
-        )
+        axes.hist(values, bins=bins, color=COLOURS[0], alpha=0.75, edgecolor="white", lw=0.4)
         axes.axvspan(mean - se, mean + se, color=COLOURS[1], alpha=0.35, lw=0, label=f"± 1 standard error, {se:.3g}")
         axes.axvline(mean, color=COLOURS[1], lw=1.8, label=f"mean {mean:.4g} {unit}")
         axes.set(xlabel=f"{unit} of a held-out example", ylabel=f"examples (of {len(values):,})")
@@ -98,14 +91,11 @@ def likelihood_histogram(values: Array, unit: str, mean: float, se: float) -> by
 
 
 def image_paths(rows: Mapping[str, Array], weight: Array) -> bytes:
-    """Paths between two images: rows {name: uint8 (k, h, w, c)}, a column for each of the k weights of the second
-    image.
-    """
+    """Draw paths between two images as rows {name: uint8 (k, h, w, c)}, a column for each weight of the second one."""
 
     def draw(figure: Figure) -> None:
-        for part, (name, images) in zip(
-            figure.subfigures(len(rows), 1, squeeze=False)[:, 0], rows.items(), strict=True
-        ):
+        parts = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
+        for part, (name, images) in zip(parts, rows.items(), strict=True):
             _image_line(part, images, [f"{w:.3g}" for w in weight], f"{name}, with the weight of the second image")
 
     return png(draw, max(4.1, 0.92 * len(weight) + 0.2), 1.4 * len(rows))
@@ -120,9 +110,9 @@ def _image_line(figure: Any, images: Array, captions: Sequence[str], title: str)
 
 
 def vector_path(path: Array, latents: Array, data: Array, std: float) -> bytes:
-    """A path between two vectors (k, d) in the data's plane, and that of its latents: the first two coordinates.
+    """Draw the first two coordinates of a path (k, d) between two vectors, on the data, and of the path's latents.
 
-    std: of the prior, whose circles hold half and 95 % of two coordinates.
+    std: that of the prior, two of whose coordinates lie in the circles with probability 1/2 and 95 %.
     """
     circles = {"half of the prior": std * math.sqrt(2 * math.log(2)), "95 % of it": std * math.sqrt(2 * math.log(20))}
 
@@ -149,11 +139,14 @@ def vector_path(path: Array, latents: Array, data: Array, std: float) -> bytes:
 
 
 def typicality(reference: Mapping[str, Any], tested: Mapping[str, Any], dim: int, examples: Array, count: int) -> bytes:
-    """Histograms of both sets' scores, and below them the `count` most and least typical tested examples.
+    """Draw histograms of both sets' scores, and below them the `count` most and least typical tested examples.
 
-    reference, tested: name, z (n,) of the log-density and latent_z (n,) of the latent's norm, which in `dim` entries
-    has under the model a law of its own. examples: the tested ones, uint8 images (n, h, w, c), or vectors (n, d), which
-    become one cloud with z as its colour.
+    Args:
+        reference, tested: name, z (n,) of the log-density and latent_z (n,) of the latent's squared norm.
+        dim: the number of the latent's entries: under the model its squared norm has the chi-squared distribution.
+        examples: the tested ones, uint8 images (n, h, w, c), or vectors (n, d), which become one cloud with z as its
+            colour.
+        count: how many images at each end.
     """
     order, images = np.argsort(np.abs(tested["z"])), examples.ndim == 4
 
@@ -182,18 +175,14 @@ def typicality(reference: Mapping[str, Any], tested: Mapping[str, Any], dim: int
 def _two_histograms(
     axes: Axes, reference: Mapping[str, Any], tested: Mapping[str, Any], key: str, expected: Any
 ) -> None:
-    """On one scale; beyond ten standard deviations a logarithmic one. expected: the distribution function of the model,
-    or None.
+    """Draw both histograms on one scale, which is logarithmic beyond ten standard deviations.
+
+    expected: the distribution function of the model, or None.
     """
     both = np.concatenate([reference[key], tested[key]])
-    wide = float(np.abs(both).max()) > 10
-    edges = (
-        np.linspace(np.arcsinh(both.min()), np.arcsinh(both.max()), 49)
-        if wide
-        else np.linspace(both.min(), both.max(), 25)
-    )
-    edges = np.sinh(edges) if wide else edges
-    if wide:
+    edges = np.linspace(both.min(), both.max(), 25)
+    if float(np.abs(both).max()) > 10:
+        edges = np.sinh(np.linspace(np.arcsinh(both.min()), np.arcsinh(both.max()), 49))
         decades = [sign * digit * 10.0**k for sign in (-1, 1) for k in range(9) for digit in (1, 3)]
         ticks = [tick for tick in sorted([0.0, *decades]) if both.min() <= tick <= both.max()]
         axes.set_xscale("asinh", linear_width=1.0)
