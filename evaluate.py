@@ -1,12 +1,17 @@
-"""Evaluate: python evaluate.py --workdir=runs/digits [--samplers=em,pc,ode] [--n=1024] [--seeds=3] [--nfe=10,20,50].
+"""Evaluate a run: its samples, its held-out likelihood, or the FID of its samples.
 
-       or python evaluate.py --workdir=runs/digits --likelihood [--n=...] [--probes=4] [--dequantization=uniform]
-          [--k=1] [--bound] [--chain=1000] [--betas=sde] [--variance=fixed_small],
+    python evaluate.py --workdir=runs/digits
+        [--samplers=em,pc,ode] [--n=1024] [--seeds=3] [--nfe=10,20,50] [--exact_score]
 
-       or python evaluate.py --workdir=runs/digits --fid --fid_weights=FILE [--fid_reference=train] [--samplers=...]
-       [--nfe=...] [--n=...].
+    python evaluate.py --workdir=runs/digits --likelihood
+        [--n=...] [--probes=4] [--dequantization=uniform] [--k=1] [--bound] [--chain=1000] [--betas=sde]
+        [--variance=fixed_small]
 
-Writes WORKDIR/report/, or with --exact_score WORKDIR/report_exact_score/; WORKDIR/likelihood/; WORKDIR/fid/.
+    python evaluate.py --workdir=runs/digits --fid --fid_weights=FILE
+        [--fid_reference=train] [--samplers=...] [--nfe=...] [--n=...]
+
+The first one writes WORKDIR/report/, or with --exact_score WORKDIR/report_exact_score/; the second one
+WORKDIR/likelihood/; the third one WORKDIR/fid/.
 """
 
 from absl import flags
@@ -18,17 +23,17 @@ WORKDIR = flags.DEFINE_string("workdir", "runs/digits", "The run directory.")
 SAMPLERS = flags.DEFINE_list("samplers", None, "Names of samplers. Default: the run's config.eval.samplers.")
 N = flags.DEFINE_integer("n", None, "Samples for each sampler and seed. Default: config.eval.n.")
 SEEDS = flags.DEFINE_integer("seeds", None, "Sample seeds. Default: config.eval.seeds.")
-SEED = flags.DEFINE_integer("seed", None, "The first of them. Default: config.eval.seed.")
+SEED = flags.DEFINE_integer("seed", None, "The first sample seed. Default: config.eval.seed.")
 NFE = flags.DEFINE_list("nfe", [], "Budgets of score calls, for curves of quality over NFE, of fixed-step samplers.")
-EXACT_SCORE = flags.DEFINE_bool("exact_score", False, "The exact score of a known distribution, not the network.")
+EXACT_SCORE = flags.DEFINE_bool("exact_score", False, "Use the exact score of a known distribution, not the network.")
 LIKELIHOOD = flags.DEFINE_bool("likelihood", False, "Only the held-out likelihood and its errors: WORKDIR/likelihood/.")
 PROBES = flags.DEFINE_integer("probes", None, "Hutchinson's probes for each example. Default: config.eval.probes.")
 DEQUANTIZATION = flags.DEFINE_string("dequantization", None, "uniform (default) or truncated_normal.")
 K = flags.DEFINE_integer("k", None, "Importance-weighted draws of each example. Default: 1.")
 BOUND = flags.DEFINE_bool("bound", False, "With --likelihood: the variational bound of the SDE's model too.")
 CHAIN = flags.DEFINE_integer("chain", None, "With --likelihood: the ELBO of the discrete chain of so many steps too.")
-BETAS = flags.DEFINE_string("betas", None, "The chain's: sde (default, the run's own), linear, cosine or log_snr.")
-VARIANCE = flags.DEFINE_string("variance", None, "Of the chain's steps: fixed_small (default) or fixed_large.")
+BETAS = flags.DEFINE_string("betas", None, "The chain's betas: sde (default: the run's), linear, cosine or log_snr.")
+VARIANCE = flags.DEFINE_string("variance", None, "The chain's variances: fixed_small (default) or fixed_large.")
 FID = flags.DEFINE_bool("fid", False, "Only FID, KID, precision and recall, by --fid_weights: WORKDIR/fid/.")
 FID_WEIGHTS = flags.DEFINE_string("fid_weights", None, "With --fid: the Inception weights' file; it is not downloaded.")
 FID_REFERENCE = flags.DEFINE_string(

@@ -1,5 +1,9 @@
-"""Sample: python sample.py --workdir=runs/digits --sampler=ddim --n=64 [--steps=50] [--eta=1] [--grid=karras]
-[--seed=0] [--out=DIR].
+"""Draw samples from a run.
+
+    python sample.py --workdir=runs/digits --sampler=ddim --n=64
+        [--steps=50] [--eta=1] [--grid=karras] [--seed=0] [--out=DIR]
+
+Writes samples.npz and grid.png to WORKDIR/samples/SAMPLER/, or to DIR.
 """
 
 from absl import flags

@@ -1,4 +1,4 @@
-"""Train, or go on: python train.py --config=configs/digits.py --workdir=runs/digits [--config.train.steps=4000 ...]."""
+"""Train, or resume: python train.py --config=configs/digits.py --workdir=runs/digits [--config.train.lr=1e-3]."""
 
 from absl import flags
 

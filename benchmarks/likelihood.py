@@ -1,5 +1,6 @@
-"""What training for likelihood gives on the digits, and what a likelihood costs: python benchmarks/likelihood.py
-[--steps=1000 --seeds=3].
+"""The gain from training for likelihood on the digits, and the cost of a likelihood.
+
+    python benchmarks/likelihood.py [--steps=1000 --seeds=3]
 
 * Two networks of configs/digits.py from each seed, trained for equal steps: with the plain loss on the noise at uniform
   times, and with likelihood weighting at times even in log SNR. Held-out bits/dim of all 297 digits.
@@ -36,13 +37,12 @@ OBJECTIVES = {
     "sigma2, uniform t": {"weighting": "sigma2", "times": "uniform_t", "clip": 1.0},
     "likelihood, uniform log SNR": {"weighting": "likelihood", "times": "uniform_log_snr", "clip": 20.0},
 }
-CENTRES = {
-    "data.dequantize": False
-}  # sigma(t_min) is half of half a level: two standard deviations of the truncated normal fit into a bin
+# sigma(t_min) is half of half a level: two standard deviations of the truncated normal fit into a bin.
+CENTRES = {"data.dequantize": False}
 
 
 def trained(workdir: Path, steps: int, seed: int, settings: dict[str, Any]) -> Run:
-    """The run of the digits config with these settings; settings without a section are train's."""
+    """Train the digits config with these settings; settings without a section are train's."""
     config = whole_config(digits.get_config())
     config.seed, config.train.steps = seed, steps
     config.train.checkpoint_every = steps
@@ -52,14 +52,14 @@ def trained(workdir: Path, steps: int, seed: int, settings: dict[str, Any]) -> R
 
 
 def bits(run: Run, dequantization: str = "uniform", rtol: float = 1e-4) -> dict[str, float]:
-    """Held-out bits/dim of every example, by one probe."""
+    """Measure the held-out bits/dim of every example, by one probe."""
     settings = LikelihoodSettings(probes=1, dequantization=dequantization, batch_size=99, rtol=rtol, atol=rtol)
     found, _, _ = likelihood(run, settings, budget=False)
     return {key: found[key] for key in ("mean", "se_images", "n", "nfe")}
 
 
 def objectives(workdir: Path, steps: int, seeds: int) -> dict[str, Any]:
-    """Bits/dim of each objective by seed, and the mean and standard error of the pairs' differences."""
+    """Measure the bits/dim of each objective by seed, and the mean and standard error of the pairs' differences."""
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in OBJECTIVES}
     for seed in range(seeds):
         for i, (name, settings) in enumerate(OBJECTIVES.items()):
@@ -72,14 +72,14 @@ def objectives(workdir: Path, steps: int, seeds: int) -> dict[str, Any]:
 
 
 def dequantizations(workdir: Path, steps: int) -> dict[str, Any]:
-    """Both bounds of the one network that was trained on centres."""
+    """Measure both bounds of the one network that was trained on centres."""
     run = trained(workdir / "centres", steps, 0, {**OBJECTIVES["likelihood, uniform log SNR"], **CENTRES})
     return {name: bits(run, name) for name in ("truncated_normal", "uniform")}
 
 
 @dataclass(frozen=True)
 class ReverseHutchinson(Hutchinson):
-    """The same estimates by reverse derivatives: what to compare with."""
+    """The same estimates by reverse derivatives, to compare with."""
 
     __init__ = Hutchinson.__init__
 
@@ -92,7 +92,7 @@ class ReverseHutchinson(Hutchinson):
 
 
 def cost(run: Run, batch: int = 99) -> dict[str, Any]:
-    """Of solves of all held-out digits at rtol 1e-5 with one probe, without compilation."""
+    """Measure the cost of solves of all held-out digits at rtol 1e-5 with one probe, without compilation."""
     key, x = jax.random.key(0), run.scaling.to_model(run.dataset.test.x, jax.random.key(1))
     batches = [x[first : first + batch] for first in range(0, len(x), batch)]
 
@@ -120,17 +120,13 @@ def cost(run: Run, batch: int = 99) -> dict[str, Any]:
         seconds, nfe = solve(Hutchinson, batches)
         per_nfe.append(seconds / nfe / (0.5 * (before + calls())))
     result = {"seconds": seconds, "nfe": nfe / len(batches), "per_nfe_over_score_call": statistics.median(per_nfe)}
-    # The probes are the same, so that both kinds take the same steps: short solves in turn, the first of which
-    # compiles.
+    # The probes are the same, so both kinds take the same steps: short solves in turn, the first of which compiles.
     ratios = []
     for _ in range(4):
         forward, reverse = (solve(kind, batches[:1], rtol=1e-3)[0] for kind in (Hutchinson, ReverseHutchinson))
         ratios.append(reverse / forward)
-    return {
-        **result,
-        "reverse_over_forward": statistics.median(ratios[1:]),
-        "range": [min(ratios[1:]), max(ratios[1:])],
-    }
+    ratios = ratios[1:]
+    return {**result, "reverse_over_forward": statistics.median(ratios), "range": [min(ratios), max(ratios)]}
 
 
 def main() -> None:
@@ -148,10 +144,8 @@ def main() -> None:
     workdir = Path(args.workdir)
     found: dict[str, Any] = {"command": f"python benchmarks/likelihood.py --steps={args.steps} --seeds={args.seeds}"}
     found["objectives"] = objectives(workdir, args.steps, args.seeds)
-    print(
-        f"likelihood-trained is lower by {found['objectives']['gain']:.4f} +- "
-        f"{found['objectives']['gain_se'] or 0:.4f} bits/dim"
-    )
+    gain, gain_se = found["objectives"]["gain"], found["objectives"]["gain_se"] or 0
+    print(f"likelihood-trained is lower by {gain:.4f} +- {gain_se:.4f} bits/dim")
     found["dequantizations"] = dequantizations(workdir, args.steps)
     for name, row in found["dequantizations"].items():
         print(f"{name}, one network: {row['mean']:.4f} +- {row['se_images']:.4f} bits/dim, {row['nfe']:.0f} NFE")

@@ -1,9 +1,13 @@
-"""How fast images come: python benchmarks/loader.py --path=CIFAR [--batch=128] [--seconds=5] [--crop=0] [--size=0].
+"""The speed of the image loader.
 
-CIFAR is a folder or zip of images, or a folder of zips. Prints one line of json: seconds of a first start, which
-decodes every image (what is stored beside a link to the source, in a temporary folder, is thrown away afterwards), of a
-second one in another process, and images per second in batches of a run: the indices alone, the rows from the mapped
-file, and on the device as the trainer puts them there.
+    python benchmarks/loader.py --path=CIFAR [--batch=128] [--seconds=5] [--crop=0] [--size=0]
+
+CIFAR is a folder or zip of images, or a folder of zips. Prints one line of json:
+
+* seconds of a first start, which decodes every image (they are stored beside a link to the source, in a temporary
+  folder, and thrown away afterwards), and of a second one in another process;
+* images per second in batches of a run: the indices alone, the rows from the mapped file, and the rows on the device as
+  the trainer puts them there.
 """
 
 import argparse
@@ -30,20 +34,25 @@ LARGE = 1_300_000  # images of ImageNet
 
 
 def start(path: str, cache: str, settings: dict[str, int]) -> tuple[float, Dataset]:
-    """Seconds to load the data, imports apart, and the data."""
+    """Load the data.
+
+    Returns:
+        seconds: how long that took, imports apart.
+        dataset: the data.
+    """
     began = time.perf_counter()
     dataset = load_dataset("", path, cache, **settings)
     return time.perf_counter() - began, dataset
 
 
 def second_start(path: str, cache: str, settings: dict[str, int]) -> float:
-    """Seconds of a start in a process of its own."""
+    """Measure the seconds of a start in a process of its own."""
     code = f"from benchmarks.loader import start; print(start({path!r}, {cache!r}, {settings!r})[0])"
     return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
 
 
 def rate(batch: Callable[[int], Any], size: int, seconds: float) -> float:
-    """Images per second of batches 0, 1, ... over the given time, after one to warm up."""
+    """Measure images per second of batches 0, 1, ... over the given time, after one to warm up."""
     jax.block_until_ready(batch(0))
     began, step = time.perf_counter(), 0
     while time.perf_counter() - began < seconds:
@@ -69,6 +78,10 @@ def main() -> None:
         first, dataset = start(str(link), folder, settings)
         second = second_start(str(link), folder, settings)
         train, mesh = dataset.train, make_mesh()
+
+        def indices(step: int) -> np.ndarray:
+            return batch_indices(0, step, args.batch, len(train))
+
         began = time.perf_counter()
         batch_indices(1, 0, args.batch, LARGE)
         shuffle = time.perf_counter() - began
@@ -80,18 +93,10 @@ def main() -> None:
             "first_start_s": round(first, 2),
             "second_start_s": round(second, 2),
             "batch": args.batch,
-            "indices_per_s": round(
-                rate(lambda step: batch_indices(0, step, args.batch, len(train)), args.batch, args.seconds)
-            ),
-            "images_per_s": round(
-                rate(lambda step: train.x[batch_indices(0, step, args.batch, len(train))], args.batch, args.seconds)
-            ),
+            "indices_per_s": round(rate(indices, args.batch, args.seconds)),
+            "images_per_s": round(rate(lambda step: train.x[indices(step)], args.batch, args.seconds)),
             "images_per_s_on_device": round(
-                rate(
-                    lambda step: put_rows(batch_indices(0, step, args.batch, len(train)), train.x, mesh),
-                    args.batch,
-                    args.seconds,
-                )
+                rate(lambda step: put_rows(indices(step), train.x, mesh), args.batch, args.seconds)
             ),
             "shuffle_of_1.3m_s": round(shuffle, 3),
             "device": f"{mesh.size} {jax.default_backend()}",

@@ -42,7 +42,7 @@ def config_of(name: str, **train_settings: object) -> ConfigDict:
 
 
 def progress(config: ConfigDict) -> Iterator[float]:
-    """Seconds per step of each window of 20 steps, after one to warm up."""
+    """Yield the seconds per step of each window of 20 steps, after one to warm up."""
     dataset = load_dataset(config.data.name)
     trainer = Trainer(config, dataset)
     for row in trainer.run(trainer.initial_state()):
@@ -51,7 +51,7 @@ def progress(config: ConfigDict) -> Iterator[float]:
 
 
 def seconds_per_step(repeats: int = 3) -> dict[str, float]:
-    """The median over windows in which the networks take turns: other users of the machine slow both alike."""
+    """The median over windows in which the networks take turns: other users of the machine slow all of them alike."""
     runs = {name: progress(config_of(name, steps=20 * (repeats + 1), log_every=20)) for name in NETWORKS}
     seconds: dict[str, list[float]] = {name: [] for name in NETWORKS}
     for _ in range(repeats):
@@ -76,7 +76,7 @@ def compare(minutes: float, seeds: int, n: int, folder: Path) -> dict[str, dict]
 
 
 def summary(report: dict) -> dict:
-    """The figures that decide."""
+    """The figures that decide which network is better."""
     metrics = {name: {m: v["mean"] for m, v in s["metrics"].items()} for name, s in report["samplers"].items()}
     return {**metrics, "bits_per_dim": report["likelihood"]["mean"]}
 
@@ -92,19 +92,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         found = compare(args.minutes, args.seeds, args.n, Path(folder))
     for name, row in found.items():
-        print(
-            f"{name}: {row['weights']:,} weights, {row['steps']} steps in {row['minutes']:.1f} minutes, "
-            f"{row['bits_per_dim']:.3f} bits/dim"
-        )
+        trained = f"{row['steps']} steps in {row['minutes']:.1f} minutes"
+        print(f"{name}: {row['weights']:,} weights, {trained}, {row['bits_per_dim']:.3f} bits/dim")
         for sampler in SAMPLERS:
             print(f"  {sampler:4s}", ", ".join(f"{metric} {value:.3f}" for metric, value in row[sampler].items()))
     if args.json:
         given = f"--minutes={args.minutes:g} --seeds={args.seeds} --n={args.n}"
-        about = {
-            "command": f"python benchmarks/networks.py {given}",
-            "device": jax.devices()[0].device_kind,
-            "jax": jax.__version__,
-        }
+        about = {"command": f"python benchmarks/networks.py {given}"}
+        about |= {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
         Path(args.json).write_text(json.dumps({**about, **found}, indent=2))
 
 

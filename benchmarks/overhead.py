@@ -1,10 +1,11 @@
-"""What the samplers cost beyond their score calls, as ratios within one run: python benchmarks/overhead.py [--batch=64]
-[--nfe=200].
+"""The cost of the samplers beyond their score calls, as ratios within one run.
+
+    python benchmarks/overhead.py [--batch=64] [--nfe=200]
 
 Prints, for the network of configs/digits.py, untrained:
 
 * fixed-step samplers: time / (score calls x time of one jitted score call);
-* the ODE sampler, and the likelihood with one probe: time per NFE over the same;
+* the ODE sampler, and the likelihood with one probe: time per NFE / time of one jitted score call;
 * how often Python traced the network over three checkpoints, all samplers and the likelihood, for one batch shape;
 
 and, with the exact score of a Gaussian on a state of 1 MiB, of which 1,000 kept steps would be 1 GiB,
@@ -49,7 +50,7 @@ from sde_lib import (
 )
 
 STATE = (4096, 64)  # float32: 1 MiB
-# With and without noise, with none to three earlier calls, calls elsewhere than at x, a corrector.
+# These are with and without noise, with none to three earlier calls, with calls elsewhere than at x, with a corrector.
 KINDS = "em,pc,sde_dpmpp_2m,sa_solver,dpmpp_3m,deis_t,ipndm,unipc,heun"
 
 
@@ -66,8 +67,13 @@ class Counted:
 
 
 def checkpoints(count: int, traces: list) -> tuple[list[NetworkScore], tuple[int, ...]]:
-    """The digits network with `count` sets of weights, and an image's shape. Untrained it puts out zero: few ODE steps,
-    as long each.
+    """Build the digits network with `count` sets of weights.
+
+    Untrained it puts out zero, so that ODE steps are few, and as long each.
+
+    Returns:
+        scores: one for each set of weights.
+        shape: an image's.
     """
     config, dataset = whole_config(digits.get_config()), load_dataset("digits")
     scores = []
@@ -79,7 +85,7 @@ def checkpoints(count: int, traces: list) -> tuple[list[NetworkScore], tuple[int
 
 
 def samplers(names: Sequence[str], nfe: int) -> dict:
-    """These, and the adaptive ODE."""
+    """The samplers of these names, and the adaptive ODE."""
     fixed: dict[str, Any] = {name: SAMPLERS[name].sampler for name in names}
     return {
         **{name: sampler.at_nfe(nfe) for name, sampler in fixed.items()},
@@ -94,20 +100,16 @@ def seconds(run: Callable) -> float:
 
 
 def measure(names: Sequence[str], batch: int, calls_each: int, rounds: int) -> dict:
-    """Every time per score call, as a ratio to one jitted score call; and the traces of three checkpoints."""
+    """Measure every time per score call, over that of one jitted score call, and the traces of three checkpoints."""
     traces: list = []
     scores, shape = checkpoints(3, traces)
     key, x = jax.random.key(0), jax.random.normal(jax.random.key(1), (batch, *shape))
     score_call, calls, t = jax.jit(lambda score_fn, x, t: score_fn(x, t)), max(calls_each // 4, 1), jnp.float32(0.5)
 
     def uses(score_fn: NetworkScore) -> dict[str, Callable]:
-        drawn = {
-            name: lambda s=s: sample(s, score_fn, key, batch, shape) for name, s in samplers(names, calls_each).items()
-        }
-        return {
-            **drawn,
-            "likelihood": lambda: log_prob(score_fn, x, key, divergence=Hutchinson(probes=1), rtol=1e-3, atol=1e-3),
-        }
+        chosen, solver = samplers(names, calls_each), {"divergence": Hutchinson(probes=1), "rtol": 1e-3, "atol": 1e-3}
+        drawn = {name: lambda s=s: sample(s, score_fn, key, batch, shape) for name, s in chosen.items()}
+        return {**drawn, "likelihood": lambda: log_prob(score_fn, x, key, **solver)}
 
     def one_call() -> float:
         return seconds(lambda: [score_call(scores[-1], x, t) for _ in range(calls)][-1]) / calls
@@ -135,23 +137,21 @@ def measure(names: Sequence[str], batch: int, calls_each: int, rounds: int) -> d
 
 
 def sample_gaussian(steps: int) -> None:
-    """What the processes do whose memory is measured."""
+    """Draw samples, in a process whose memory is measured."""
     d = STATE[1]
     score_fn = ExactScore(GaussianMixture([1.0], jnp.zeros((1, d)), 0.25 * jnp.eye(d)[None]), VP())
     jax.block_until_ready(sample(EulerMaruyama(steps=steps), score_fn, jax.random.key(0), STATE[0], STATE[1:]))
 
 
 def peak_mib(steps: int) -> float:
-    """Peak resident memory of a fresh process that samples, MiB."""
+    """Measure the peak resident memory of a fresh process that samples, in MiB."""
     command = [sys.executable, __file__, f"--peak={steps}"]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--samplers", default=KINDS, help="fixed-step samplers by name; default one of each kind of table"
-    )
+    parser.add_argument("--samplers", default=KINDS, help="fixed-step samplers by name; default one of each kind")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--nfe", type=int, default=200, help="score calls of each fixed-step sampler, an even number")
     parser.add_argument("--rounds", type=int, default=5)
@@ -164,27 +164,17 @@ def main() -> None:
         return
     memory = {steps: statistics.median(peak_mib(steps) for _ in range(3)) for steps in (10, 1000)}
     found = measure(args.samplers.split(","), args.batch, args.nfe, args.rounds)
-    found |= {
-        "peak_mib": memory,
-        "device": jax.devices()[0].device_kind,
-        "machine": platform.machine(),
-        "jax": jax.__version__,
-    }
-    print(
-        f"time per score call, over one jitted score call (batch {args.batch}, median and range of {args.rounds} "
-        "rounds)"
-    )
+    found |= {"peak_mib": memory, "device": jax.devices()[0].device_kind}
+    found |= {"machine": platform.machine(), "jax": jax.__version__}
+    rounds = f"median and range of {args.rounds} rounds"
+    print(f"time per score call, over one jitted score call (batch {args.batch}, {rounds})")
     for name, ratio in found["ratios"].items():
         low, high = found["spread"][name]
         print(f"  {name:18s} {ratio:5.3f}   [{low:.3f}, {high:.3f}]   {found['nfe'][name]} NFE")
-    print(
-        f"traces of the network, 3 checkpoints x {len(found['ratios'])} ways to use it and the score call: "
-        f"{found['traces']}"
-    )
-    print(
-        f"peak memory, 1,000 steps over 10: {memory[1000] / memory[10]:.3f}   ({memory[1000]:.0f} and "
-        f"{memory[10]:.0f} MiB)"
-    )
+    uses = f"3 checkpoints x {len(found['ratios'])} ways to use it and the score call"
+    print(f"traces of the network, {uses}: {found['traces']}")
+    mib = f"{memory[1000]:.0f} and {memory[10]:.0f} MiB"
+    print(f"peak memory, 1,000 steps over 10: {memory[1000] / memory[10]:.3f}   ({mib})")
     if args.json:
         with open(args.json, "w") as file:
             json.dump({"command": "python benchmarks/overhead.py", **found}, file, indent=2)

@@ -1,11 +1,13 @@
-"""SDE or ODE? What decides is when in log SNR the score is wrong: python benchmarks/sde_or_ode.py [--picture=FILE].
+"""The choice between SDE and ODE, which depends on where in log SNR the score is wrong.
 
-Exact KL(law of the result || data at t_min) in nats for N(0.4, 0.25) under VP, no samples: with the exact score what is
-left is the discretisation error, with many steps the score error. The noise e = -sigma s of the exact score is given a
-bias of 0.3 early (lambda = log(alpha/sigma) in [-3, -1]) or late (in [1.5, 3.5]), a bias of 0.1 throughout, or a scale
-of 0.98.
+    python benchmarks/sde_or_ode.py [--picture=FILE]
 
-The reverse SDE forgets early errors, the ODE carries them to the end; late errors the SDE's larger pull amplifies
+Prints the exact KL(the result's distribution || the data's at t_min) in nats for N(0.4, 0.25) under VP, without
+samples: with the exact score the discretisation error is left, with many steps the score error. The noise e = -sigma s
+of the exact score is given a bias of 0.3 early (lambda = log(alpha/sigma) in [-3, -1]) or late (in [1.5, 3.5]), a bias
+of 0.1 throughout, or a scale of 0.98.
+
+The reverse SDE forgets early errors, while the ODE carries them to the end; the SDE's larger pull amplifies late errors
 (Cao et al. 2023, arXiv:2306.02063).
 """
 
@@ -35,8 +37,7 @@ SAMPLERS: dict[str, LinearSampler] = {  # all at the same times, even in log SNR
     "SDE, order 2 (sde_dpmpp_2m)": SDEDPMSolverPP2M(grid=UniformLogSNR()),
 }
 STEPS = np.unique(np.geomspace(8, 1024, 22).astype(int))
-
-
+LINES = (("#0072B2", "--"), ("#0072B2", "-"), ("#009E73", "-"), ("#D55E00", "--"), ("#D55E00", "-"))
 ERRORS = {
     "exact score": lambda half_log_snr: (1.0, 0.0),
     "wrong early": pulse(-3.0, -1.0, 0.3),
@@ -51,24 +52,19 @@ def kl(sampler: LinearSampler, steps: int, error) -> float:
 
 
 def draw(path: str) -> None:
-    """KL over steps, a panel for the exact score and for each pulse."""
+    """Draw the KL over steps, a panel for the exact score and for each pulse."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 3.6), dpi=150, layout="constrained", facecolor="white")
     panels = figure.subplots(1, 3, sharey=True)
     for axes, name in zip(panels, ("exact score", "wrong early", "wrong late"), strict=True):
-        for (label, sampler), (colour, line) in zip(
-            SAMPLERS.items(),
-            (("#0072B2", "--"), ("#0072B2", "-"), ("#009E73", "-"), ("#D55E00", "--"), ("#D55E00", "-")),
-            strict=True,
-        ):
+        for (label, sampler), (colour, line) in zip(SAMPLERS.items(), LINES, strict=True):
             axes.loglog(STEPS, [kl(sampler, int(n), ERRORS[name]) for n in STEPS], color=colour, ls=line, label=label)
         axes.set(title=name, xlabel="steps = NFE", ylim=(1e-9, 3))
         axes.grid(color="#c9ced6", lw=0.5)
     panels[0].set_ylabel("KL(sampler || data), nats")
-    figure.legend(
-        *panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=5, frameon=False, fontsize=8.5
-    )
+    entries = panels[0].get_legend_handles_labels()
+    figure.legend(*entries, loc="outside upper center", ncols=5, frameon=False, fontsize=8.5)
     figure.savefig(path)
 
 

@@ -1,9 +1,12 @@
 """DDPM++ and NCSN++ in PyTorch, the opponent of benchmarks/training.py; nothing else here uses PyTorch.
 
 The networks of Song et al. 2021, arXiv:2011.13456, appendix H, for the two published CIFAR-10 configurations. Modules
-carry the names of the published checkpoints (`all_modules` in the order of the calls), so that these load: python
-benchmarks/torch_ncsnpp.py FILE.npz checks the output against a file that holds weights `sd/...`, inputs `x_nchw` and
-`labels`, and the published network's `y_nchw`.
+carry the names of the published checkpoints (`all_modules` in the order of the calls), so that these load.
+
+    python benchmarks/torch_ncsnpp.py FILE.npz
+
+checks the output against a file that holds weights `sd/...`, inputs `x_nchw` and `labels`, and the published network's
+`y_nchw`.
 """
 
 import argparse
@@ -15,11 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SMALLEST_SCALE = 1e-10  # what the published code takes for an initial scale of 0
+SMALLEST_SCALE = 1e-10  # the published code takes this for an initial scale of 0
 
 
 def initialise(weight: Tensor, scale: float, fan_in: int, fan_out: int) -> None:
-    """Uniform of variance scale/(mean of fan-in and fan-out)."""
+    """Draw the weight uniformly with variance scale/(mean of fan-in and fan-out)."""
     bound = math.sqrt(3 * max(scale, SMALLEST_SCALE) / (0.5 * (fan_in + fan_out)))
     nn.init.uniform_(weight, -bound, bound)
 
@@ -45,7 +48,7 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 class Fourier(nn.Module):
-    """[sin(2 pi W log sigma), cos(2 pi W log sigma)], W frozen."""
+    """The embedding [sin(2 pi W log sigma), cos(2 pi W log sigma)], W frozen."""
 
     def __init__(self, width: int, scale: float = 16.0):
         super().__init__()
@@ -57,18 +60,18 @@ class Fourier(nn.Module):
 
 
 def positional(label: Tensor, width: int) -> Tensor:
-    """[sin(w t), cos(w t)], w_k = 10000^(-k/(width/2 - 1))."""
+    """Embed the label t as [sin(w t), cos(w t)], w_k = 10000^(-k/(width/2 - 1))."""
     half = width // 2
-    frequencies = torch.exp(
-        torch.arange(half, device=label.device, dtype=torch.float32) * (-math.log(10000) / (half - 1))
-    )
+    k = torch.arange(half, device=label.device, dtype=torch.float32)
+    frequencies = torch.exp(k * (-math.log(10000) / (half - 1)))
     phase = label.float()[:, None] * frequencies[None, :]
     return torch.cat([phase.sin(), phase.cos()], dim=-1)
 
 
 class Fir(nn.Module):
-    """StyleGAN2's filter [1, 3, 3, 1]/8 along each axis, as a grouped convolution: up- or downsampling by two, or
-    blurring.
+    """StyleGAN2's filter [1, 3, 3, 1]/8 along each axis, as a grouped convolution.
+
+    It blurs, or resamples up or down by two.
     """
 
     kernel: Tensor
@@ -88,12 +91,12 @@ class Fir(nn.Module):
         return self.blur(x, padding=1, stride=2)
 
     def up(self, x: Tensor) -> Tensor:
-        """The transpose of `down`, times 4."""
+        """Upsample by the transpose of `down`, times 4."""
         return F.conv_transpose2d(x, 4 * self._per_channel(x), stride=2, padding=1, groups=x.shape[1])
 
 
 class Downsample(nn.Module):
-    """Filter, then a 3x3 convolution of stride 2."""
+    """The filter, then a 3x3 convolution of stride 2."""
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
@@ -163,10 +166,10 @@ class Attention(nn.Module):
 
 
 class NCSNpp(nn.Module):
-    """x (n, 3, h, w), label (n,) -> like x. The label is 999 t (DDPM++) or sigma (NCSN++), as published.
+    """The network: x (n, 3, h, w), label (n,) -> like x. The label is 999 t (DDPM++) or sigma (NCSN++), as published.
 
-    kind "ddpmpp": positional embedding, plain resampling, x in [-1, 1]. kind "ncsnpp": Fourier embedding, resampling by
-    a filter, a residual pyramid of the input, x in [0, 1], output over sigma.
+    kind "ddpmpp" has a positional embedding, plain resampling, and x in [-1, 1]. kind "ncsnpp" has a Fourier embedding,
+    resampling by a filter, a residual pyramid of the input, x in [0, 1], and its output over sigma.
     """
 
     def __init__(
@@ -263,10 +266,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+")
     for path in parser.parse_args().files:
-        print(
-            f"{path}: {difference(path):.1e} of the largest entry, channels last "
-            f"{difference(path, channels_last=True):.1e}"
-        )
+        plain, last = difference(path), difference(path, channels_last=True)
+        print(f"{path}: {plain:.1e} of the largest entry, channels last {last:.1e}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-"""Speed of training and sampling of DDPM++ and NCSN++, beside PyTorch where it is installed: python
-benchmarks/training.py [--json=FILE].
+"""The speed of training and sampling of DDPM++ and NCSN++, beside PyTorch where it is installed.
+
+    python benchmarks/training.py [--json=FILE]
 
 Prints, for each network and each compute type, on random images of CIFAR-10's shape:
 
@@ -7,9 +8,9 @@ Prints, for each network and each compute type, on random images of CIFAR-10's s
   loss, gradient, clipping, Adam, average of the weights); on an accelerator with one step per call and with several;
 * images per second of sampling, DDIM steps of one score call each;
 * FLOP/s of the training step by XLA's count, over the device's peak where it is known; its memory; seconds to compile
-it;
+  it;
 * the same of the PyTorch twin (torch_ncsnpp.py, `pip install -e '.[bench]'`), contiguous and channels-last; compiled
-too on a GPU.
+  too on a GPU.
 
 All contenders of a network and type take turns within each round. Ratios are medians over rounds of the time of
 PyTorch's fastest variant over each one's. By default width 128 and batch 128 on an accelerator, width 32 and batch 8 on
@@ -59,7 +60,7 @@ Run = Callable[[], None]
 
 
 def random_images(n: int = 1024) -> Dataset:
-    """Noise of CIFAR-10's shape: what the pixels are costs no time."""
+    """Draw noise of CIFAR-10's shape: the values of the pixels do not change the time."""
     x = np.random.default_rng(0).integers(0, 256, (n, 32, 32, 3), dtype=np.uint8)
     return Dataset("noise", Split(x), Split(x[:16]), levels=256)
 
@@ -75,7 +76,7 @@ def config_of(kind: str, args: argparse.Namespace, dtype: str, steps_per_call: i
 
 
 def analysis(trainer: Trainer) -> dict[str, float | None]:
-    """Seconds to compile one step, its floating-point operations and bytes as XLA counts them."""
+    """Measure the seconds to compile one step, and its floating-point operations and bytes as XLA counts them."""
     window = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, trainer._put_window(empty_window())))
     start = time.perf_counter()
     step = trainer._step.lower(trainer.like, window, trainer.batch(0), jnp.uint32(0)).compile()
@@ -86,7 +87,7 @@ def analysis(trainer: Trainer) -> dict[str, float | None]:
 
 
 def training_run(trainer: Trainer) -> Run:
-    """A call trains for config.train.log_every steps, and waits for the last."""
+    """Make a call that trains for config.train.log_every steps, and waits for the last."""
     progress = trainer.run(trainer.initial_state())
 
     def run() -> None:
@@ -96,7 +97,7 @@ def training_run(trainer: Trainer) -> Run:
 
 
 def sampling_run(config: ConfigDict, dataset: Dataset, batch: int, steps: int) -> Run:
-    """A call makes `steps` steps of DDIM, of one score call each."""
+    """Make a call that makes `steps` steps of DDIM, of one score call each."""
     score_fn, key = build_score(config, *build_network(config, dataset)), jax.random.key(0)
     sampler = DDIM(steps=steps, denoise=False)
 
@@ -107,7 +108,12 @@ def sampling_run(config: ConfigDict, dataset: Dataset, batch: int, steps: int) -
 
 
 def ours(kind: str, dtype: str, args: argparse.Namespace) -> tuple[dict[str, Run], dict[str, Run], dict[str, Any]]:
-    """(training, sampling, analysis) of this project."""
+    """Prepare this project's contenders.
+
+    Returns:
+        training, sampling: {name: a call}.
+        analysis: that of the training step, from `analysis`.
+    """
     dataset, several = random_images(), 1 if jax.default_backend() == "cpu" else args.steps_per_call
     trainers = {f"jax, {k} a call": Trainer(config_of(kind, args, dtype, k), dataset) for k in sorted({1, several})}
     about = analysis(next(iter(trainers.values())))
@@ -120,8 +126,9 @@ def ours(kind: str, dtype: str, args: argparse.Namespace) -> tuple[dict[str, Run
 
 
 def torch_step(network: Any, model: Any, layout: Any, kind: str, dtype: str, args: argparse.Namespace) -> Run:
-    """PyTorch's twin of a step of the Trainer: the same work in the same order. `model` is the network, or that
-    compiled.
+    """Make PyTorch's twin of a step of the Trainer: the same work in the same order.
+
+    `model` is the network, or the compiled network.
     """
     import torch
     import torch.nn.functional as F
@@ -168,7 +175,7 @@ def _synchronise() -> None:
 
 
 def torch_sampling(network: Any, model: Any, kind: str, dtype: str, args: argparse.Namespace) -> Run:
-    """Steps of DDIM by the twin."""
+    """Make a call that makes steps of DDIM by the twin."""
     import torch
 
     device = next(network.parameters()).device
@@ -191,8 +198,12 @@ def torch_sampling(network: Any, model: Any, kind: str, dtype: str, args: argpar
 
 
 def opponents(kind: str, dtype: str, args: argparse.Namespace) -> tuple[dict[str, Run], dict[str, Run]]:
-    """(training, sampling) by PyTorch; nothing without it, or where jax is on an accelerator that PyTorch does not
-    see.
+    """Prepare PyTorch's contenders.
+
+    There are none without PyTorch, or where jax is on an accelerator that PyTorch does not see.
+
+    Returns:
+        training, sampling: {name: a call}.
     """
     if importlib.util.find_spec("torch") is None:
         return {}, {}
@@ -219,8 +230,9 @@ def opponents(kind: str, dtype: str, args: argparse.Namespace) -> tuple[dict[str
 
 
 def rounds_of(runs: dict[str, Run], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each run in each round, in which all take turns; after one call each that compiles, and one that warms
-    up.
+    """Measure the seconds of each run in each round, in which all take turns.
+
+    Before, each is called once to compile, and once to warm up.
     """
     for run in runs.values():
         run()
@@ -235,7 +247,7 @@ def rounds_of(runs: dict[str, Run], rounds: int) -> dict[str, list[float]]:
 
 
 def rows_of(seconds: dict[str, list[float]], images: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Images per second of each, and PyTorch's fastest variant's time over it: median and range over rounds."""
+    """Yield each run's images per second, and the time of PyTorch's fastest variant over its: median and range."""
     theirs = [name for name in seconds if name.startswith("torch")]
     best = min(theirs, key=lambda name: statistics.median(seconds[name])) if theirs else None
     for name, values in seconds.items():
@@ -247,7 +259,7 @@ def rows_of(seconds: dict[str, list[float]], images: int) -> Iterator[tuple[str,
 
 
 def measure(kind: str, dtype: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Both tables of one network and compute type, and what XLA says of the step."""
+    """Measure training and sampling of one network and compute type, beside XLA's analysis of the step."""
     training, sampling, about = ours(kind, dtype, args)
     their_training, their_sampling = opponents(kind, dtype, args)
     images = args.batch * args.steps
@@ -259,11 +271,8 @@ def measure(kind: str, dtype: str, args: argparse.Namespace) -> dict[str, Any]:
     device = jax.devices()[0].device_kind
     peak = next((flops for name, flops in PEAK.items() if device.startswith(name)), None)
     if about["flops"]:
-        steps_per_second = (
-            max(row["images_per_second"] for name, row in found["training"].items() if name.startswith("jax"))
-            / args.batch
-        )
-        found["flops_per_second"] = about["flops"] * steps_per_second
+        speeds = [row["images_per_second"] for name, row in found["training"].items() if name.startswith("jax")]
+        found["flops_per_second"] = about["flops"] * max(speeds) / args.batch
         found["of_peak"] = found["flops_per_second"] / peak if peak else None
     return found
 
@@ -275,11 +284,10 @@ def show(kind: str, dtype: str, found: dict[str, Any]) -> None:
     print(f"{kind}, {dtype}: step compiled in {found['compile_seconds']:.0f} s{memory}{speed}{share}")
     for what in ("training", "sampling"):
         for name, row in found[what].items():
-            over = (
-                f"   {row['over_torch']:5.2f} of torch's speed [{row['range'][0]:.2f}, {row['range'][1]:.2f}]"
-                if "over_torch" in row
-                else ""
-            )
+            over = ""
+            if "over_torch" in row:
+                low, high = row["range"]
+                over = f"   {row['over_torch']:5.2f} of torch's speed [{low:.2f}, {high:.2f}]"
             print(f"  {what:9s} {name:32s} {row['images_per_second']:10.1f} images/s{over}", flush=True)
 
 

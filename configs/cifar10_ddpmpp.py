@@ -1,4 +1,4 @@
-"""DDPM++ (continuous) on CIFAR-10, VP: Song et al. 2021, arXiv:2011.13456, appendix H. For an accelerator."""
+"""DDPM++ (continuous) on CIFAR-10, VP, for an accelerator: Song et al. 2021, arXiv:2011.13456, appendix H."""
 
 from typing import Any
 

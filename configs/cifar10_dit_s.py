@@ -1,5 +1,6 @@
-"""DiT-S/2 on CIFAR-10 with class labels, VP in EDM's parameterisation: the sizes of Peebles & Xie 2023,
-arXiv:2212.09748, table 1.
+"""DiT-S/2 on CIFAR-10 with class labels, VP in EDM's parameterisation.
+
+The sizes are those of Peebles and Xie 2023, arXiv:2212.09748, table 1.
 """
 
 from typing import Any

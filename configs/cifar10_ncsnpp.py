@@ -1,5 +1,6 @@
-"""NCSN++ (continuous) on CIFAR-10, VE, images in [0, 1): Song et al. 2021, arXiv:2011.13456, appendix H. For an
-accelerator.
+"""NCSN++ (continuous) on CIFAR-10, VE, images in [0, 1), for an accelerator.
+
+Song et al. 2021, arXiv:2011.13456, appendix H.
 """
 
 from typing import Any

@@ -1,5 +1,6 @@
-"""NCSN++ (continuous) on LSUN bedrooms at 256 x 256, VE: Song et al. 2021, arXiv:2011.13456. The base of all sets of
-that size.
+"""NCSN++ (continuous) on LSUN bedrooms at 256 x 256, VE: the base of the configs of that size.
+
+Song et al. 2021, arXiv:2011.13456.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""Two-dimensional sets, seconds to train: --config.data.name=two_moons, and the other toys."""
+"""Two-dimensional sets, which train in seconds: --config.data.name=two_moons, or another toy."""
 
 from typing import Any
 

@@ -12,7 +12,7 @@ from experiment.errors import UserError
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replace the file's content: written beside it, flushed to disk, then renamed over it.
+    """Replace the file's content, by way of a file beside it that is flushed to disk, then renamed over it.
 
     Folders above it are made. Raises UserError where the file cannot be written.
     """

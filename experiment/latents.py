@@ -1,10 +1,11 @@
-"""Latents of a run: python -m experiment.latents --workdir=runs/digits, and one of.
+"""Work with a run's latents: python -m experiment.latents --workdir=runs/digits MODE, where MODE is one of these.
 
---encode                   held-out examples to latents.npz: latents (n, *shape), index (n,), labels for a
-                           class-conditional network
---decode=FILE.npz          latents back to samples: samples.npz and grid.png, as sample.py writes them
---interpolate=3,17         a path between two held-out examples through their latents: path.npz and path.png
---typicality [--of=FILE]   how typical each held-out example is, or each of the file's: typicality.json and .png
+--encode                   Write held-out examples to latents.npz: latents (n, *shape), index (n,), and labels for a
+                           class-conditional network.
+--decode=FILE.npz          Turn latents back into samples: samples.npz and grid.png, as sample.py writes them.
+--interpolate=3,17         Draw a path between two held-out examples through their latents: path.npz and path.png.
+--typicality [--of=FILE]   Measure how typical each held-out example is, or each of the file's: typicality.json and
+                           typicality.png.
 """
 
 from absl import flags
@@ -13,7 +14,7 @@ from experiment import cli
 
 
 def define_flags() -> None:
-    """Only where this is the command: sample.py and evaluate.py have flags of the same names."""
+    """Define the flags, only where this is the command: sample.py and evaluate.py have flags of the same names."""
     flags.DEFINE_string("workdir", "runs/digits", "The run directory.")
     flags.DEFINE_bool("encode", False, "Held-out examples to their latents: latents.npz.")
     flags.DEFINE_string("decode", None, "The latents of this .npz back to samples: samples.npz and grid.png.")
@@ -29,7 +30,7 @@ def define_flags() -> None:
     flags.DEFINE_string("of", None, "With --typicality: the examples of this .npz instead, against the held-out ones.")
     flags.DEFINE_integer("n", None, "Examples. Default: config.eval.likelihood_n.")
     flags.DEFINE_integer("probes", None, "Hutchinson's probes for each example. Default: config.eval.probes.")
-    flags.DEFINE_integer("seed", None, "Of the dequantisation, the probes, and the choice of examples. Default: 0.")
+    flags.DEFINE_integer("seed", None, "The seed of dequantisation, probes and the choice of examples. Default: 0.")
     flags.DEFINE_string("out", None, "Folder for the files. Default: WORKDIR/latents.")
 
 

@@ -1,4 +1,4 @@
-"""Where a number comes from: package versions, git commit, Python, device."""
+"""The provenance of a number: package versions, git commit, Python, device."""
 
 import platform
 import subprocess
@@ -7,9 +7,17 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = (
-    "jax", "jaxlib", "numpy", "flax", "optax", "diffrax", "orbax-checkpoint", "ml_collections", "tensorflow-datasets",
+    "jax",
+    "jaxlib",
+    "numpy",
+    "flax",
+    "optax",
+    "diffrax",
+    "orbax-checkpoint",
+    "ml_collections",
+    "tensorflow-datasets",
     "scikit-learn",
-    )  # fmt: skip
+)
 
 
 def _version(package: str) -> str:
@@ -23,10 +31,9 @@ def git_commit() -> str:
     """The commit of this code's checkout, "+changes" when files differ from it; "unknown" outside a checkout."""
 
     def git(*arguments: str) -> str:
-        here = Path(__file__).parent
-        return subprocess.run(
-            ["git", *arguments], cwd=here, capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
+        here, command = Path(__file__).parent, ["git", *arguments]
+        done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=True, timeout=10)
+        return done.stdout.strip()
 
     try:
         # Installed as a package, this file may lie inside somebody else's checkout.
@@ -37,7 +44,7 @@ def git_commit() -> str:
 
 
 def provenance() -> dict[str, Any]:
-    """{versions, git_commit, python, platform, device, devices}. Imports jax."""
+    """Collect {versions, git_commit, python, platform, device, devices}. Imports jax."""
     import jax
 
     device = jax.devices()[0]

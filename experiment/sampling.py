@@ -1,4 +1,4 @@
-"""Drawing samples from a run, a batch at a time, and the files that they go to: samples.npz and grid.png."""
+"""The drawing of samples from a run, a batch at a time, and the files that they go to: samples.npz and grid.png."""
 
 import contextlib
 from collections.abc import Iterator
@@ -23,10 +23,13 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Draws:
-    """Samples x (n, *shape) in the model's space; nfe, score calls per sample, the mean over the samples.
+    """Samples that were drawn, and what they cost.
 
-    An adaptive solver may take another number of steps for each batch. batch_seconds: wall time of each batch,
-    compilation in the first.
+    Args:
+        x: (n, *shape), in the model's space.
+        nfe: score calls per sample, the mean over the samples: an adaptive solver may take another number of steps for
+            each batch.
+        batch_seconds: wall time of each batch, with compilation in the first.
     """
 
     x: Array
@@ -37,8 +40,9 @@ class Draws:
 def draw(
     run: Any, sampler: Any, key: jax.Array, n: int, batch_size: int, description: str, labels: Array | None = None
 ) -> Draws:
-    """Draw n samples of the run's score; sample i depends on (key, i) alone. `labels`: (n,) classes, for a conditional
-    network.
+    """Draw n samples of the run's score; sample i depends on (key, i) alone.
+
+    labels: (n,) classes, for a conditional network.
     """
     batch_size, total, found, seconds = min(batch_size, n), 0, [], []
     with progress(n, description) as bar:
@@ -56,9 +60,9 @@ def draw(
 def draw_batch(
     run: Any, sampler: Any, key: jax.Array, first: int, size: int, labels: Array | None = None, frames: int = 0
 ) -> Any:
-    """Samples first .. first + size - 1. A last batch is drawn whole too, past n, so that one shape is compiled.
+    """Draw the samples first .. first + size - 1. A last batch is drawn whole too, so that one shape is compiled.
 
-    Split over the run's devices, with more samples that are dropped where these do not divide it.
+    The batch is split over the run's devices; where they do not divide it, more samples are drawn, and dropped.
     """
     drawn = round_up(size, mesh_here())
     cond = None if labels is None else padded(labels[first : first + drawn], drawn)
@@ -71,12 +75,12 @@ def draw_batch(
 
 
 def padded(rows: Array, size: int) -> Array:
-    """The rows, the last one repeated to make `size` of them."""
+    """Repeat the last row to make `size` of them."""
     return rows[np.minimum(np.arange(size), len(rows) - 1)]
 
 
 def class_labels(run: Any, n: int, seed: int) -> Array | None:
-    """(n,) classes in the training data's proportions for a class-conditional network; None for another."""
+    """Draw (n,) classes in the training data's proportions for a class-conditional network; None for another."""
     if not run.config.model.class_conditional:
         return None
     labels = run.dataset.train.labels
@@ -85,31 +89,30 @@ def class_labels(run: Any, n: int, seed: int) -> Array | None:
 
 @contextlib.contextmanager
 def solver_remedy() -> Iterator[None]:
-    """An adaptive solve that gave up becomes a UserError with the remedy."""
+    """Turn the error of an adaptive solve that gave up into a UserError with the remedy."""
     try:
         yield
     except RuntimeError as error:
         if "max_steps" not in str(error):
             raise
         raise UserError(
-            f"{error}. The training command with a larger --config.sample.rtol and --config.sample.atol (of "
-            "samplers; config.eval's are "
-            "the likelihood's) notes them for this run; sample.py also takes --steps for fixed steps"
+            f"{error}. The training command with a larger --config.sample.rtol and --config.sample.atol "
+            "(of samplers; config.eval's are the likelihood's) notes them for this run; "
+            "sample.py also takes --steps for fixed steps"
         ) from error
 
 
 def progress(total: int, description: str, unit: str = "sample") -> tqdm:
-    """A bar with rate and time left; silent where stderr is no terminal."""
+    """A progress bar with rate and time left; silent where stderr is no terminal."""
     return tqdm(total=total, desc=description, unit=unit, disable=None, dynamic_ncols=True, smoothing=0.1)
 
 
 def draw_to_files(workdir: str, name: str, n: int, *, seed: int = 0, out: str | None = None, **settings: Any) -> str:
-    """Draw n samples of the run into samples/<name>/ (or `out`): samples.npz and grid.png. Returns a line that says
-    what was done.
+    """Draw n samples of the run into samples/<name>/ (or `out`): samples.npz and grid.png.
 
-    settings: steps, eta, grid, as for `make_sampler`.
+    arr_0 of samples.npz is uint8 (n, h, w, c), 0..255, or float32 vectors (n, d). settings: steps, eta, grid, as for
+    `make_sampler`. Returns a line that says what was done.
 
-    arr_0 of samples.npz is uint8 (n, h, w, c), 0..255, or float32 vectors (n, d).
     Raises UserError for an unknown sampler or setting, n below 1, a missing run, or a folder that cannot be written.
     """
     if n < 1:
@@ -125,14 +128,12 @@ def draw_to_files(workdir: str, name: str, n: int, *, seed: int = 0, out: str | 
     draws = draw(run, sampler, jax.random.key(seed), n, run.config.sample.batch_size, name, labels)
     seconds = perf_counter() - start
     write_samples(run, draws.x, folder)
-    return (
-        f"{name}: {n} samples, {draws.nfe:,.0f} NFE, {seconds:.1f} s with compilation, step {run.step}: "
-        f"{folder / 'samples.npz'}"
-    )
+    cost = f"{draws.nfe:,.0f} NFE, {seconds:.1f} s with compilation"
+    return f"{name}: {n} samples, {cost}, step {run.step}: {folder / 'samples.npz'}"
 
 
 def write_samples(run: Run, x: Array, folder: Path) -> None:
-    """samples.npz and grid.png of samples in the model's space."""
+    """Write samples.npz and grid.png of samples in the model's space."""
     from experiment import plots
 
     levels = np.asarray(run.scaling.to_data(x))
