@@ -1,4 +1,5 @@
 # make demo: from a fresh clone to a trained model, samples, likelihoods and a report.   make test: the tests.   make notebooks: runs them all.
+# make docs: the pages of docs/ as a site, into site/.
 # Each creates the environment .venv first if there is none. Nothing but make and Python 3.11 or newer is needed.
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
@@ -6,7 +7,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 RUN ?= runs/digits
 BIN := .venv/bin
 
-.PHONY: demo test notebooks lint clean
+.PHONY: demo test notebooks docs lint clean
 
 demo: .venv/done
 	$(BIN)/python train.py --config=configs/digits.py --workdir=$(RUN)
@@ -19,6 +20,10 @@ test: .venv/done
 notebooks: .venv/done
 	$(BIN)/python -m pip install --quiet --editable '.[notebooks]'
 	for notebook in notebooks/*.ipynb; do $(BIN)/jupyter execute $$notebook || exit; done
+
+docs: .venv/done
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 lint: .venv/done
 	$(BIN)/ruff check .
