@@ -23,7 +23,7 @@ notebooks: .venv/done
 
 docs: .venv/done
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lint: .venv/done
 	$(BIN)/ruff check .

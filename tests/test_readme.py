@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import itertools
 import re
 import runpy
 import shlex
@@ -15,6 +16,8 @@ import pytest
 from absl import flags
 
 from experiment import cli
+from experiment.build.objects import MODELS, PARAMETERIZATIONS
+from experiment.build.samplers import GRIDS, SAMPLERS
 from experiment.errors import UserError
 from tests.commands import ROOT
 
@@ -111,7 +114,7 @@ def commands(page: Path) -> list[str]:
     """Each `python ...` of the page, in a block or in a sentence, without the brackets of what may be left out."""
     text = page.read_text()
     blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
-    lines = [line.partition(" #")[0].strip() for block in blocks for line in block.splitlines()]
+    lines = [line.partition(" #")[0].strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", FENCED.sub("", text))]
     found = [re.sub(r"^(?:[A-Z_]+=\S+ )+", "", text) for text in [*lines, *spans]]
     return [text.replace("[", "").replace("]", "") for text in found if text.startswith("python ")]
@@ -156,6 +159,20 @@ def parse(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("command", sorted({command for page in PAGES for command in commands(page)}))
 def test_a_command_that_is_shown_parses(command, monkeypatch):
     parse(command, monkeypatch)
+
+
+def first_column(page: str, heading: str) -> list[str]:
+    """The names in code in the first column of the first table after the heading."""
+    text = (ROOT / "docs" / page).read_text().partition(heading)[2]
+    rows = itertools.takewhile(lambda line: line.startswith("|"), text[text.index("\n|") + 1 :].splitlines())
+    return [name for row in list(rows)[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])]
+
+
+def test_the_tables_of_names_are_whole():
+    assert first_column("samplers.md", "## All of them") == list(SAMPLERS)
+    assert first_column("samplers.md", "## Where the steps are") == list(GRIDS)
+    assert first_column("networks.md", "# Networks") == list(MODELS)
+    assert sorted(first_column("networks.md", "`ncsnpp` |")) == sorted(PARAMETERIZATIONS)
 
 
 def test_a_mistake_in_a_command_would_be_seen(monkeypatch):
