@@ -1,6 +1,8 @@
 import io
 import os
 import struct
+import sys
+import threading
 import time
 import zipfile
 import zlib
@@ -200,6 +202,45 @@ def test_nothing_to_read(tmp_path):
     assert "no images in" in mistake(write_zip(tmp_path / "bare.zip", {"README.txt": b"!"}))
     assert "at least 2" in mistake(write(tmp_path / "one", {"1.png": png(PIXELS[0])}))
     assert "neither a folder" in mistake(write(tmp_path / "file", {"x.csv": b"1"}) + "/x.csv")
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_threads_do_not_mix_up_the_members_of_a_zip(tmp_path, monkeypatch, compression):
+    """An intact zip has no unreadable image. Extra fields, which many tools write, made Python 3.12.1 and 3.13.0 seek
+    from wherever another thread had left the file.
+    """
+    monkeypatch.setattr(images, "AHEAD", 1)  # one image a task
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    interval = sys.getswitchinterval()
+    path = tmp_path / "set.zip"
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for i in range(600):
+            member = zipfile.ZipInfo(f"{i:03}.png")
+            member.extra = struct.pack("<HHIB", 0x5455, 5, 0, 0)  # a time stamp
+            archive.writestr(member, png(PIXELS[i % 12]), compression)
+    try:
+        sys.setswitchinterval(1e-6)
+        dataset = load_dataset("", str(path))
+    finally:
+        sys.setswitchinterval(interval)
+    assert len(dataset.train) + len(dataset.test) == 600
+    assert {x.tobytes() for x in dataset.train.x} == {x.tobytes() for x in PIXELS}
+
+
+def test_one_thread_at_a_time_reads_a_zip(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "AHEAD", 1)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    reading = threading.Lock()
+    read = zipfile.ZipFile.read
+
+    def alone(archive, member):
+        assert reading.acquire(blocking=False), "two threads read"
+        time.sleep(0.001)
+        reading.release()
+        return read(archive, member)
+
+    monkeypatch.setattr(zipfile.ZipFile, "read", alone)
+    assert len(load_dataset("", write_zip(tmp_path / "set.zip", flat())).train) == 11
 
 
 def test_damaged_zip_is_named(tmp_path):
