@@ -94,7 +94,7 @@ def _unknown(name: str, known: tuple[str, ...]) -> str:
 def _not_prepared(name: str, folders: list[str]) -> str:
     return (
         f"data set {name!r} is not prepared (looked in {' and '.join(folders)}): "
-        "pip install '.[tfds-prepare]', then run "
+        "pip install -e '.[tfds-prepare]', then run "
         'python -c "import tensorflow_datasets as tfds; '
         f"tfds.builder('{name}', file_format='array_record').download_and_prepare()\", "
         "or point data.path at a folder, zip or .npz of images"

@@ -92,7 +92,7 @@ def library() -> Any:
             warnings.simplefilter("ignore")  # torchvision tells of its image decoders, which are not used here
             import torch_fidelity
     except ImportError as error:
-        raise UserError(f"--fid needs torch-fidelity ({error}): pip install '.[fid]'") from None
+        raise UserError(f"--fid needs torch-fidelity ({error}): pip install -e '.[fid]'") from None
     except RuntimeError as error:  # what torchvision raises beside another torch than it was built for
         reason = f"cannot import torch_fidelity ({error})"
         raise UserError(f"{reason}: torch and torchvision must be built for each other; install both afresh") from None

@@ -248,7 +248,7 @@ def test_tfds_set_by_its_folder(prepared):
 
 def test_tfds_set_that_is_not_prepared(tmp_path):
     line = mistake("cifar10", cache=str(tmp_path))
-    assert "pip install '.[tfds-prepare]'" in line and "tfds.builder('cifar10'" in line and "data.path" in line
+    assert "pip install -e '.[tfds-prepare]'" in line and "tfds.builder('cifar10'" in line and "data.path" in line
     assert not list(tmp_path.iterdir())
 
 

@@ -353,7 +353,7 @@ def test_without_the_extra_one_line_says_how_to_install_it() -> None:
         "'--fid_weights=w']; import runpy; "
     )
     line = fresh("-c", block + f"runpy.run_path({str(ROOT / 'evaluate.py')!r}, run_name='__main__')").mistake
-    assert "pip install '.[fid]'" in line
+    assert "pip install -e '.[fid]'" in line
 
 
 def test_torch_beside_another_torchvision_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
