@@ -185,7 +185,7 @@ class NCSNpp(nn.Module):
     ):
         super().__init__()
         self.nf, self.ncsnpp = nf, kind == "ncsnpp"
-        # What forward does with each module of the body: pops a skip before it, pushes one after it.
+        # Each module of the body, and whether forward pops a skip before it and pushes one after it.
         self.plan: list[tuple[nn.Module, bool, bool]] = []
 
         def add(module: nn.Module, *, pops: bool = False, pushes: bool = False) -> None:

@@ -40,7 +40,8 @@ from sde_lib import (
 LEARNED = (Uncertainty, LossSecondMoment, LearnedLogSNR)
 Learned = dict[str, Any]
 
-_LEARNING_RATE = 1e-2  # of the learned parts: a few hundred weights, each seen by every example
+# That of the learned parts: they have a few hundred weights, and every example updates each.
+_LEARNING_RATE = 1e-2
 
 
 def _log_normal(config: Any) -> LogNormal:

@@ -35,7 +35,7 @@ from experiment.data.dataset import Dataset, Split
 from experiment.data.image_decoding import Recipe, Unreadable
 from experiment.errors import UserError, one_line
 
-VERSION = 1  # of decoding and of the files: with another one everything is decoded again
+VERSION = 1  # the decoder's and the files': with another one everything is decoded again
 BLOCK = 2**22  # bytes with a checksum of their own
 CHECKED = 256  # blocks checked at each start, 1 GiB: all of a smaller file, of a larger one others each time
 _BUILDING = ".building-"

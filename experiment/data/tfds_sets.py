@@ -117,7 +117,7 @@ def _plan(name: str, builder: Any, recipe: Recipe) -> Plan:
     if not available.get("train"):
         raise UserError(f"data set {name!r} has no train split, only {', '.join(available) or 'none'}; choose another")
     held_out = next((s for s in HELD_OUT if available.get(s)), None)
-    # What is read one after another: (split of tfds, examples of it, whether they are held out)
+    # The parts to read, one after another: (split of tfds, indices of its examples, whether they are held out).
     if held_out is None:
         train, test = fixed_order(available["train"], f"data set {name!r}")
         parts = [("train", train, False), ("train", test, True)]

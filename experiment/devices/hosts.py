@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from experiment.errors import UserError
 
-# What a cluster's environment says to a process that is one of several; jax finds the rest itself.
+# How a cluster's environment tells a process that it is one of several; jax finds the rest itself.
 _CLUSTERS: dict[str, Callable[[str], bool]] = {
     "SLURM_STEP_NUM_TASKS": lambda value: value.isdigit() and int(value) > 1,
     "OMPI_COMM_WORLD_SIZE": lambda value: value.isdigit() and int(value) > 1,

@@ -1,4 +1,4 @@
-"""Keys of a config that nothing takes: what the user set for another class than the one he chose."""
+"""The keys of a config that nothing takes: they were set for another class than the chosen one."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -22,7 +22,7 @@ CHOSEN_BY |= {
 
 
 def unused_keys(config: Any, given: Iterable[str] = ()) -> list[str]:
-    """The keys that are set, so not at their defaults, and that the chosen classes do not take.
+    """List the keys that are set, so not at their defaults, and that the chosen classes do not take.
 
     Raises UserError where one of them is in `given`, the keys of the command line.
     """
@@ -40,7 +40,7 @@ def unused_keys(config: Any, given: Iterable[str] = ()) -> list[str]:
 
 
 def unused_line(config: Any, unused: Iterable[str]) -> str:
-    """What is said of keys that a config file sets in vain."""
+    """The line that tells the user of keys that a config file sets in vain."""
     return "set and not used: " + ", ".join(f"config.{name} (not of {_choice(config, name)})" for name in unused)
 
 
