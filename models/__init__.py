@@ -1,8 +1,9 @@
-"""Networks (Flax NNX): raw functions of (x, c_noise, cond) that know no SDE. The parameterisation in sde_lib turns one
-into a score.
+"""Networks (Flax NNX): raw functions of (x, c_noise, cond) that know no SDE.
 
-apply, params = split(DiT(shape=(8, 8, 1), rngs=nnx.Rngs(0)))
-y = apply(params, x, c_noise, cond=None, key=None)
+The parameterisation in sde_lib turns one into a score.
+
+    apply, params = split(DiT(shape=(8, 8, 1), rngs=nnx.Rngs(0)))
+    y = apply(params, x, c_noise, cond=None, key=None)
 """
 
 from models.dit import DiT

@@ -26,8 +26,9 @@ MLP_RATIO = 4
 
 
 def patchify(x: jax.Array, size: int) -> jax.Array:
-    """Cut into patches of size x size pixels: (n, h, w, c) -> (n, (h/size)(w/size), size * size * c), both row by
-    row.
+    """Cut images into patches of size x size pixels, both row by row.
+
+    (n, h, w, c) -> (n, (h/size)(w/size), size * size * c)
     """
     n, h, w, c = x.shape
     x = x.reshape(n, h // size, size, w // size, size, c).transpose(0, 1, 3, 2, 4, 5)
@@ -42,8 +43,9 @@ def unpatchify(tokens: jax.Array, size: int, shape: tuple[int, int, int]) -> jax
 
 
 def sincos_positions(rows: int, columns: int, width: int) -> np.ndarray:
-    """2-D sine-cosine table (rows * columns, width): a quarter of the width for each of sin/cos of row, sin/cos of
-    column.
+    """A 2-D sine-cosine table (rows * columns, width): a quarter of the width for each function and side.
+
+    The quarters are sin and cos of the row, then sin and cos of the column.
 
     Frequencies 10000^(-k/K) as in ViT and DiT. Columns that 4 does not fill stay zero.
     """
@@ -55,8 +57,9 @@ def sincos_positions(rows: int, columns: int, width: int) -> np.ndarray:
 
 
 class DiTBlock(nnx.Module):
-    """Attention, then a two-layer perceptron, each as h + gate * f((1 + scale) norm(h) + shift). (n, tokens, width) ->
-    same.
+    """A block of attention, then a two-layer perceptron, (n, tokens, width) -> same.
+
+    Each is h + gate * f((1 + scale) norm(h) + shift).
     """
 
     def __init__(self, width: int, heads: int, dropout: float, *, dtype: DTypeLike, rngs: nnx.Rngs):
@@ -66,7 +69,10 @@ class DiTBlock(nnx.Module):
         self.dropout = nnx.Dropout(dropout)
 
     def __call__(self, h: jax.Array, modulation: Sequence[jax.Array], key: jax.Array | None) -> jax.Array:
-        """modulation: shift, scale, gate of the attention, then of the perceptron, each (n, width), float32."""
+        """Apply the block.
+
+        modulation: shift, scale, gate of the attention, then of the perceptron, each (n, width), float32.
+        """
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation
         keys = dropout_keys(key, 2)
         u = self.attention(layer_norm(h, scale1, shift1))
@@ -76,7 +82,7 @@ class DiTBlock(nnx.Module):
 
 
 class DiT(nnx.Module):
-    """Network for images: x (n, h, w, c), c_noise (n,), cond (n,) int or None -> like x, float32. Zero until trained.
+    """A network for images: x (n, h, w, c), c_noise (n,), cond (n,) int or None -> like x, float32. Zero until trained.
 
     shape: (h, w, c). width: channels per token. depth: blocks. heads: attention heads. patch_size: pixels per side of a
     token (cost grows with the number of tokens, h w / patch_size^2). num_classes: 0 for no labels.

@@ -40,8 +40,9 @@ class Apply:
 
 
 class OneKey:
-    """The same key for every weight, where only shapes are wanted: counting keys while tracing takes ten times as long
-    as all else.
+    """The same key for every weight, where only shapes are wanted.
+
+    Counting keys while tracing takes ten times as long as all else.
     """
 
     def __init__(self) -> None:
@@ -52,6 +53,6 @@ class OneKey:
 
 
 def split(network: nnx.Module) -> tuple[Apply, Params]:
-    """The network as (apply, params): params a plain nested dict, string keys and float32 arrays."""
+    """Split a network into (apply, params): params a plain nested dict, string keys and float32 arrays."""
     graphdef, state = nnx.split(network)
     return Apply(graphdef), nnx.to_pure_dict(state)

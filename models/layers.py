@@ -1,4 +1,4 @@
-"""What the networks share: the noise embedding, conditioning, initialisers, modulation, attention, rematerialisation.
+"""The parts that networks share: noise embedding, conditioning, initialisers, attention, rematerialisation.
 
 Parameters are float32; `dtype` is the compute dtype. The embedding, the statistics of norms and the softmax are float32
 always.
@@ -24,11 +24,11 @@ NOISE_FEATURES = 64
 
 
 def noise_embedding(c_noise: jax.Array, features: int = NOISE_FEATURES) -> jax.Array:
-    """Sinusoids of the noise label, sqrt(2) [cos(w c), sin(w c)], w geometric from 1/4 to 32 rad. (n,) -> (n,
-    features), float32.
+    """Sinusoids of the noise label, (n,) -> (n, features), float32.
 
-    For c_noise = log(sigma/alpha)/4 in about [-2.5, 2.5]: the slowest sine is monotone over the whole range,
-    the fastest turns by 1 rad when log(sigma/alpha) moves by 1/8.
+    sqrt(2) [cos(w c), sin(w c)], w geometric from 1/4 to 32 rad, for c = c_noise = log(sigma/alpha)/4 in about [-2.5,
+    2.5]: the slowest sine is monotone over the whole range, the fastest turns by 1 rad when log(sigma/alpha) moves by
+    1/8.
     """
     frequencies = np.geomspace(0.25, 32.0, features // 2).astype(np.float32)
     phase = c_noise.astype(jnp.float32)[:, None] * frequencies[None, :]
@@ -36,12 +36,12 @@ def noise_embedding(c_noise: jax.Array, features: int = NOISE_FEATURES) -> jax.A
 
 
 def initialiser(scale: float) -> jax.nn.initializers.Initializer:
-    """Uniform of variance scale/(mean of fan-in and fan-out), as in DDPM; zeros for scale 0."""
+    """An initialiser, uniform of variance scale/(mean of fan-in and fan-out), as in DDPM; zeros for scale 0."""
     return jax.nn.initializers.variance_scaling(scale, "fan_avg", "uniform") if scale else jax.nn.initializers.zeros
 
 
 class Linear(nnx.Linear):
-    """Dense layer over the last axis; `scale` is its initialiser's, 0 starts it at zero."""
+    """A dense layer over the last axis; `scale` is its initialiser's, 0 starts it at zero."""
 
     def __init__(
         self, inputs: int, outputs: int, *, scale: float = 1.0, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
@@ -105,8 +105,9 @@ def label_table(num_classes: int, width: int, rngs: nnx.Rngs) -> nnx.Param:
 
 
 def label_rows(table: jax.Array, cond: jax.Array | None, n: int) -> jax.Array:
-    """(n, width): the table's rows for cond, (n,) int; the last row, "no label", for None; NaN for a label that does
-    not exist.
+    """The table's rows for cond, (n,) int, as (n, width).
+
+    They are the last row, "no label", for None, and NaN for a label that does not exist.
 
     Raises ValueError for a cond that is not one integer for each example.
     """
@@ -120,7 +121,7 @@ def label_rows(table: jax.Array, cond: jax.Array | None, n: int) -> jax.Array:
 
 
 def check_unlabelled(cond: jax.Array | None) -> None:
-    """Raises ValueError when labels are given to a network without classes."""
+    """Raise ValueError when labels are given to a network without classes."""
     if cond is not None:
         raise ValueError("labels were given to a network without classes: build it with num_classes, or pass cond=None")
 
@@ -137,8 +138,9 @@ def layer_norm(x: jax.Array, scale: jax.Array, shift: jax.Array, epsilon: float 
 
 
 def group_norm(channels: int, *, groups: int = 0, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.GroupNorm:
-    """Group norm with `groups`, or min(c/4, 32), or the next smaller number that divides c. Statistics in float32, two
-    passes.
+    """Group norm with `groups`, or min(c/4, 32), or the next smaller number that divides c.
+
+    The statistics are float32, in two passes.
     """
     most = groups or max(1, min(channels // 4, 32))
     groups = next(g for g in range(most, 0, -1) if channels % g == 0)
@@ -170,14 +172,15 @@ class SelfAttention(nnx.Module):
 
 
 def named(modules: Sequence[nnx.Module]) -> nnx.Dict:
-    """A list of modules under the names "00", "01", ...: string keys keep the parameters a plain dict that any
-    checkpoint takes.
+    """A list of modules under the names "00", "01", ...
+
+    String keys keep the parameters a plain dict that any checkpoint takes.
     """
     return nnx.Dict({f"{i:02d}": module for i, module in enumerate(modules)})
 
 
 def dropout_keys(key: jax.Array | None, n: int) -> Iterator[Any]:
-    """n keys from one, or n times None: evaluation, without dropout."""
+    """Split a key into n, or repeat None n times: evaluation, without dropout."""
     return iter([None] * n if key is None else jax.random.split(key, n))
 
 
@@ -189,17 +192,16 @@ _POLICIES: dict[str, Any] = {"blocks": None, "products": _is_product}
 
 
 def rematerialised(block: Callable[..., jax.Array], remat: Remat) -> Callable[..., jax.Array]:
-    """The block, its activations computed again in the backward pass (Chen et al. 2016, arXiv:1604.06174): less memory,
-    more time.
+    """The block, its activations computed again in the backward pass: less memory, more time.
 
-    none: all are kept. blocks: only its input is. products: what products and convolutions give is kept too, the cheap
-        rest is not.
+    Chen et al. 2016, arXiv:1604.06174. none: all are kept. blocks: only its input is. products: what products and
+    convolutions give is kept too, the cheap rest is not.
     """
     return block if remat == "none" else jax.checkpoint(lambda *args: block(*args), policy=_POLICIES[remat])
 
 
 def check_call(shape: tuple[int, ...], x: jax.Array, c_noise: jax.Array) -> None:
-    """Raises ValueError unless x is (n, *shape) and c_noise (n,)."""
+    """Raise ValueError unless x is (n, *shape) and c_noise (n,)."""
     if x.ndim != len(shape) + 1 or x.shape[1:] != shape:
         raise ValueError(f"the network was built for x of shape (batch, {', '.join(map(str, shape))}); x is {x.shape}")
     if c_noise.shape != x.shape[:1]:
@@ -209,7 +211,7 @@ def check_call(shape: tuple[int, ...], x: jax.Array, c_noise: jax.Array) -> None
 
 
 def check_counts(**options: Any) -> None:
-    """Raises ValueError naming the first option that is not a positive whole number."""
+    """Raise ValueError naming the first option that is not a positive whole number."""
     for name, value in options.items():
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
             raise ValueError(f"{name} must be a positive whole number; it is {value!r}")
@@ -226,7 +228,7 @@ def image_shape(shape: Sequence[int], network: str) -> tuple[int, int, int]:
 
 
 def image_resolutions(shape: tuple[int, int, int], levels: int, attention: Sequence[int]) -> list[int]:
-    """Height of each level, halved from one to the next.
+    """The height of each level, halved from one to the next.
 
     Raises ValueError if a side is not divisible by 2^(levels - 1), or an attention resolution does not occur.
     """

@@ -11,7 +11,10 @@ from models.layers import Condition, Linear, check_call, check_counts, dropout_k
 
 
 class MLPBlock(nnx.Module):
-    """h + W2 dropout(silu((1 + scale) * W1 silu(h) + shift)); scale and shift come from the conditioning vector."""
+    """A residual block h + W2 dropout(silu((1 + scale) * W1 silu(h) + shift)).
+
+    scale and shift come from the conditioning vector.
+    """
 
     def __init__(self, width: int, dropout: float, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.inner = Linear(width, width, dtype=dtype, rngs=rngs)
@@ -24,7 +27,7 @@ class MLPBlock(nnx.Module):
 
 
 class MLP(nnx.Module):
-    """Network for vectors: x (n, d), c_noise (n,), cond (n,) int or None -> (n, d), float32. Zero until trained.
+    """A network for vectors: x (n, d), c_noise (n,), cond (n,) int or None -> (n, d), float32. Zero until trained.
 
     shape: (d,). width: hidden units. depth: residual blocks of two layers each. num_classes: 0 for no labels.
     dtype: the compute dtype. Raises ValueError for a shape that is not a vector's.

@@ -1,14 +1,12 @@
-"""NCSN++, DDPM++ and DDPM, the networks of Song et al. 2021, arXiv:2011.13456, appendix H, with weights that can be
-those published.
+"""NCSN++, DDPM++ and DDPM (Song et al. 2021, arXiv:2011.13456, appendix H), for weights that can be published ones.
 
-    DDPM++  NCSNpp(shape)                                                          DDPM, Ho et al. 2020,
-    arXiv:2006.11239, as published NCSN++  NCSNpp(shape, embedding="fourier", fir=True,                           there:
-                   NCSNpp(shape, blocks=2, resblock="ddpm", progressive_input="residual", centered=False)
-                                    skip_rescale=False, norm_groups=32)
+    DDPM++  NCSNpp(shape)
+    NCSN++  NCSNpp(shape, embedding="fourier", fir=True, progressive_input="residual", centered=False)
+    DDPM    NCSNpp(shape, blocks=2, resblock="ddpm", skip_rescale=False, norm_groups=32)
 
-"deep" is blocks=8. The published networks divide by sigma themselves (`scale_by_sigma`); here the parameterisation
-does, `sde_lib.score.ScorePrediction`, and the label that a Fourier embedding takes is log sigma, not sigma: no
-logarithm of 0.
+"deep" is blocks=8. DDPM is that of Ho et al. 2020, arXiv:2006.11239, as published there. The published networks divide
+by sigma themselves (`scale_by_sigma`); here the parameterisation does, `sde_lib.RawScorePrediction`, and the label that
+a Fourier embedding takes is log sigma, not sigma: no logarithm of 0.
 """
 
 import math
@@ -51,7 +49,7 @@ Path = tuple[str, ...]
 
 
 class NCSNpp(nnx.Module):
-    """Network for images: x (n, h, w, c), label (n,), cond (n,) int or None -> like x, float32.
+    """A network for images: x (n, h, w, c), label (n,), cond (n,) int or None -> like x, float32.
 
     Args:
         shape: (h, w, c).
@@ -134,8 +132,13 @@ class NCSNpp(nnx.Module):
     def _way_down(
         self, parts: Parts, levels: list[tuple[int, bool]], blocks: int, width: int, image: int
     ) -> tuple[nnx.Dict, list[int]]:
-        """The levels on the way down, each (channels, whether with attention); and the channels of all that is kept for
-        the way up.
+        """The levels on the way down, and what they leave for the way up.
+
+        levels: (channels, whether with attention) of each.
+
+        Returns:
+            levels: the modules, from the finest.
+            skips: the channels of all that is kept for the way up.
         """
         skips, current, carried = [width], width, image
         found: list[Level] = []
@@ -195,8 +198,9 @@ class NCSNpp(nnx.Module):
         return named(found)
 
     def published_order(self) -> Iterator[tuple[Path, nnx.Module]]:
-        """(path in the parameters, module) in the order of the published list `all_modules`; a `Head` stands for two of
-        its entries.
+        """Yield (path in the parameters, module) in the order of the published list `all_modules`.
+
+        A `Head` stands for two of its entries.
         """
         for name in ("embedding", "dense0", "dense1", "inner"):
             if getattr(self, name) is not None:
@@ -258,7 +262,7 @@ class NCSNpp(nnx.Module):
         return temb + label_rows(self.labels[...], cond, len(label))
 
     def _join_input(self, module: Any, h: jax.Array, pyramid: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """(features, input pyramid) at the next resolution."""
+        """The features and the input pyramid at the next resolution."""
         if self.progressive_input == "none":
             return h, pyramid
         if self.progressive_input == "residual":
@@ -269,7 +273,7 @@ class NCSNpp(nnx.Module):
         return (joined + h if self.combine == "sum" else jnp.concatenate([joined, h], axis=-1)), pyramid
 
     def _join_output(self, level: Level, h: jax.Array, output: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
-        """(features, output pyramid) at this resolution."""
+        """The features and the output pyramid at this resolution."""
         if self.progressive == "none":
             return h, None
         if output is None:

@@ -1,5 +1,6 @@
-"""The parts of `NCSNpp` (Song et al. 2021, arXiv:2011.13456, appendix H): label embeddings, resampling, residual
-blocks, attention.
+"""The parts of `NCSNpp` (Song et al. 2021, arXiv:2011.13456, appendix H).
+
+They are label embeddings, resampling, residual blocks and attention.
 """
 
 import math
@@ -23,8 +24,9 @@ NIN_SCALE = 0.1
 
 
 def positional_embedding(label: jax.Array, width: int) -> jax.Array:
-    """[sin(w c), cos(w c)], w_k = 10000^(-k/(width/2 - 1)). (n,) -> (n, width), float32. Ho et al. 2020, as
-    published.
+    """Sinusoids of the label as Ho et al. 2020 published them, (n,) -> (n, width), float32.
+
+    [sin(w c), cos(w c)], w_k = 10000^(-k/(width/2 - 1)).
     """
     half = width // 2
     # The exponent is rounded to float32 and the exponential is exact, as in the published code: at label 999 a last bit
@@ -37,8 +39,9 @@ def positional_embedding(label: jax.Array, width: int) -> jax.Array:
 
 
 class FourierEmbedding(nnx.Module):
-    """[sin(2 pi W c), cos(2 pi W c)], W ~ N(0, scale²) and never trained. (n,) -> (n, 2 width), float32: phases reach
-    1e3 rad.
+    """Random Fourier features of the label, never trained, (n,) -> (n, 2 width), float32.
+
+    [sin(2 pi W c), cos(2 pi W c)], W ~ N(0, scale²): phases reach 1e3 rad.
     """
 
     def __init__(self, width: int, scale: float, *, rngs: nnx.Rngs):
@@ -51,8 +54,9 @@ class FourierEmbedding(nnx.Module):
 
 
 class Downsample(nnx.Module):
-    """Halves h and w by a 3x3 convolution of stride 2, after the filter if `fir`. (n, h, w, inputs) -> (n, h/2, w/2,
-    outputs).
+    """A 3x3 convolution of stride 2, which halves h and w, after the filter if `fir`.
+
+    (n, h, w, inputs) -> (n, h/2, w/2, outputs)
     """
 
     def __init__(self, inputs: int, outputs: int, *, fir: bool, dtype: DTypeLike, rngs: nnx.Rngs):
@@ -65,8 +69,9 @@ class Downsample(nnx.Module):
 
 
 class Upsample(nnx.Module):
-    """Doubles h and w: with `fir` a transposed 3x3 convolution and the filter, else pixels repeated and a
-    convolution.
+    """A layer that doubles h and w.
+
+    With `fir` it is a transposed 3x3 convolution and the filter, else pixels repeated and a convolution.
     """
 
     def __init__(self, inputs: int, outputs: int, *, fir: bool, dtype: DTypeLike, rngs: nnx.Rngs):
@@ -94,7 +99,9 @@ RESAMPLERS = {
 
 
 class ResBlock(nnx.Module):
-    """(n, h, w, inputs), (n, embedding) -> (n, h, w, outputs), or with `resample` "down" or "up" at half or twice the
+    """A residual block: the BigGAN one with `resample`, DDPM's without.
+
+    (n, h, w, inputs), (n, embedding) -> (n, h, w, outputs), or with `resample` "down" or "up" at half or twice the
     size.
 
     x' + conv1(dropout(silu(norm1(conv0(r(silu(norm0(x)))) + dense(silu(temb)))))), over sqrt(2) if `rescale`; r
@@ -141,7 +148,10 @@ class ResBlock(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """x + out(softmax(q k^T / sqrt(c)) v) over the pixels of norm(x), one head; over sqrt(2) if `rescale`."""
+    """Self-attention over pixels, one head: x + out(softmax(q k^T / sqrt(c)) v), q, k, v of norm(x).
+
+    The sum is over sqrt(2) if `rescale`.
+    """
 
     def __init__(
         self, channels: int, *, rescale: bool, init_scale: float, norm_groups: int, dtype: DTypeLike, rngs: nnx.Rngs
@@ -161,7 +171,7 @@ class Attention(nnx.Module):
 
 
 class Head(nnx.Module):
-    """conv(silu(norm(h))): what leaves the network, at one resolution."""
+    """The way out of the network at one resolution: conv(silu(norm(h)))."""
 
     def __init__(self, inputs: int, outputs: int, *, scale: float, norm_groups: int, dtype: DTypeLike, rngs: nnx.Rngs):
         self.norm = group_norm(inputs, groups=norm_groups, dtype=dtype, rngs=rngs)
@@ -172,11 +182,11 @@ class Head(nnx.Module):
 
 
 class Level(nnx.Module):
-    """One resolution, on the way down or up: blocks, attention after those of them that have it, and what leads to the
-    next one.
+    """One resolution, on the way down or up.
 
-    resample: halves or doubles h; None: without weights, or nothing at the `last` level. pyramid: down, what joins the
-    input; up, what carries the output to this resolution. head: up only, the output's part of this resolution.
+    It has blocks, attention after some of them, and what leads to the next level. resample: halves or doubles h; None:
+    without weights, or nothing at the `last` level. pyramid: down, what joins the input; up, what carries the output to
+    this resolution. head: up only, the output's part of this resolution.
     """
 
     def __init__(
@@ -199,7 +209,7 @@ class Level(nnx.Module):
 
 @dataclass(frozen=True)
 class Parts:
-    """What makes one network's modules: the options that all of them share."""
+    """The maker of one network's modules: the options that all of them share."""
 
     embedding: int
     dropout: float
@@ -232,7 +242,7 @@ class Parts:
         return Head(inputs, outputs, scale=scale, norm_groups=self.norm_groups, **self.given)
 
     def resampler(self, kind: Literal["down", "up"], channels: int) -> ResBlock | Downsample | Upsample | None:
-        """From one level to the next; None where pixels are resampled without weights."""
+        """The module from one level to the next; None where pixels are resampled without weights."""
         if self.biggan:
             return self.block(channels, channels, kind)
         layer = Downsample if kind == "down" else Upsample

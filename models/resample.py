@@ -1,5 +1,6 @@
-"""Resampling of images by two: by StyleGAN2's filter (Karras et al. 2020, arXiv:1912.04958, as in Song et al. 2021), or
-plainly.
+"""Resampling of images by two: by StyleGAN2's filter, or plainly.
+
+Karras et al. 2020, arXiv:1912.04958, as in Song et al. 2021.
 
 The filter is [1, 3, 3, 1]/8 along each axis, zeros outside the image. It is written as shifts and adds, one axis after
 the other, which every backend fuses; a grouped convolution says the same and is slow on CPU. All functions take (n, h,
@@ -17,7 +18,7 @@ def _padded(x: jax.Array, axis: int, before: int, after: int) -> jax.Array:
 
 
 def _filtered(x: jax.Array, axis: int, padding: int, stride: int = 1) -> jax.Array:
-    """Correlation with the taps along an axis, `padding` zeros on both sides."""
+    """The correlation with the taps along an axis, `padding` zeros on both sides."""
     x = _padded(x, axis, padding, padding)
     last = x.shape[axis] - len(TAPS) + 1
     return sum(
@@ -26,14 +27,15 @@ def _filtered(x: jax.Array, axis: int, padding: int, stride: int = 1) -> jax.Arr
 
 
 def fir_downsample(x: jax.Array) -> jax.Array:
-    """Filter, then every second pixel: out_i = (x_{2i-1} + 3 x_{2i} + 3 x_{2i+1} + x_{2i+2})/8 along each axis. h and w
-    halved.
+    """Filter, then take every second pixel: h and w halved.
+
+    out_i = (x_{2i-1} + 3 x_{2i} + 3 x_{2i+1} + x_{2i+2})/8 along each axis.
     """
     return _filtered(_filtered(x, 1, 1, 2), 2, 1, 2)
 
 
 def fir_upsample(x: jax.Array) -> jax.Array:
-    """Zeros between the pixels, then the filter with gain 2 along each axis. h and w doubled.
+    """Put zeros between the pixels, then filter with gain 2 along each axis: h and w doubled.
 
     out_{2i} = (x_{i-1} + 3 x_i)/4 and out_{2i+1} = (3 x_i + x_{i+1})/4: the zeros are never multiplied.
     """
@@ -48,14 +50,15 @@ def fir_upsample(x: jax.Array) -> jax.Array:
 
 
 def fir_blur(x: jax.Array, padding: int, gain: float = 1.0) -> jax.Array:
-    """The filter along both axes, times gain along each; h and w grow by 2 padding - 3. For a strided convolution or
-    its transpose.
+    """Filter along both axes, times gain along each; h and w grow by 2 padding - 3.
+
+    For a strided convolution or its transpose.
     """
     return gain * gain * _filtered(_filtered(x, 1, padding), 2, padding)
 
 
 def downsample(x: jax.Array) -> jax.Array:
-    """Mean over 2x2 pixels."""
+    """The mean over 2x2 pixels."""
     n, h, w, c = x.shape
     return x.reshape(n, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
 

@@ -1,5 +1,6 @@
-"""A U-Net for images, after DDPM++ (Song et al. 2021, arXiv:2011.13456, appendix H) with modulation as in ADM
-(arXiv:2105.05233).
+"""A U-Net for images, after DDPM++ with modulation as in ADM.
+
+Song et al. 2021, arXiv:2011.13456, appendix H; Dhariwal & Nichol 2021, arXiv:2105.05233.
 """
 
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ from models.resample import downsample, upsample
 
 
 class ResBlock(nnx.Module):
-    """Residual block, then self-attention if heads > 0. (n, h, w, inputs) -> (n, h, w, outputs).
+    """A residual block, then self-attention if heads > 0. (n, h, w, inputs) -> (n, h, w, outputs).
 
     x' + conv(dropout(silu((1 + scale) norm(conv(silu(norm(x)))) + shift))), x' = x or a 1x1 convolution of it;
     scale and shift come from the conditioning vector. The last convolution starts at zero.
@@ -56,7 +57,7 @@ class ResBlock(nnx.Module):
 
 
 class ImageAttention(nnx.Module):
-    """x + attention over the pixels of norm(x); starts as the identity."""
+    """Attention over the pixels of norm(x), added to x; it starts as the identity."""
 
     def __init__(self, channels: int, heads: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.norm = group_norm(channels, dtype=dtype, rngs=rngs)
@@ -68,7 +69,7 @@ class ImageAttention(nnx.Module):
 
 
 class UNet(nnx.Module):
-    """Network for images: x (n, h, w, c), c_noise (n,), cond (n,) int or None -> like x, float32. Zero until trained.
+    """A network for images: x (n, h, w, c), c_noise (n,), cond (n,) int or None -> like x, float32. Zero until trained.
 
     shape: (h, w, c). width: channels of the first level; level i has width * channel_mults[i] at resolution h / 2^i.
     blocks: residual blocks per level, down and up. attention: resolutions (heights) with attention after each block;

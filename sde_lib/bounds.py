@@ -1,14 +1,14 @@
-"""The variational bound of the continuous-time model, the law of its reverse SDE (Kingma et al. 2021, arXiv:2107.00630,
-eq. 11 and 12).
+"""The variational bound of the continuous-time model, whose distribution is that of its reverse SDE.
 
-With z_t = alpha x + sigma eps, and eps^ = -sigma s(z_t, t) the noise that the score tells,
+Kingma et al. 2021, arXiv:2107.00630, eq. 11 and 12. With z_t = alpha x + sigma eps, and e(z_t, t) = -sigma s(z_t, t)
+the noise that the score predicts,
 
-    -log p(x) <= KL(q(z_T | x) || N(0, sigma_T² I)) + reconstruction + ½ (lambda_0 - lambda_T) E |eps - eps^|²
+    -log p(x) <= KL(q(z_T | x) || N(0, sigma_T² I)) + reconstruction + ½ (lambda_0 - lambda_T) E |eps - e|²
 
 in nats, lambda = log SNR uniform between that at t_min and at t_max. The reconstruction is E[-log P(x | z_0)] for data
 with levels, where P weighs each entry's levels by N(z_0; alpha level, sigma²); without levels it is the entropy of
 q(z_0 | x), and what is bounded is E[-log p(z_0)], the density's at t_min. With the exact score the bound is tight but
-for the prior. This is what can be said of the samples of the SDE, which `log_prob` does not.
+for the prior. It is what can be said of the samples of the SDE; `log_prob` says nothing of them.
 """
 
 from functools import partial
@@ -26,11 +26,11 @@ from sde_lib.typing import PyTree
 
 
 class Bound(NamedTuple):
-    """What `vlb` returns, for n examples, in nats.
+    """The result of `vlb` for n examples, in nats.
 
     nats: (n,), a lower bound of the log-likelihood: -(prior + reconstruction + diffusion).
     prior, reconstruction, diffusion: (n,), the three terms.
-    per_time: (n, times), the diffusion integrand over log SNR, ½ |eps - eps^|², at `log_snr`; stratified, so that its
+    per_time: (n, times), the diffusion integrand over log SNR, ½ |eps - e|², at `log_snr`; stratified, so that its
         mean over a row times the range of log SNR is the row's diffusion.
     log_snr: (n, times).
     nfe: score evaluations for each example.
@@ -55,7 +55,7 @@ def vlb(
     first: int = 0,
     cond: PyTree = None,
 ) -> Bound:
-    """The bound for x (n, *shape), with `times` noise levels for each example.
+    """Bound the log-likelihood of x (n, *shape) from below, with `times` noise levels for each example.
 
     Args:
         score_fn: the score, which carries its SDE.
@@ -84,19 +84,22 @@ def vlb(
 def clean_offset(
     score_fn: ScoreFn, x: jax.Array, key: jax.Array, *, first: int = 0, cond: PyTree = None
 ) -> tuple[jax.Array, jax.Array]:
-    """(z, offset), (n, *shape) and (n,): a density p at t_min bounds that of the clean data, log p_0(x) >= E[log p(z) +
-    offset].
+    """Draw z near each x, with the offset by which a density at t_min bounds that of the clean data.
 
-    The model of x draws z from the density p at t_min, and x from N(E[x | z], (sigma/alpha)² I) with the score's E[x |
-    z]. By Jensen, for z = alpha x + sigma eps and eps^ = -sigma s(z, t_min) (Song et al. 2021, arXiv:2101.09258,
-    appendix B.2),
+    For a density p at t_min, log p_0(x) >= E[log p(z) + offset]. The model of x draws z from p, and x from N(E[x | z],
+    (sigma/alpha)² I) with the score's E[x | z]. By Jensen's inequality, for z = alpha x + sigma eps and
+    e = -sigma s(z, t_min) (Song et al. 2021, arXiv:2101.09258, appendix B.2),
 
-        offset = log p(x | z) - log q(z | x) = d log alpha + ½ |eps|² - ½ |eps - eps^|²
+        offset = log p(x | z) - log q(z | x) = d log alpha + ½ |eps|² - ½ |eps - e|²
 
     in nats. Without the entropy of q, the middle term's mean with the 2 pi's, it would be no bound. For data without
     levels, of which `log_prob(score_fn, x)` takes the clean x for a draw at t_min.
 
     Args: as for `vlb`; one z for each row.
+
+    Returns:
+        z: (n, *shape), at t_min.
+        offset: (n,), in nats.
     """
     sde = score_fn.sde
     alpha, sigma = (jnp.asarray(f(sde.t_min), x.dtype) for f in (sde.alpha, sde.sigma))
@@ -111,7 +114,11 @@ def clean_offset(
 def _diffusion(
     score_fn: ScoreFn, x: jax.Array, keys: jax.Array, times: int, cond: PyTree
 ) -> tuple[jax.Array, jax.Array]:
-    """(log SNR, ½ |eps - eps^|²), both (n, times)."""
+    """The noise levels drawn and the integrand there.
+
+    Returns:
+        log_snr, per_time: (n, times), log SNR and ½ |eps - e|².
+    """
     sde = score_fn.sde
     high, low = (jnp.asarray(sde.log_snr(t), x.dtype) for t in (sde.t_min, sde.t_max))
     shift = jax.vmap(jax.random.uniform)(fold_in_each(keys, times)).astype(x.dtype)
@@ -129,12 +136,12 @@ def _diffusion(
 
 
 def _entropy(sde: SDE, x: jax.Array) -> jax.Array:
-    """Of N(alpha x, sigma² I) at t_min, (n,)."""
+    """The entropy of N(alpha x, sigma² I) at t_min, (n,)."""
     return jnp.full(x.shape[0], 0.5 * x[0].size * (np.log(2 * np.pi) + 1 + 2 * jnp.log(sde.sigma(sde.t_min))), x.dtype)
 
 
 def _level_nats(sde: SDE, x: jax.Array, keys: jax.Array, centres: jax.Array) -> jax.Array:
-    """-log P(x | z_0) of one z_0 for each row, (n,)."""
+    """The reconstruction -log P(x | z_0) of one z_0 for each row, (n,)."""
     eps = normal_like(fold_in_each(keys, 2**31 - 1), x)
     alpha, sigma = (jnp.asarray(f(sde.t_min), x.dtype) for f in (sde.alpha, sde.sigma))
     # In units of sigma, from x's own level: its logit is -eps²/2.

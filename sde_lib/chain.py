@@ -24,7 +24,7 @@ from sde_lib.typing import Array, Step
 @register_dataclass
 @dataclass(frozen=True)
 class Chain:
-    """q, the forward chain, as tables of which entry t - 1 belongs to step t.
+    """The forward chain q, as tables of which entry t - 1 belongs to step t.
 
     A pytree whose leaves are the tables, computed once, on the host in float64: a compiled function rounds them, and
     computes none.
@@ -75,7 +75,7 @@ class Chain:
 
     @property
     def steps(self) -> int:
-        """T."""
+        """The number of steps, T."""
         return len(self.betas)
 
     def at(self, t: Step) -> "Chain":
@@ -98,8 +98,9 @@ class Chain:
         return per_row(row.alpha, x0) * x0, per_row(row.sigma, x0) ** 2
 
     def posterior(self, x: jax.Array, x0: jax.Array, t: Step) -> tuple[jax.Array, jax.Array]:
-        """Mean, like x, and variance of q(x_{t-1} | x_t = x, x_0), which is x_0 itself for t = 1 (Ho et al. 2020, eq. 6
-        and 7).
+        """Mean, like x, and variance of q(x_{t-1} | x_t = x, x_0) (Ho et al. 2020, eq. 6 and 7).
+
+        For t = 1 it is x_0 itself.
         """
         row = self.at(t)
         variance = jnp.where(per_row(row.from_x, x) > 0, jnp.exp(per_row(row.log_small, x)), 0)
@@ -107,8 +108,9 @@ class Chain:
 
 
 def linear_betas(steps: int, max_beta: float = 0.999) -> np.ndarray:
-    """(steps,) betas, linear from 1e-4 to 0.02 at 1,000 steps; times 1000/steps at other lengths, so that x_T stays as
-    noisy.
+    """Betas (steps,), linear from 1e-4 to 0.02 at 1,000 steps, and times 1000/steps at other lengths.
+
+    So x_T stays as noisy at any length.
 
     Ho et al. 2020, section 4; the rescaling is that of Nichol & Dhariwal's code. Below 21 steps it would leave (0, 1):
     `max_beta` caps it.
@@ -118,8 +120,9 @@ def linear_betas(steps: int, max_beta: float = 0.999) -> np.ndarray:
 
 
 def cosine_betas(steps: int, max_beta: float = 0.999) -> np.ndarray:
-    """(steps,) betas of alpha_t = cos(a_t)/cos(a_0), a_t = (t/steps + s)/(1 + s) pi/2, s = 0.008: `CosineVP` at evenly
-    spaced times.
+    """Betas (steps,) of alpha_t = cos(a_t)/cos(a_0), a_t = (t/steps + s)/(1 + s) pi/2, s = 0.008.
+
+    These are `CosineVP` at evenly spaced times.
 
     Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 17. `max_beta` is their cap, which the last step always meets.
     """
@@ -161,7 +164,7 @@ Conversion = Callable[[Chain, jax.Array, jax.Array, Step], jax.Array]
 
 
 def denoiser_from_denoiser(chain: Chain, denoised: jax.Array, x: jax.Array, t: Step) -> jax.Array:
-    """For a network that predicts x_0."""
+    """The identity, for a network that predicts x_0."""
     return denoised
 
 

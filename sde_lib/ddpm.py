@@ -1,11 +1,10 @@
 """The discrete diffusion model as a model in its own right: a chain of T steps, and no SDE.
 
     q(x_t | x_{t-1})                                                                the forward chain, t = 1..T
-    (sde_lib.chain) p(x_{t-1} | x_t) = N(mean of q(x_{t-1} | x_t, x_0 = D(x_t, t)), Sigma_t)        the model, from
-    p(x_T) = N(0, I)
+    p(x_{t-1} | x_t) = N(mean of q(x_{t-1} | x_t, x_0 = D(x_t, t)), Sigma_t)        the model, from p(x_T) = N(0, I)
 
-(Ho et al. 2020, arXiv:2006.11239; Nichol & Dhariwal 2021, arXiv:2102.09672.) D is what the network says of x_0. x is
-(n, *shape); t is a step, 1 to T, an integer or (n,) of them.
+(Ho et al. 2020, arXiv:2006.11239; Nichol & Dhariwal 2021, arXiv:2102.09672.) The forward chain is `sde_lib.chain`'s; D
+is the network's prediction of x_0. x is (n, *shape); t is a step, 1 to T, an integer or (n,) of them.
 """
 
 import math
@@ -46,15 +45,17 @@ def fixed_small(chain: Chain, fraction: jax.Array | None, x: jax.Array, t: Step)
 
 
 def fixed_large(chain: Chain, fraction: jax.Array | None, x: jax.Array, t: Step) -> jax.Array:
-    """beta_t: right for data from N(0, I) (Ho et al. 2020, section 3.2). Their code has the posterior's at t = 1, as
-    `fixed_small` does.
+    """The variance beta_t: right for data from N(0, I) (Ho et al. 2020, section 3.2).
+
+    Their code has the posterior's at t = 1, as `fixed_small` does.
     """
     return per_row(chain.at(t).log_large, x)
 
 
 def learned_range(chain: Chain, fraction: jax.Array | None, x: jax.Array, t: Step) -> jax.Array:
-    """log Sigma = fraction log beta + (1 - fraction) log posterior variance (Nichol & Dhariwal 2021, arXiv:2102.09672,
-    eq. 15).
+    """A learned variance between the two fixed ones (Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 15).
+
+        log Sigma = fraction log beta + (1 - fraction) log posterior variance
 
     Raises ValueError for a network that predicts no fraction.
     """
@@ -70,7 +71,7 @@ def learned_range(chain: Chain, fraction: jax.Array | None, x: jax.Array, t: Ste
 @partial(register_dataclass, static=("to_denoiser", "log_variance"))
 @dataclass(frozen=True)
 class ReverseChain:
-    """p, the reverse chain of a network: what it says of x_0, and how sure it is of x_{t-1}.
+    """The reverse chain p of a network: its prediction of x_0, and the variance of x_{t-1}.
 
     Args:
         predict: `predict(x, t)`, t (n,): the prediction, like x, or, for `learned_range`, a pair with the fraction,
@@ -110,8 +111,9 @@ class NoiseOfScore:
 
 
 def l_simple(model: ReverseChain, chain: Chain, x0: jax.Array, key: jax.Array) -> jax.Array:
-    """mean (eps - E[eps | x_t])² over the entries of each example, (n,), at one random step each (Ho et al. 2020, eq.
-    14).
+    """The mean of (eps - E[eps | x_t])² over each example's entries, (n,), at one random step each.
+
+    Ho et al. 2020, eq. 14.
 
     The noise's error, whatever the network predicts.
     """
@@ -149,7 +151,7 @@ def l_vlb(
 
 
 class ELBO(NamedTuple):
-    """What `elbo` returns, in nats for each example: the bound of -log p(x_0), which is minus the ELBO.
+    """The result of `elbo`, in nats for each example: the bound of -log p(x_0), which is minus the ELBO.
 
     nats: (n,), prior + denoising + reconstruction. `bits_per_dim(-nats, d, 1.0)` where the data have bins.
     prior: (n,), KL(q(x_T | x_0) || N(0, I)); no draw is in it.
@@ -169,8 +171,9 @@ class ELBO(NamedTuple):
     weights: jax.Array
 
     def draws_variance(self) -> jax.Array:
-        """An unbiased estimate, (n,), of the variance of `denoising` that the draws of steps and of their x_t make; for
-        drawn steps.
+        """An unbiased estimate, (n,), of the variance of `denoising` that the draws of steps and of x_t make.
+
+        It is for drawn steps, which come in pairs.
         """
         first, second = jnp.moveaxis((self.weights * self.step_nats).reshape(len(self.nats), -1, 2), 2, 0)
         return jnp.sum((first - second) ** 2, axis=1)
@@ -186,8 +189,9 @@ def elbo(
     first: int = 0,
     draws: int | None = None,
 ) -> ELBO:
-    """The variational bound of -log p(x_0), each of its T terms with one draw of x_t (Ho et al. 2020, arXiv:2006.11239,
-    eq. 5).
+    """Bound -log p(x_0) from above, each of the bound's T terms with one draw of x_t.
+
+    Ho et al. 2020, arXiv:2006.11239, eq. 5.
 
     Step by step, so that memory does not grow with T, but for step_nats, steps and weights.
 
@@ -222,8 +226,9 @@ def ancestral(
     first: int = 0,
     dtype: DTypeLike = jnp.float32,
 ) -> Samples:
-    """n draws of the model, from x_T ~ N(0, I) down to D(x_1, 1), to which no noise is added (Ho et al. 2020, algorithm
-    2).
+    """Draw n samples of the model, from x_T ~ N(0, I) down to D(x_1, 1) (Ho et al. 2020, algorithm 2).
+
+    No noise is added to D(x_1, 1).
 
     Sample i depends on (key, first + i) alone, whatever the batch. With the same key, and from the prior N(0, I), the
     sampler `Ancestral` on the SDE and the times of `chain_of`, with its final denoising, draws the same samples where
@@ -269,8 +274,12 @@ def _elbo(
 
 
 def _drawn_steps(chain: Chain, keys: jax.Array, draws: int, dtype: DTypeLike) -> tuple[jax.Array, jax.Array]:
-    """(steps from 2 to T, their weights), both (draws, n); draws 2 i and 2 i + 1 come from one part of the range of log
-    SNR.
+    """Steps from 2 to T for each example, two in each of draws/2 equal parts of the range of log SNR.
+
+    Draws 2 i and 2 i + 1 come from one part.
+
+    Returns:
+        steps, weights: (draws, n).
     """
     log_snr = 2 * (jnp.log(jnp.asarray(chain.alpha, dtype)) - jnp.log(jnp.asarray(chain.sigma, dtype)))
     crossed = log_snr[0] - log_snr
@@ -300,7 +309,12 @@ def _ancestral(
 
 
 def _noised(chain: Chain, x0: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """A random step for each example, stratified over the batch, with x_t and its noise."""
+    """Draw a random step for each example, stratified over the batch, and x_t there.
+
+    Returns:
+        t: (n,), the steps.
+        x, eps: like x0, x_t and its noise.
+    """
     key_time, key_noise = jax.random.split(key)
     t = 1 + jnp.minimum(jnp.floor(chain.steps * stratified_uniform(key_time, x0.shape[0])).astype(int), chain.steps - 1)
     eps = jax.random.normal(key_noise, x0.shape, x0.dtype)
@@ -309,10 +323,11 @@ def _noised(chain: Chain, x0: jax.Array, key: jax.Array) -> tuple[jax.Array, jax
 
 
 def _kl(chain: Chain, x0: jax.Array, denoised: jax.Array, log_variance: jax.Array, t: Step) -> jax.Array:
-    """KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) for t > 1, (n,): ½ sum r - 1 - log r + (difference of
-    means)²/Sigma.
+    """KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) for t > 1, (n,).
 
-    r is the ratio of q's variance to p's.
+        ½ sum [r - 1 - log r + (difference of means)²/Sigma]
+
+    with r the ratio of q's variance to p's.
     """
     row = chain.at(t)
     log_ratio = per_row(row.log_small, x0) - log_variance
@@ -321,14 +336,14 @@ def _kl(chain: Chain, x0: jax.Array, denoised: jax.Array, log_variance: jax.Arra
 
 
 def _reconstruction(x0: jax.Array, mean: jax.Array, log_variance: jax.Array, bin_width: Scalar | None) -> jax.Array:
-    """-log p(x_0 | x_1), (n,)."""
+    """The reconstruction term -log p(x_0 | x_1), (n,)."""
     if bin_width is None:
         return 0.5 * sum_of_entries((x0 - mean) ** 2 * jnp.exp(-log_variance) + log_variance + math.log(2 * math.pi))
     return -sum_of_entries(_log_mass(x0, mean, jnp.exp(0.5 * log_variance), bin_width))
 
 
 def _log_mass(x0: jax.Array, mean: jax.Array, std: jax.Array, bin_width: Scalar) -> jax.Array:
-    """log of N(mean, std²)'s mass on the bin of each entry, like x0."""
+    """The logarithm of N(mean, std²)'s mass on the bin of each entry, like x0."""
     left, right = (x0 - 0.5 * bin_width - mean) / std, (x0 + 0.5 * bin_width - mean) / std
     # Centres lie half a bin from an end, or on it; their neighbours a bin or more.
     is_first, is_last = x0 < -1 + 0.75 * bin_width, x0 > 1 - 0.75 * bin_width

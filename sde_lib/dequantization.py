@@ -38,7 +38,12 @@ class UniformDequantization:
         _check(self.bin_width)
 
     def __call__(self, sde: SDE, keys: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """(z, log q(z | x)) of bin centres x (n, *shape), row i from keys[i] alone."""
+        """Draw z for bin centres x (n, *shape), row i from keys[i] alone.
+
+        Returns:
+            z: like x.
+            log_density: (n,), log q(z | x) in nats.
+        """
         u = jax.vmap(lambda key, row: jax.random.uniform(key, row.shape, row.dtype, -0.5, 0.5))(keys, x)
         return x + self.bin_width * u, jnp.full(x.shape[0], -x[0].size * np.log(self.bin_width), x.dtype)
 
@@ -59,7 +64,12 @@ class TruncatedNormalDequantization:
         _check(self.bin_width)
 
     def __call__(self, sde: SDE, keys: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """(z, log q(z | x)) of bin centres x (n, *shape), row i from keys[i] alone."""
+        """Draw z for bin centres x (n, *shape), row i from keys[i] alone.
+
+        Returns:
+            z: like x.
+            log_density: (n,), log q(z | x) in nats.
+        """
         alpha, sigma = (jnp.asarray(f(sde.t_min), x.dtype) for f in (sde.alpha, sde.sigma))
         tau = 0.5 * self.bin_width * alpha / sigma
         e = jax.vmap(lambda key, row: jax.random.truncated_normal(key, -tau, tau, row.shape, row.dtype))(keys, x)

@@ -25,7 +25,7 @@ _HIGHEST = jax.lax.Precision.HIGHEST  # the oracle keeps full float32 on GPU and
 
 
 class HasScore(Protocol):
-    """Anything that has a score: what Langevin sampling takes."""
+    """A distribution with a score: all that Langevin sampling needs."""
 
     def score(self, x: jax.Array) -> jax.Array:
         """The gradient of the log-density, like x."""
@@ -36,7 +36,7 @@ class Prior(Protocol):
     """A distribution at t_max: `sample` starts from draws of it, and `log_prob` ends in its density."""
 
     def sample(self, key: jax.Array, n: int) -> jax.Array:
-        """(n, *shape) draws."""
+        """Draw n samples, (n, *shape)."""
         ...
 
     def log_prob(self, x: jax.Array) -> jax.Array:
@@ -55,13 +55,13 @@ class Diffusible(Protocol):
 @partial(register_dataclass, static=("shape",))
 @dataclass(frozen=True)
 class IsotropicGaussian:
-    """N(0, std² I) over arrays of the given shape."""
+    """The Gaussian N(0, std² I) over arrays of the given shape."""
 
     shape: tuple[int, ...]
     std: float | jax.Array
 
     def sample(self, key: jax.Array, n: int) -> jax.Array:
-        """(n, *shape) draws."""
+        """Draw n samples, (n, *shape)."""
         return self.std * jax.random.normal(key, (n, *self.shape))
 
     def log_prob(self, x: jax.Array) -> jax.Array:
@@ -78,8 +78,9 @@ class IsotropicGaussian:
 @register_dataclass
 @dataclass(frozen=True)
 class DiagonalGaussian:
-    """N(mean, diag(std²)) over arrays like mean: with the data's moments, `at(sde, sde.t_max)` is a closer prior than
-    the SDE's own.
+    """The Gaussian N(mean, diag(std²)) over arrays like mean.
+
+    With the data's moments, `at(sde, sde.t_max)` is a closer prior than the SDE's own.
 
     mean, std: arrays of one shape.
     """
@@ -88,7 +89,7 @@ class DiagonalGaussian:
     std: Array
 
     def sample(self, key: jax.Array, n: int) -> jax.Array:
-        """(n, *shape) draws."""
+        """Draw n samples, (n, *shape)."""
         return jax.random.normal(key, (n, *self.mean.shape)) * self.std[None] + self.mean[None]
 
     def log_prob(self, x: jax.Array) -> jax.Array:
@@ -115,7 +116,7 @@ class DiagonalGaussian:
 @partial(register_dataclass, static=("log_density",))
 @dataclass(frozen=True)
 class Density:
-    """Any density known up to a constant, from its log: the score is its gradient.
+    """A density known up to a constant, from its logarithm: the score is the gradient of that.
 
     `log_density(x)` takes one point of any shape and returns a scalar in nats.
     """
@@ -133,7 +134,7 @@ class Density:
 
 @jax.tree_util.register_pytree_node_class
 class GaussianMixture:
-    """sum_k w_k N(m_k, S_k) in d dimensions, with full covariances, exact under every linear SDE.
+    """A mixture sum_k w_k N(m_k, S_k) in d dimensions, with full covariances, exact under every linear SDE.
 
     Args:
         weights: (k,), positive, sum 1.
@@ -189,7 +190,7 @@ class GaussianMixture:
 
     @property
     def covariances(self) -> jax.Array:
-        """(k, d, d)."""
+        """The covariances S_k, (k, d, d)."""
         return jnp.einsum("kij,kj,klj->kil", self.basis, self.variances, self.basis, precision=_HIGHEST)
 
     def mean(self) -> jax.Array:
@@ -202,7 +203,7 @@ class GaussianMixture:
         return jnp.einsum("k,kij->ij", weights, self.covariances) + jnp.einsum("k,ki,kj->ij", weights, offsets, offsets)
 
     def sample(self, key: jax.Array, n: int) -> jax.Array:
-        """(n, d) draws."""
+        """Draw n samples, (n, d)."""
         key_component, key_noise = jax.random.split(key)
         k = jax.random.categorical(key_component, self.log_weights, shape=(n,))
         z = jnp.sqrt(self.variances)[k] * jax.random.normal(key_noise, (n, self.means.shape[1]), self.means.dtype)

@@ -1,10 +1,9 @@
-"""The divergence of a field, div f = tr(df/dx), in one pass with its value: exactly, or from probes by forward
-derivatives.
+"""The divergence of a field, div f = tr(df/dx), in one pass with its value: exactly, or from probes.
 
-For a symmetric Jacobian A a probe's estimate v' A v has variance 2 (|A|_F² - sum_j a_jj²) with Rademacher entries, 2
-|A|_F² with normal ones. A score's Jacobian is dominated by its diagonal, so Rademacher probes are the default. Hutch++
-(Meyer et al. 2021) is not here: at equal cost, six forward derivatives, its standard deviation was 1.6 to 2.8 times as
-large on a network of the digits at six noise levels.
+For a symmetric Jacobian A a probe's estimate v' A v, by forward derivatives, has variance 2 (|A|_F² - sum_j a_jj²) with
+Rademacher entries, and 2 |A|_F² with normal ones. A score's Jacobian is dominated by its diagonal, so Rademacher probes
+are the default. Hutch++ (Meyer et al. 2021) is not here: at equal cost, six forward derivatives, its standard deviation
+was 1.6 to 2.8 times as large on a network of the digits at six noise levels.
 """
 
 from collections.abc import Callable
@@ -20,7 +19,7 @@ Field = Callable[[jax.Array], jax.Array]
 
 
 class Divergence(Protocol):
-    """How to get div f: `probes` are fixed along a solve, `__call__` gives the value and its divergences."""
+    """A way to get div f: `probes` are fixed along a solve, `__call__` gives the value and its divergences."""
 
     def probes(self, keys: jax.Array | None, x: jax.Array) -> jax.Array: ...
 
@@ -31,7 +30,7 @@ class Divergence(Protocol):
 
 @dataclass(frozen=True)
 class Exact:
-    """div f = sum_j df_j/dx_j, one forward derivative for each of the d entries.
+    """The divergence div f = sum_j df_j/dx_j, one forward derivative for each of the d entries.
 
     chunk: how many derivatives to hold in memory at a time; default all.
     """
@@ -43,13 +42,18 @@ class Exact:
             raise ValueError(f"Exact: chunk must be at least 1, not {self.chunk}")
 
     def probes(self, keys: jax.Array | None, x: jax.Array) -> jax.Array:
-        """Nothing is drawn: (n, 0)."""
+        """No probes, (n, 0): nothing is drawn."""
         return jnp.zeros((x.shape[0], 0), x.dtype)
 
     def __call__(
         self, fn: Field, x: jax.Array, probes: jax.Array, isotropic: Scalar = 0.0
     ) -> tuple[jax.Array, jax.Array]:
-        """fn(x), like x, and its divergence, (n, 1)."""
+        """The field's value and its divergence.
+
+        Returns:
+            value: fn(x), like x.
+            divergence: (n, 1).
+        """
         value, push = jax.linearize(fn, x)
         d = x[0].size
 
@@ -63,13 +67,15 @@ class Exact:
 
 @dataclass(frozen=True)
 class Hutchinson:
-    """div f = E[v' (df/dx) v] over probes v of independent entries with variance 1 (Hutchinson 1990): unbiased.
+    """The divergence div f = E[v' (df/dx) v] over probes v of independent entries with variance 1: unbiased.
 
-    With several probes in one solve each gives its own estimate, from whose spread comes the standard error.
+    Hutchinson 1990. With several probes in one solve each gives its own estimate, from whose spread comes the standard
+    error.
 
     Args:
         probes: how many.
-        law: of their entries: `jax.random.rademacher`, exact for a diagonal Jacobian, or `jax.random.normal`.
+        law: the distribution of their entries: `jax.random.rademacher`, exact for a diagonal Jacobian, or
+            `jax.random.normal`.
     """
 
     count: int = 1
@@ -82,15 +88,19 @@ class Hutchinson:
         object.__setattr__(self, "law", law)
 
     def probes(self, keys: jax.Array | None, x: jax.Array) -> jax.Array:
-        """(n, probes, *shape), row i from keys[i] alone."""
+        """Draw the probes (n, probes, *shape), row i from keys[i] alone."""
         return jax.vmap(lambda key: self.law(key, (self.count, *x.shape[1:]), x.dtype))(keys)
 
     def __call__(
         self, fn: Field, x: jax.Array, probes: jax.Array, isotropic: Scalar = 0.0
     ) -> tuple[jax.Array, jax.Array]:
-        """fn(x), like x, and the estimates of its divergence, (n, probes).
+        """The field's value and the probes' estimates of its divergence.
 
         isotropic: c of a known part c I of the Jacobian, which then is not estimated: c d + v' (df/dx - c I) v.
+
+        Returns:
+            value: fn(x), like x.
+            estimates: (n, probes).
         """
 
         def product(v: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -22,8 +22,9 @@ _WIDEST = 12**-0.5
 
 
 def gamma_of(sigma_rel: float) -> float:
-    """The profile's exponent: the largest root of gamma³ + 7 gamma² + (16 - sigma_rel^-2) gamma + 12 - sigma_rel^-2
-    (eq. 126).
+    """The profile's exponent gamma for a relative width sigma_rel (eq. 126).
+
+    It is the largest root of gamma³ + 7 gamma² + (16 - sigma_rel^-2) gamma + 12 - sigma_rel^-2.
 
     Raises ValueError outside 0 < sigma_rel < 12^(-1/2), where gamma would not be positive.
     """
@@ -36,20 +37,22 @@ def gamma_of(sigma_rel: float) -> float:
 
 
 def power_ema_decay(sigma_rel: float, step: Scalar) -> jax.Array:
-    """beta = (1 - 1/t)^(gamma + 1) of the update ema <- beta ema + (1 - beta) params number t = 1, 2, ... (eq. 127).
+    """The decay beta = (1 - 1/t)^(gamma + 1) of the update number t = 1, 2, ... (eq. 127).
 
-    The first update takes the params whole. After t of them the params of update s weigh (s^(gamma+1) -
-    (s-1)^(gamma+1))/t^(gamma+1), the integral of the profile over [s - 1, s].
+    The update is ema <- beta ema + (1 - beta) params.
+
+    The first update takes the params whole. After t of them the params of update s weigh
+    (s^(gamma+1) - (s-1)^(gamma+1))/t^(gamma+1), the integral of the profile over [s - 1, s].
     """
     return jnp.exp((gamma_of(sigma_rel) + 1) * jnp.log1p(-1 / jnp.asarray(step, jnp.float32)))
 
 
 def reconstruction_weights(profiles: Sequence[tuple[int, float]], step: int, sigma_rel: float) -> np.ndarray:
-    """The weight of each profile (step, sigma_rel) in the sum that is nearest, in least squares, to the one asked for;
-    they sum to 1.
+    """The weight of each profile (step, sigma_rel) in the sum nearest to the one asked for; they sum to 1.
 
-    A w = b with the inner products A of the profiles and b of each with the target (appendix C, algorithm 3), in
-    float64. Much nearer where `step` is one of the profiles' own: only they end with it.
+    Nearest is in least squares: A w = b with the inner products A of the profiles and b of each with the target
+    (appendix C, algorithm 3), in float64. The sum is much nearer where `step` is one of the profiles' own: only they
+    end with it.
 
     Raises ValueError without profiles, or where `step` is not between the first and the last of them.
     """
@@ -91,7 +94,7 @@ def reconstruct_ema(snapshots: Sequence[tuple[int, float, PyTree]], step: int, s
 def _inner_product(
     t_a: np.ndarray, gamma_a: np.ndarray, t_b: np.ndarray | float, gamma_b: np.ndarray | float
 ) -> np.ndarray:
-    """∫ p_a p_b dtau over the shorter of [0, t_a] and [0, t_b] (eq. 151)."""
+    """The inner product ∫ p_a p_b dtau over the shorter of [0, t_a] and [0, t_b] (eq. 151)."""
     first, last = np.minimum(t_a, t_b), np.maximum(t_a, t_b)
     gamma_last = np.where(t_a < t_b, gamma_b, gamma_a)
     return (gamma_a + 1) * (gamma_b + 1) / (gamma_a + gamma_b + 1) / last * (first / last) ** gamma_last

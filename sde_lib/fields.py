@@ -1,5 +1,6 @@
-"""Stationary Gaussian fields on a periodic grid: exact in as many dimensions as there are pixels, by the fast Fourier
-transform.
+"""Stationary Gaussian fields on a periodic grid: exact in as many dimensions as there are pixels.
+
+All of it is by the fast Fourier transform.
 """
 
 from dataclasses import dataclass
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
 @partial(register_dataclass, static=("shape",))
 @dataclass(frozen=True)
 class StationaryGaussianField:
-    """A real field x of mean 0 whose Fourier modes are independent, of variance P(k): covariance F* diag(P) F, F the
-    unitary transform.
+    """A real field x of mean 0 whose Fourier modes are independent, of variance P(k).
+
+    Its covariance is F* diag(P) F, with F the unitary transform.
 
     Diffusion keeps it one, with alpha² P + sigma².
 
@@ -35,7 +37,7 @@ class StationaryGaussianField:
     spectrum: jax.Array
 
     def sample(self, key: jax.Array, n: int) -> jax.Array:
-        """(n, h, w) draws."""
+        """Draw n fields, (n, h, w)."""
         return self._filtered(jax.random.normal(key, (n, *self.shape), self.spectrum.dtype), jnp.sqrt(self.spectrum))
 
     def log_prob(self, x: jax.Array) -> jax.Array:
@@ -49,7 +51,7 @@ class StationaryGaussianField:
         return self._filtered(x, -1 / jnp.asarray(self.spectrum, x.dtype))
 
     def at(self, sde: "SDE", t: Scalar) -> "StationaryGaussianField":
-        """The exact law of x_t."""
+        """The exact distribution of x_t."""
         dtype = self.spectrum.dtype
         alpha, sigma = jnp.asarray(sde.alpha(t), dtype), jnp.asarray(sde.sigma(t), dtype)
         return StationaryGaussianField(self.shape, alpha**2 * self.spectrum + sigma**2)
@@ -59,8 +61,9 @@ class StationaryGaussianField:
 
 
 def power_law_field(shape: tuple[int, int], exponent: float = 1.0) -> StationaryGaussianField:
-    """The field of amplitude spectrum 1/f^exponent, E x² = 1; f in cycles per grid, of which 0 counts as 1. Natural
-    images are near 1.
+    """The field of amplitude spectrum 1/f^exponent with E x² = 1; natural images are near exponent 1.
+
+    f is in cycles per grid, and 0 counts as 1.
     """
     spectrum = np.maximum(_frequency(shape), 1.0) ** (-2 * exponent)
     mean = np.sum(_multiplicity(shape) * spectrum) / np.prod(shape)
@@ -68,8 +71,9 @@ def power_law_field(shape: tuple[int, int], exponent: float = 1.0) -> Stationary
 
 
 class RadialSpectrum(NamedTuple):
-    """For each ring f - ½ <= |k| < f + ½: its frequency, the mean power of its modes, and how many independent real
-    numbers are in it.
+    """The power of fields over rings f - ½ <= |k| < f + ½ of frequency.
+
+    frequency: f of each ring. power: the mean power of its modes. modes: how many independent real numbers are in it.
     """
 
     frequency: np.ndarray
@@ -78,7 +82,7 @@ class RadialSpectrum(NamedTuple):
 
 
 def radial_spectrum(x: Array) -> RadialSpectrum:
-    """Of fields (n, h, w), up to the shorter side's Nyquist frequency.
+    """The radial spectrum of fields (n, h, w), up to the shorter side's Nyquist frequency.
 
     Where the power is even over a ring, the mean over its modes has the relative standard error sqrt(2/modes).
     """
@@ -88,7 +92,7 @@ def radial_spectrum(x: Array) -> RadialSpectrum:
 
 
 def exact_radial_spectrum(field: StationaryGaussianField) -> RadialSpectrum:
-    """What `radial_spectrum` of one draw is in the mean."""
+    """The mean of `radial_spectrum` over draws of the field."""
     return _over_rings(field.shape, np.asarray(field.spectrum, float))
 
 
@@ -100,19 +104,20 @@ def _over_rings(shape: tuple[int, int], power: np.ndarray) -> RadialSpectrum:
 
 
 def _power(x: jax.Array) -> jax.Array:
-    """|F x|², (n, h, w//2 + 1)."""
+    """The power |F x|² of each mode, (n, h, w//2 + 1)."""
     return jnp.abs(jnp.fft.rfft2(x, norm="ortho")) ** 2
 
 
 def _frequency(shape: tuple[int, int]) -> np.ndarray:
-    """|k| in cycles per grid, (h, w//2 + 1)."""
+    """The frequency |k| of each mode in cycles per grid, (h, w//2 + 1)."""
     h, w = shape
     return np.hypot(np.fft.fftfreq(h, 1 / h)[:, None], np.fft.rfftfreq(w, 1 / w)[None])
 
 
 def _multiplicity(shape: tuple[int, int]) -> np.ndarray:
-    """How often each of rfft2's modes counts among all h w: twice, with its mirror image, but for the columns that are
-    their own.
+    """How often each of rfft2's modes counts among all h w.
+
+    Each counts twice, with its mirror image, but for the columns that are their own.
     """
     h, w = shape
     twice = np.full((h, w // 2 + 1), 2.0)

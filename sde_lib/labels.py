@@ -1,4 +1,4 @@
-"""What a network is told of the noise at time t: its noise label, (n,) or a scalar, as t is.
+"""Noise labels: what a network is told of the noise at time t, (n,) or a scalar, as t is.
 
 A network of this project takes EDM's. One trained elsewhere takes the label that it was trained with; any of them works
 under any SDE that the label's formula is made for.
@@ -15,7 +15,7 @@ from sde_lib.typing import Array, Scalar
 
 
 class NoiseLabel(Protocol):
-    """label(sde, t)."""
+    """A label as a function label(sde, t)."""
 
     def __call__(self, sde: SDE, t: Scalar) -> Scalar: ...
 
@@ -23,7 +23,7 @@ class NoiseLabel(Protocol):
 @register_dataclass
 @dataclass(frozen=True)
 class LogSNRLabel:
-    """log(sigma/alpha)/4: Karras et al. 2022, arXiv:2206.00364, table 1, c_noise, there with alpha = 1."""
+    """The label log(sigma/alpha)/4: Karras et al. 2022, arXiv:2206.00364, table 1, c_noise, there with alpha = 1."""
 
     def __call__(self, sde: SDE, t: Scalar) -> Scalar:
         return -sde.log_snr(t) / 8
@@ -32,8 +32,9 @@ class LogSNRLabel:
 @register_dataclass
 @dataclass(frozen=True)
 class LogSigmaLabel:
-    """log sigma: NCSN++ on `VE`, whose Fourier features are those of log sigma (Song et al. 2021, arXiv:2011.13456,
-    appendix H.1).
+    """The label log sigma: NCSN++ on `VE`, whose Fourier features are those of log sigma.
+
+    Song et al. 2021, arXiv:2011.13456, appendix H.1.
     """
 
     def __call__(self, sde: SDE, t: Scalar) -> Scalar:
@@ -43,8 +44,9 @@ class LogSigmaLabel:
 @register_dataclass
 @dataclass(frozen=True)
 class TimeLabel:
-    """scale t: DDPM++ on `VP` and `SubVP`. 999, the last label of a discrete chain of 1,000 steps, also where steps are
-    continuous.
+    """The label scale t: DDPM++ on `VP` and `SubVP`.
+
+    The default 999 is the last label of a discrete chain of 1,000 steps, also where steps are continuous.
     """
 
     scale: Scalar = 999.0
@@ -56,8 +58,9 @@ class TimeLabel:
 @register_dataclass
 @dataclass(frozen=True)
 class ReversedTimeLabel:
-    """scale (t_max - t): the discrete VE networks of Song et al. 2021, which count their noise levels from the largest
-    down.
+    """The label scale (t_max - t): the discrete VE networks of Song et al. 2021.
+
+    They count their noise levels from the largest down.
     """
 
     scale: Scalar = 999.0
@@ -69,8 +72,9 @@ class ReversedTimeLabel:
 @register_dataclass
 @dataclass(frozen=True)
 class ChainLabel:
-    """The step, from 0, at which a discrete chain has the SDE's log SNR at t; between two steps linear in log SNR,
-    beyond the ends the end.
+    """The step, from 0, at which a discrete chain has the SDE's log SNR at t.
+
+    Between two steps it is linear in log SNR, beyond the ends the end.
 
     For a network trained on the chain alone (Ho et al. 2020, arXiv:2006.11239; Lu et al. 2022, arXiv:2206.00927,
     appendix D, for the idea).

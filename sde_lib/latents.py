@@ -16,7 +16,7 @@ from sde_lib.typing import Array, Scalar
 
 
 class Typicality(NamedTuple):
-    """What `typicality` and `latent_typicality` return, each (n,).
+    """The result of `typicality` and `latent_typicality`, each (n,).
 
     z: how many standard deviations the statistic lies above its mean.
     p_value: two-sided; small where the example is atypical, on whichever side.
@@ -34,10 +34,10 @@ def spherical_interpolation(a: Array, b: Array, weight: npt.ArrayLike) -> jax.Ar
         z = r (sin((1 - w) theta) u + sin(w theta) v)/sin(theta),        r² = (1 - w) |a|² + w |b|²
 
     (Shoemake 1985, "Animating rotation with quaternion curves"; Song et al. 2021, arXiv:2010.02502, appendix D.5, which
-    is the same where |a| = |b|). The angle from a is w theta, whatever the norms. For independent a and b from N(0, s²
-    I) in two or more dimensions, z has at every w the mean and covariance of N(0, s² I); on the straight line the
-    variance falls to half of it. Where a and b are parallel or opposite to rounding, and there is no one great circle,
-    the weights of u and v are 1 - w and w.
+    is the same where |a| = |b|). The angle from a is w theta, whatever the norms. For independent a and b from
+    N(0, s² I) in two or more dimensions, z has at every w the mean and covariance of N(0, s² I); on the straight line
+    the variance falls to half of it. Where a and b are parallel or opposite to rounding, and there is no one great
+    circle, the weights of u and v are 1 - w and w.
 
     Args:
         a, b: (n, *shape), or (1, *shape) for the same latent in every row.
@@ -73,7 +73,12 @@ def _great_circle(a: jax.Array, b: jax.Array, w: jax.Array) -> jax.Array:
 
 
 def _direction(latent: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Each row as a unit vector (n, d), and its norm (n, 1)."""
+    """The direction and the norm of each row.
+
+    Returns:
+        direction: (n, d), unit vectors.
+        norm: (n, 1).
+    """
     flat = latent.reshape(latent.shape[0], -1)
     norm = jnp.linalg.norm(flat, axis=1, keepdims=True)
     return flat / jnp.maximum(norm, jnp.finfo(flat.dtype).tiny), norm
@@ -90,9 +95,9 @@ def typicality(nats: npt.ArrayLike, reference_nats: npt.ArrayLike) -> Typicality
         p_value = min(1, 2 (1 + min(#{reference <= nats}, #{reference >= nats}))/(m + 1))
 
     If the example and the reference are exchangeable, P(p_value <= q) <= q, with equality at q = 2k/(m + 1) where no
-    two values are
-    equal: noise that an estimator adds to all of them alike does no harm (Bates et al. 2023, arXiv:2104.08279, on each
-    side). Examples that the network was trained on are not exchangeable with others once it has learnt them by heart.
+    two values are equal: noise that an estimator adds to all of them alike does no harm (Bates et al. 2023,
+    arXiv:2104.08279, on each side). Examples that the network was trained on are not exchangeable with others once it
+    has learnt them by heart.
 
     Args:
         nats: (n,) log-densities in nats, as `log_prob` gives them.
@@ -117,13 +122,12 @@ def typicality(nats: npt.ArrayLike, reference_nats: npt.ArrayLike) -> Typicality
 
 
 def latent_typicality(latent: Array, std: Scalar) -> Typicality:
-    """How far each latent's |z|²/std² lies from the chi-squared law with d degrees of freedom that it has under the
-    model.
+    """How far each latent's |z|²/std² lies from the chi-squared distribution that it has under the model.
 
-        z = (|z|²/std² - d)/sqrt(2 d),        p_value = 2 min(F, 1 - F),  F the law's distribution function
+        z = (|z|²/std² - d)/sqrt(2 d),        p_value = 2 min(F, 1 - F)
 
-    It needs no reference and no divergence, but sees only the norm. latent: (n, *shape); std: sigma(t_max), that of the
-    prior.
+    with d degrees of freedom, and F the distribution function. It needs no reference and no divergence, but sees only
+    the norm. latent: (n, *shape); std: sigma(t_max), that of the prior.
     """
     latent = jnp.asarray(latent)
     return Typicality(*_norm_test(latent, jnp.asarray(std, latent.dtype)))

@@ -29,7 +29,7 @@ __all__ = ["Exact", "Hutchinson", "LogProb", "bits_per_dim", "log_prob"]
 
 
 class LogProb(NamedTuple):
-    """What `log_prob` returns.
+    """The result of `log_prob`.
 
     nats: (n,) log-densities of x at t_min.
     probe_nats: (n, probes), one estimate for each probe; nats is their mean. One column for `Exact`.
@@ -60,7 +60,7 @@ def log_prob(
     first: int = 0,
     cond: PyTree = None,
 ) -> LogProb:
-    """log p_{t_min}(x) of the probability-flow ODE, in nats.
+    """Compute log p_{t_min}(x) of the probability-flow ODE, in nats.
 
     Args:
         score_fn: the score, which carries its SDE.
@@ -134,7 +134,7 @@ class _InLogSNR:
 
 @dataclass(frozen=True)
 class _Augmented:
-    """d(x, change)/dt = (f x - ½ g² s, -½ g² div s)."""
+    """The joint drift d(x, change)/dt = (f x - ½ g² s, -½ g² div s)."""
 
     divergence: Divergence
 
@@ -149,8 +149,9 @@ class _Augmented:
 
 
 def bits_per_dim(nats: ScalarT, dim: int, bin_width: float) -> ScalarT:
-    """Bits per dimension of discrete data, from the log-density in nats of its dequantised self: -nats/(dim ln 2) -
-    log2(bin_width).
+    """Bits per dimension of discrete data, from the log-density in nats of its dequantised self.
+
+        -nats/(dim ln 2) - log2(bin_width)
 
     bin_width is the width of one level in the model's space: 2/256 for bytes scaled to [-1, 1), which gives the
     well-known +7.

@@ -4,15 +4,16 @@ With x_t = alpha x_0 + sigma eps, the loss of one example is, averaged over its 
 
     w(t)/q(t) mean (sigma s(x_t, t) + eps)²        t ~ q on [t_min, t_max]
 
-where w is the weighting and q the law of times, as a density relative to the uniform one. Any weighting goes with any
-law: the law changes the variance of the loss, the weighting what it estimates.
+where w is the weighting and q the time distribution, as a density relative to the uniform one. Any weighting goes with
+any time distribution: the latter changes the variance of the loss, the weighting what it estimates.
 
 A weighting is a weight on the noise's error. Papers that put theirs on another error are converted: for one x_t, with
 rho = sigma/alpha = SNR^(-1/2), which is EDM's sigma,
 
     error of x_0 = -rho (error of eps)        error of v = sqrt(1 + rho²) (error of eps), v as `VPrediction` has it.
 
-Papers that draw times from a law and do not divide by its density have it in their weighting: see `Uncorrected`.
+Papers that draw times from a distribution and do not divide by its density have it in their weighting: see
+`Uncorrected`.
 """
 
 from collections.abc import Callable
@@ -34,12 +35,14 @@ Weighting = Callable[[SDE, jax.Array], jax.Array]
 
 
 def sigma2_weighting(sde: SDE, t: jax.Array) -> jax.Array:
-    """lambda(t) = sigma² on the score's error: the usual weighting, DDPM's L_simple (Ho et al. 2020, eq. 14)."""
+    """The usual weighting, lambda(t) = sigma² on the score's error: DDPM's L_simple (Ho et al. 2020, eq. 14)."""
     return jnp.ones_like(t)
 
 
 def likelihood_weighting(sde: SDE, t: jax.Array) -> jax.Array:
-    """lambda(t) = g² on the score's error, g²/sigma² on the noise's (Song et al. 2021, arXiv:2101.09258, theorem 1).
+    """The weighting lambda(t) = g² on the score's error, g²/sigma² on the noise's.
+
+    Song et al. 2021, arXiv:2101.09258, theorem 1.
 
     d/2 (t_max - t_min) times the mean loss, less its value at the true score, bounds KL(data || model) in nats, up to
     the prior's term.
@@ -58,8 +61,9 @@ def flow_matching_weighting(sde: SDE, t: jax.Array) -> jax.Array:
 
 
 def v_weighting(sde: SDE, t: jax.Array) -> jax.Array:
-    """The noise's error as that of `VPrediction`'s v: 1 + rho², that is (SNR + 1)/SNR. Salimans & Ho 2022,
-    arXiv:2202.00512, section 4.
+    """The noise's error as that of `VPrediction`'s v: 1 + rho², that is (SNR + 1)/SNR.
+
+    Salimans & Ho 2022, arXiv:2202.00512, section 4.
 
     With n² = alpha² + sigma² and x fixed, n v = alpha eps - sigma (x - sigma eps)/alpha, whose error is n²/alpha times
     that of eps.
@@ -69,8 +73,9 @@ def v_weighting(sde: SDE, t: jax.Array) -> jax.Array:
 
 @dataclass(frozen=True)
 class MinSNR:
-    """min(SNR, gamma)/SNR = min(1, gamma rho²), which is min(SNR, gamma) on x_0's error. Hang et al. 2023,
-    arXiv:2303.09556.
+    """The weighting min(SNR, gamma)/SNR = min(1, gamma rho²), which is min(SNR, gamma) on x_0's error.
+
+    Hang et al. 2023, arXiv:2303.09556.
     """
 
     gamma: float = 5.0
@@ -84,8 +89,9 @@ class MinSNR:
 
 @dataclass(frozen=True)
 class SoftMinSNR:
-    """rho²/(rho² + sigma_data²), which is 1/(rho² + sigma_data²) on x_0's error: `MinSNR` of gamma = sigma_data^-2
-    without the corner.
+    """The weighting rho²/(rho² + sigma_data²), which is 1/(rho² + sigma_data²) on x_0's error.
+
+    It is `MinSNR` of gamma = sigma_data^-2 without the corner.
 
     Crowson et al. 2024, arXiv:2401.11605. k-diffusion writes it as (rho sigma_data)²/(rho² + sigma_data²)² on the error
     of EDM's network, which is that of x_0 over c_out, c_out² = (rho sigma_data)²/(rho² + sigma_data²).
@@ -103,11 +109,13 @@ class SoftMinSNR:
 
 @dataclass(frozen=True)
 class EDMWeighting:
-    """1 + (rho/sigma_data)²: EDM's lambda = 1/c_out² = (rho² + sigma_data²)/(rho sigma_data)² on x_0's error, hence
-    times rho².
+    """The weighting 1 + (rho/sigma_data)², which is EDM's lambda on x_0's error.
+
+    That is lambda = 1/c_out² = (rho² + sigma_data²)/(rho sigma_data)², here times rho².
 
     Karras et al. 2022, arXiv:2206.00364, table 1: the plain error of the network inside `EDMPreconditioning`. With
-    EDM's law of times, by whose density the paper does not divide, it is `Uncorrected(EDMWeighting(), LogNormal())`.
+    EDM's time distribution, by whose density the paper does not divide, it is
+    `Uncorrected(EDMWeighting(), LogNormal())`.
     """
 
     sigma_data: float = 0.5
@@ -121,11 +129,12 @@ class EDMWeighting:
 
 @dataclass(frozen=True)
 class Uncorrected:
-    """w(t) q(t): what is trained where times are drawn from q and the loss is not divided by it (Kingma & Gao 2023,
-    arXiv:2303.00848).
+    """The weighting w(t) q(t): what is trained where times are drawn from q and the loss is not divided by it.
 
-    With q as the law of times too the loss is w times the error, as published; any other law of times estimates the
-    same. EDM's is `Uncorrected(EDMWeighting(), LogNormal())`; Stable Diffusion 3's, on `RectifiedFlow`,
+    Kingma & Gao 2023, arXiv:2303.00848.
+
+    With q as the time distribution too the loss is w times the error, as published; any other one estimates the same.
+    EDM's is `Uncorrected(EDMWeighting(), LogNormal())`; Stable Diffusion 3's, on `RectifiedFlow`,
     `Uncorrected(flow_matching_weighting, LogitNormal())` (Esser et al. 2024, arXiv:2403.03206, eq. 18).
     """
 
@@ -139,8 +148,9 @@ class Uncorrected:
 @partial(register_dataclass, static=("weighting",))
 @dataclass(frozen=True)
 class Uncertainty:
-    """w(t) exp(-u(t)) with u learned: at its optimum every t has the mean loss 1. Karras et al. 2024, arXiv:2312.02696,
-    eq. 14 and 22.
+    """The weighting w(t) exp(-u(t)) with u learned: at its optimum every t has the mean loss 1.
+
+    Karras et al. 2024, arXiv:2312.02696, eq. 14 and 22.
 
     u is linear in fixed random Fourier features of c_noise = log(rho)/4, as the paper's one-layer network. A weighting
     and its own weights, a pytree. The network learns from the weighted loss, u from `objective`: together the paper's
@@ -152,11 +162,11 @@ class Uncertainty:
 
     @staticmethod
     def init(weighting: Weighting, features: int = 128) -> "Uncertainty":
-        """u = 0: the plain weighting."""
+        """The plain weighting: u = 0."""
         return Uncertainty(jnp.zeros(features), weighting)
 
     def log_loss(self, sde: SDE, t: jax.Array) -> jax.Array:
-        """u(t), of any shape: the logarithm of the mean loss that is expected at t, before the division by exp(u)."""
+        """The logarithm u(t), of any shape, of the mean loss that is expected at t before the division by exp(u)."""
         rng, features, shape = np.random.default_rng(0), self.coefficients.size, (1,) * t.ndim + (-1,)
         frequency, phase = (
             jnp.asarray(v.reshape(shape), t.dtype) for v in (rng.standard_normal(features), rng.random(features))
@@ -168,8 +178,9 @@ class Uncertainty:
         return self.weighting(sde, t) * jnp.exp(-self.log_loss(sde, t))
 
     def objective(self, sde: SDE, t: jax.Array, loss: jax.Array) -> jax.Array:
-        """mean(l exp(-u) + u) for the losses, (n,), that this weighting gave at t, with l exp(-u) = loss now: its
-        gradient trains u.
+        """The objective mean(l exp(-u) + u), whose gradient trains u.
+
+        loss: (n,), those that this weighting gave at t: l exp(-u) is the loss now.
         """
         u = self.log_loss(sde, t)
         return jnp.mean(jax.lax.stop_gradient(loss * jnp.exp(u)) * jnp.exp(-u) + u)
@@ -187,7 +198,7 @@ def denoising_score_matching(
 ) -> jax.Array:
     """The loss of each example, (n,): see the module's text. `score_fn` also takes `key=`, for dropout.
 
-    u: (n,) in [0, 1), where the times' law draws; default `stratified_uniform`, from the key.
+    u: (n,) in [0, 1), where the time distribution draws; default `stratified_uniform`, from the key.
     """
     sde = score_fn.sde
     key_time, key_noise, key_network = jax.random.split(key, 3)

@@ -11,7 +11,7 @@ T = TypeVar("T", bound=type)
 
 
 def register_dataclass(cls: T, static: tuple[str, ...] = ()) -> T:
-    """Makes a dataclass a pytree: its fields are leaves, except those named in `static`.
+    """Make a dataclass a pytree: its fields are leaves, except those named in `static`.
 
     Unlike `jax.tree_util.register_dataclass`, whose tree structures of two classes with as many fields compare equal
     (jax 0.10 and 0.11: a cached trace of one class then runs for another, VP's for VE), structures registered this way

@@ -17,7 +17,7 @@ class Rescheduled:
     """The score of the same data under another SDE, exactly (Kingma et al. 2021, arXiv:2107.00630, section 5.1).
 
     At time t of `sde` let u be the inner score's time of equal SNR and r = sigma_inner(u)/sigma(t). Then x_t and x_u/r
-    have one law, and s(x, t) = r s_inner(r x, u).
+    have one distribution, and s(x, t) = r s_inner(r x, u).
     """
 
     inner: ScoreFn
@@ -31,10 +31,10 @@ class Rescheduled:
 
 
 def reschedule(score_fn: ScoreFn, sde: SDE) -> Rescheduled:
-    """The score under another SDE, whose t_min and t_max are moved to where its log SNR leaves the range that the score
-    knows.
+    """The score under another SDE, over the range of log SNR that both know.
 
-    Raises ValueError where the two ranges have nothing in common.
+    The SDE's t_min and t_max are moved to where its log SNR leaves the range that the score knows. Raises ValueError
+    where the two ranges have nothing in common.
     """
     inner, outer = host_sde(score_fn.sde), host_sde(sde)
     high = min(inner.log_snr(inner.t_min), outer.log_snr(outer.t_min))

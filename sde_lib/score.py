@@ -28,7 +28,7 @@ from sde_lib.typing import PyTree, Scalar
 
 
 class ScoreFn(Protocol):
-    """What samplers, likelihoods and losses take."""
+    """A score, as samplers, likelihoods and losses take it."""
 
     @property
     def sde(self) -> SDE:
@@ -39,7 +39,7 @@ class ScoreFn(Protocol):
 
 
 class TrainableScoreFn(ScoreFn, Protocol):
-    """What the training loss takes: a score that also takes a key, for the network's dropout."""
+    """A score that also takes a key, for the network's dropout: what the training loss takes."""
 
     def __call__(self, x: jax.Array, t: Scalar, cond: PyTree = None, *, key: jax.Array | None = None) -> jax.Array: ...
 
@@ -59,9 +59,7 @@ class ExactScore:
 
 
 class Parameterization(Protocol):
-    """Coefficients of s = skip x + out F(c_in x); each is a function of alpha and sigma. And what F is told of the
-    noise.
-    """
+    """The coefficients of s = skip x + out F(c_in x), as functions of alpha and sigma, and the noise label."""
 
     @property
     def noise_label(self) -> NoiseLabel: ...
@@ -75,7 +73,7 @@ class Parameterization(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Labelled:
-    """What every parameterisation here has: the network's noise label."""
+    """The part that every parameterisation here has: the network's noise label."""
 
     noise_label: NoiseLabel = field(default_factory=LogSNRLabel)
 
@@ -83,8 +81,9 @@ class Labelled:
 @register_dataclass
 @dataclass(frozen=True)
 class EpsilonPrediction(Labelled):
-    """F predicts the noise: s = -F/sigma. Ho et al. 2020, arXiv:2006.11239, eq. 11. Input scaled to unit variance,
-    exactly x for VP.
+    """A parameterisation in which F predicts the noise: s = -F/sigma.
+
+    Ho et al. 2020, arXiv:2006.11239, eq. 11. Input scaled to unit variance, exactly x for VP.
     """
 
     def skip(self, alpha: Scalar, sigma: Scalar) -> Scalar:
@@ -100,7 +99,10 @@ class EpsilonPrediction(Labelled):
 @register_dataclass
 @dataclass(frozen=True)
 class DenoiserPrediction(Labelled):
-    """F predicts x_0: s = (alpha F - x)/sigma², by Tweedie's formula. Input scaled to unit variance."""
+    """A parameterisation in which F predicts x_0: s = (alpha F - x)/sigma², by Tweedie's formula.
+
+    Input scaled to unit variance.
+    """
 
     def skip(self, alpha: Scalar, sigma: Scalar) -> Scalar:
         return -1 / sigma**2
@@ -115,11 +117,13 @@ class DenoiserPrediction(Labelled):
 @register_dataclass
 @dataclass(frozen=True)
 class EDMPreconditioning(Labelled):
-    """EDM's denoiser D = c_skip x + c_out F(c_in x), for any alpha. Karras et al. 2022, arXiv:2206.00364, eq. 7 and
-    table 1.
+    """The parameterisation of EDM for any alpha, whose denoiser is D = c_skip x + c_out F(c_in x).
 
-    With v = alpha² sigma_data² + sigma²: c_skip = alpha sigma_data²/v, c_out = sigma sigma_data/sqrt(v), c_in =
-    1/sqrt(v), hence s = -x/v + alpha sigma_data/(sigma sqrt(v)) F. A network that is zero gives the exact score of N(0,
+    Karras et al. 2022, arXiv:2206.00364, eq. 7 and table 1. With v = alpha² sigma_data² + sigma²,
+
+        c_skip = alpha sigma_data²/v,    c_out = sigma sigma_data/sqrt(v),    c_in = 1/sqrt(v)
+
+    hence s = -x/v + alpha sigma_data/(sigma sqrt(v)) F. A network that is zero gives the exact score of N(0,
     sigma_data² I).
     """
 
@@ -141,8 +145,9 @@ class EDMPreconditioning(Labelled):
 @register_dataclass
 @dataclass(frozen=True)
 class VPrediction(Labelled):
-    """F predicts v = (alpha eps - sigma x_0)/sqrt(alpha² + sigma²): s = -x/n² - alpha F/(sigma n), n² = alpha² +
-    sigma².
+    """A parameterisation in which F predicts v = (alpha eps - sigma x_0)/sqrt(alpha² + sigma²).
+
+    Hence s = -x/n² - alpha F/(sigma n), n² = alpha² + sigma².
 
     Salimans & Ho 2022, arXiv:2202.00512, appendix D, there for alpha² + sigma² = 1. Input scaled to unit variance.
     """
@@ -160,7 +165,9 @@ class VPrediction(Labelled):
 @register_dataclass
 @dataclass(frozen=True)
 class VelocityPrediction(Labelled):
-    """F predicts eps - x_0, the velocity of `RectifiedFlow`: s = -(x + alpha F)/(sigma (alpha + sigma)).
+    """A parameterisation in which F predicts eps - x_0, the velocity of `RectifiedFlow`.
+
+        s = -(x + alpha F)/(sigma (alpha + sigma))
 
     Lipman et al. 2023, arXiv:2210.02747, eq. 23 with sigma_min = 0 and time reversed. On that path, alpha + sigma = 1,
     the input is x.
@@ -179,8 +186,9 @@ class VelocityPrediction(Labelled):
 @register_dataclass
 @dataclass(frozen=True)
 class RawEpsilonPrediction(Labelled):
-    """s = -F(x)/sigma, x as it is: the DDPM++ and DDPM networks of Song et al. 2021, arXiv:2011.13456, also where
-    alpha² + sigma² != 1.
+    """The parameterisation s = -F(x)/sigma, with x as it is.
+
+    The DDPM++ and DDPM networks of Song et al. 2021, arXiv:2011.13456, have it, also where alpha² + sigma² != 1.
     """
 
     def skip(self, alpha: Scalar, sigma: Scalar) -> Scalar:
@@ -196,8 +204,9 @@ class RawEpsilonPrediction(Labelled):
 @partial(register_dataclass, static=("scale_by_sigma",))
 @dataclass(frozen=True)
 class RawScorePrediction(Labelled):
-    """s = F(x)/sigma, or F(x) without `scale_by_sigma`, x as it is: the NCSN++ networks of Song et al. 2021, on
-    `VE`.
+    """The parameterisation s = F(x)/sigma, or F(x) without `scale_by_sigma`, with x as it is.
+
+    The NCSN++ networks of Song et al. 2021, on `VE`, have it.
     """
 
     scale_by_sigma: bool = True

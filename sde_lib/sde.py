@@ -1,8 +1,8 @@
 """Forward processes.
 
-Every linear Gaussian path is one SDE: dx = f(t) x dt + g(t) dw on [t_min, t_max], with x_t | x_0 ~ N(alpha(t) x_0,
-sigma(t)² I). A process is its two primitives `alpha` and `sigma`; all else is derived from them (Kingma et al. 2021,
-arXiv:2107.00630, eq. 6 and appendix A; Karras et al. 2022, arXiv:2206.00364, appendix B):
+Every linear Gaussian path is one SDE: dx = f(t) x dt + g(t) dw on [t_min, t_max], with
+x_t | x_0 ~ N(alpha(t) x_0, sigma(t)² I). A process is its two primitives `alpha` and `sigma`; all else is derived from
+them (Kingma et al. 2021, arXiv:2107.00630, eq. 6 and appendix A; Karras et al. 2022, arXiv:2206.00364, appendix B):
 
     f = alpha'/alpha        g² = 2 sigma sigma' - 2 f sigma²        log SNR = log(alpha²/sigma²)
 
@@ -32,7 +32,7 @@ _COMPLEX_STEP = 1e-30
 
 
 def namespace(*values: object) -> ModuleType:
-    """numpy for host numbers, jax.numpy as soon as one value lives on a device or is traced."""
+    """The module to compute with: numpy for host numbers, jax.numpy if a value lives on a device or is traced."""
     return jnp if any(isinstance(v, jax.Array) for v in values) else np
 
 
@@ -42,9 +42,8 @@ class SDE:
     """A forward process dx = f(t) x dt + g(t) dw, given by its subclass's `alpha` and `sigma`.
 
     An SDE is a pytree whose leaves are its constants: other constants never recompile what uses it. `t_min` is the one
-    cut-off of
-    time: training, sampling and likelihood end there. A subclass's formulas must be analytic in t (no abs, no clip),
-    since the host's derivative is a complex step.
+    cut-off of time: training, sampling and likelihood end there. A subclass is a frozen dataclass without saying so.
+    Its formulas must be analytic in t (no abs, no clip), since the host's derivative is a complex step.
     """
 
     _: KW_ONLY
@@ -64,7 +63,7 @@ class SDE:
             self._check()
 
     def _check(self) -> None:
-        """Raises ValueError for constants that are out of order."""
+        """Raise ValueError for constants that are out of order."""
 
     def _check_order(self, low: str, high: str) -> None:
         if not getattr(self, low) < getattr(self, high):
@@ -74,7 +73,7 @@ class SDE:
             )
 
     def namespace(self, t: Scalar) -> ModuleType:
-        """Where to compute at time t: see `namespace`."""
+        """The module to compute with at time t: see `namespace`."""
         return namespace(t, *(getattr(self, field.name) for field in dataclasses.fields(self)))
 
     def alpha(self, t: ScalarT) -> ScalarT:
@@ -86,31 +85,32 @@ class SDE:
         raise TypeError(f"{type(self).__name__} must define sigma(t)")
 
     def alpha_and_derivative(self, t: ScalarT) -> tuple[ScalarT, ScalarT]:
-        """alpha(t) and d alpha/dt."""
+        """The pair alpha(t) and d alpha/dt."""
         return self._with_derivative(self.alpha, t)
 
     def sigma_and_derivative(self, t: ScalarT) -> tuple[ScalarT, ScalarT]:
-        """sigma(t) and d sigma/dt."""
+        """The pair sigma(t) and d sigma/dt."""
         return self._with_derivative(self.sigma, t)
 
     def f(self, t: ScalarT) -> ScalarT:
-        """Drift coefficient f(t) = d log alpha/dt."""
+        """The drift's coefficient f(t) = d log alpha/dt."""
         alpha, rate = self.alpha_and_derivative(t)
         return rate / alpha
 
     def g2(self, t: ScalarT) -> ScalarT:
-        """Squared diffusion g(t)² = 2 sigma sigma' - 2 f sigma² = -sigma² d(log SNR)/dt."""
+        """The squared diffusion g(t)² = 2 sigma sigma' - 2 f sigma² = -sigma² d(log SNR)/dt."""
         sigma, rate = self.sigma_and_derivative(t)
         return 2 * sigma * rate - 2 * self.f(t) * sigma**2
 
     def log_snr(self, t: ScalarT) -> ScalarT:
-        """log(alpha(t)²/sigma(t)²), decreasing in t."""
+        """The logarithm of the signal-to-noise ratio alpha(t)²/sigma(t)², decreasing in t."""
         xp = self.namespace(t)
         return 2 * (xp.log(self.alpha(t)) - xp.log(self.sigma(t)))
 
     def time_of_log_snr(self, log_snr: ScalarT) -> ScalarT:
-        """The time at which `log_snr` has this value, by bisection; values outside the SDE's range give its nearest
-        end.
+        """The time at which `log_snr` has this value, by bisection.
+
+        Values outside the SDE's range give its nearest end.
         """
         xp = self.namespace(log_snr)
         target = xp.asarray(log_snr, dtype=None if xp is jnp else float)
@@ -143,8 +143,9 @@ class SDE:
 
 
 class _LinearBeta(SDE):
-    """What VP and SubVP share: beta(t) = beta_min + t (beta_max - beta_min) and alpha = exp(-B/2), B its integral from
-    0 to t.
+    """The part that VP and SubVP share: beta(t) = beta_min + t (beta_max - beta_min) and alpha = exp(-B/2).
+
+    B is beta's integral from 0 to t.
     """
 
     beta_min: float = 0.1
@@ -154,7 +155,7 @@ class _LinearBeta(SDE):
         self._check_order("beta_min", "beta_max")
 
     def integral_of_beta(self, t: ScalarT) -> ScalarT:
-        """B(t) = integral of beta from 0 to t."""
+        """The integral B(t) of beta from 0 to t."""
         return t * (self.beta_min + 0.5 * t * (self.beta_max - self.beta_min))
 
     def alpha(self, t: ScalarT) -> ScalarT:
@@ -173,8 +174,9 @@ class VP(_LinearBeta):
 
 
 class SubVP(_LinearBeta):
-    """Sub-variance preserving: alpha = exp(-B/2), sigma = 1 - exp(-B). Song et al. 2021, arXiv:2011.13456, eq. 13 and
-    29.
+    """Sub-variance preserving: alpha = exp(-B/2), sigma = 1 - exp(-B).
+
+    Song et al. 2021, arXiv:2011.13456, eq. 13 and 29.
     """
 
     def sigma(self, t: ScalarT) -> ScalarT:
@@ -182,8 +184,9 @@ class SubVP(_LinearBeta):
 
 
 class VE(SDE):
-    """Variance exploding: alpha = 1, sigma = sigma_min (sigma_max/sigma_min)^t. Song et al. 2021, arXiv:2011.13456, eq.
-    9 and appendix C.
+    """Variance exploding: alpha = 1, sigma = sigma_min (sigma_max/sigma_min)^t.
+
+    Song et al. 2021, arXiv:2011.13456, eq. 9 and appendix C.
 
     sigma_max should be about the largest distance between two data points (Song & Ermon 2020, arXiv:2006.09011,
     technique 1).

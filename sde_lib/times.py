@@ -1,7 +1,8 @@
-"""Laws of times for training: t = F(u) from u uniform on [0, 1), and the density that t then has.
+"""Time distributions for training: t = F(u) from u uniform on [0, 1), and the density that t then has.
 
-A law is a function (sde, u) -> (t, q(t)), with q relative to the uniform density on [t_min, t_max], by which a loss of
-any weighting is divided. `LossSecondMoment` and `LearnedLogSNR` learn from the losses seen and are pytrees.
+A time distribution is a function (sde, u) -> (t, q(t)), with q relative to the uniform density on [t_min, t_max], by
+which a loss of any weighting is divided. `LossSecondMoment` and `LearnedLogSNR` learn from the losses seen and are
+pytrees.
 """
 
 import math
@@ -21,24 +22,25 @@ from sde_lib.typing import Scalar
 
 TimeDistribution = Callable[[SDE, jax.Array], tuple[jax.Array, jax.Array]]
 
-# What `LossSecondMoment` leaves to the base law, as the paper's code does: no bin is forgotten.
+# What `LossSecondMoment` leaves to the base distribution, as the paper's code does: no bin is forgotten.
 _BASE_SHARE = 1e-3
 
 
 class TimeDensity(Protocol):
-    """A law of times that also tells its density, relative to the uniform one, at any t."""
+    """A time distribution that also tells its density, relative to the uniform one, at any t."""
 
     def density(self, sde: SDE, t: jax.Array) -> jax.Array: ...
 
 
 def uniform_t(sde: SDE, u: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """t uniform on [t_min, t_max]."""
+    """Times uniform on [t_min, t_max]."""
     return sde.t_min + u * (sde.t_max - sde.t_min), jnp.ones_like(u)
 
 
 def uniform_log_snr(sde: SDE, u: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """log SNR uniform over its range: the importance sampling of likelihood weighting, since g²/sigma² = -d(log
-    SNR)/dt.
+    """Times whose log SNR is uniform over its range: the importance sampling of likelihood weighting.
+
+    That is because g²/sigma² = -d(log SNR)/dt.
 
     With `likelihood_weighting` the loss is then the plain noise error times a constant (Kingma et al. 2021,
     arXiv:2107.00630).
@@ -50,7 +52,9 @@ def uniform_log_snr(sde: SDE, u: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def uniform_log_sigma(sde: SDE, u: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """log sigma uniform, sigma as VP of the same SNR has it: density 1/(1 + rho²), VP's alpha², in log SNR.
+    """Times whose log sigma is uniform, sigma as VP of the same SNR has it.
+
+    The density is 1/(1 + rho²), VP's alpha², in log SNR.
 
     With `likelihood_weighting` the loss is then the plain error of v times a constant (Zheng et al. 2023,
     arXiv:2305.03935). VP's log sigma is -softplus(log SNR)/2.
@@ -70,8 +74,9 @@ def uniform_log_sigma(sde: SDE, u: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 @dataclass(frozen=True)
 class LogNormal:
-    """log rho ~ N(mean, std²), cut to the SDE's range. Karras et al. 2022, arXiv:2206.00364, table 1, there on sigma =
-    rho.
+    """The time distribution with log rho ~ N(mean, std²), cut to the SDE's range.
+
+    Karras et al. 2022, arXiv:2206.00364, table 1, there on sigma = rho.
 
     Beyond a few std the density is next to nothing and what is divided by it is large: made for `Uncorrected`
     weightings.
@@ -90,7 +95,7 @@ class LogNormal:
         return t, self.density(sde, t)
 
     def density(self, sde: SDE, t: jax.Array) -> jax.Array:
-        """Relative to the uniform law's; dz/dt = g²/(2 sigma² std)."""
+        """The density relative to the uniform one; dz/dt = g²/(2 sigma² std)."""
         sign, start, end = self._cut(sde)
         rate = sde.g2(t) / (2 * sde.sigma(t) ** 2 * self.std)
         return norm.pdf(self._z(sde, t)) / (sign * (end - start)) * rate * (sde.t_max - sde.t_min)
@@ -99,8 +104,12 @@ class LogNormal:
         return (-0.5 * sde.log_snr(t) - self.mean) / self.std
 
     def _cut(self, sde: SDE) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """The normal CDF at both ends of the range; of -z (sign -1) where that is the smaller, since near 1 it has no
-        digits left.
+        """The normal CDF at both ends of the range, and the sign of z with which it is taken.
+
+        It is of -z (sign -1) where that is the smaller, since near 1 it has no digits left.
+
+        Returns:
+            sign, start, end: scalars.
         """
         low, high = self._z(sde, sde.t_min), self._z(sde, sde.t_max)
         sign = jnp.where(low + high > 0, -1.0, 1.0)
@@ -109,7 +118,9 @@ class LogNormal:
 
 @dataclass(frozen=True)
 class LogitNormal:
-    """logit of tau = (t - t_min)/(t_max - t_min) ~ N(mean, std²). Esser et al. 2024, arXiv:2403.03206, eq. 19.
+    """The time distribution with logit of tau = (t - t_min)/(t_max - t_min) ~ N(mean, std²).
+
+    Esser et al. 2024, arXiv:2403.03206, eq. 19.
 
     At both ends the density falls faster than any power of tau, so that a loss divided by it has infinite variance,
     unless the weighting falls too: made for `Uncorrected` weightings.
@@ -127,7 +138,7 @@ class LogitNormal:
         return sde.t_min + jax.nn.sigmoid(logit) * (sde.t_max - sde.t_min), self._density(logit)
 
     def density(self, sde: SDE, t: jax.Array) -> jax.Array:
-        """Relative to the uniform law's: 0 at both ends."""
+        """The density relative to the uniform one: 0 at both ends."""
         inside = (t > sde.t_min) & (t < sde.t_max)
         return jnp.where(inside, self._density(jnp.log(t - sde.t_min) - jnp.log(sde.t_max - t)), 0.0)
 
@@ -138,16 +149,16 @@ class LogitNormal:
 @partial(register_dataclass, static=("base", "history"))
 @dataclass(frozen=True)
 class LossSecondMoment:
-    """Importance sampling by the losses seen: p ∝ sqrt(E[loss²]) in each bin of the base law's u.
+    """Importance sampling by the losses seen: p ∝ sqrt(E[loss²]) in each bin of the base distribution's u.
 
-    Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 18. A law of times and its own state, a pytree, in training:
+    Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 18. A time distribution and its own state, a pytree, in training:
 
         u = stratified_uniform(key, n)
-        losses = denoising_score_matching(..., times=law, u=u)
-        law = law.update(u, losses)
+        losses = denoising_score_matching(..., times=learned, u=u)
+        learned = learned.update(u, losses)
 
     moments: (bins,), mean squared losses. seen: (bins,), how many losses each bin has, up to history. Until every bin
-    has all of them it is the base law, as in the paper. See `init`.
+    has all of them it is the base distribution, as in the paper. See `init`.
     """
 
     moments: jax.Array
@@ -157,8 +168,9 @@ class LossSecondMoment:
 
     @staticmethod
     def init(base: TimeDistribution = uniform_log_snr, bins: int = 64, history: int = 10) -> "LossSecondMoment":
-        """Nothing seen: `bins` equal bins of u, each to remember about its last `history` losses. Raises ValueError for
-        bins < 2.
+        """No losses seen: `bins` equal bins of u, each to remember about its last `history` losses.
+
+        Raises ValueError for bins < 2.
         """
         if bins < 2 or history < 1:
             raise ValueError(
@@ -167,7 +179,7 @@ class LossSecondMoment:
         return LossSecondMoment(jnp.zeros(bins), jnp.zeros(bins, jnp.int32), base, history)
 
     def ratios(self) -> jax.Array:
-        """(bins,): the density of each bin over the base law's, of mean 1."""
+        """The density of each bin over the base distribution's, (bins,), of mean 1."""
         rms = jnp.sqrt(self.moments)
         known = jnp.all(self.seen >= self.history) & jnp.any(rms > 0)
         learned = rms / jnp.where(known, jnp.mean(rms), 1.0)
@@ -185,12 +197,12 @@ class LossSecondMoment:
         return t, density * ratio
 
     def update(self, u: jax.Array, loss: jax.Array) -> "LossSecondMoment":
-        """The law that has also seen these losses, (n,) and as this law's times gave them at u.
+        """The time distribution that has also seen these losses, (n,) and as its own times gave them at u.
 
         A bin's mean is plain over its first `history` losses; then each new loss has the weight 1/history.
         """
         bin = self.bin(u)
-        squared = (loss * self.ratios()[bin]) ** 2  # of the base law's loss
+        squared = (loss * self.ratios()[bin]) ** 2  # of the base distribution's loss
         count = jnp.zeros_like(self.seen).at[bin].add(1)
         total = jnp.zeros_like(self.moments).at[bin].add(squared)
         window = jnp.clip(self.seen + count, 1, jnp.maximum(self.history, count))
@@ -208,12 +220,12 @@ class LearnedLogSNR:
 
     Kingma et al. 2021, arXiv:2107.00630, section 5.2 and appendix H and I.2. With positive slopes, heights and a
 
-        F(u) ∝ a u + sum_k height_k sigmoid(slope_k (u - centre_k)),   F(0) = 0, F(1) = 1,   log SNR = high - F(u) (high
-        - low)
+        F(u) ∝ a u + sum_k height_k sigmoid(slope_k (u - centre_k)),   F(0) = 0,  F(1) = 1
+        log SNR = high - F(u) (high - low)
 
     between the SDE's ends, so that it never increases in u. The mean of the loss does not depend on F, since it is
-    divided by the density; its variance does, and is what `objective` descends. A law of times and its own weights, a
-    pytree.
+    divided by the density; its variance does, and is what `objective` descends. A time distribution and its own
+    weights, a pytree.
     """
 
     linear: jax.Array
@@ -231,7 +243,7 @@ class LearnedLogSNR:
         return LearnedLogSNR(jnp.zeros(()), heights, slopes, centres)  # of all but the centres the logarithms: positive
 
     def progress(self, u: jax.Array) -> jax.Array:
-        """F(u)."""
+        """The monotone function F(u)."""
         start, end = self._rise(jnp.zeros((), u.dtype)), self._rise(jnp.ones((), u.dtype))
         return (self._rise(u) - start) / (end - start)
 
@@ -240,7 +252,7 @@ class LearnedLogSNR:
         return jnp.exp(self.linear) * u + jax.nn.sigmoid(slopes * (u[..., None] - centres)) @ jnp.exp(self.heights)
 
     def _speed(self, u: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """F(u) and F'(u)."""
+        """The pair F(u) and F'(u)."""
         return jax.jvp(self.progress, (u,), (jnp.ones_like(u),))
 
     def __call__(self, sde: SDE, u: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -249,11 +261,11 @@ class LearnedLogSNR:
         return t, density / speed.astype(u.dtype)
 
     def objective(self, u: jax.Array, loss: jax.Array) -> jax.Array:
-        """A scalar whose gradient is that of log E[loss²] for the losses, (n,), that this law's times gave at u.
+        """A scalar whose gradient is that of log E[loss²] for the losses, (n,), that its own times gave at u.
 
-        E[loss²] = ∫ (w error)²/p over log SNR, with p the law's density: its gradient is -E[loss² grad log p], at fixed
-        log SNR and so at a u that moves with F. No derivative of the network is needed, unlike in the paper's chain
-        rule through the sampled log SNR.
+        E[loss²] = ∫ (w error)²/p over log SNR, with p the distribution's density: its gradient is -E[loss² grad log p],
+        at fixed log SNR and so at a u that moves with F. No derivative of the network is needed, unlike in the paper's
+        chain rule through the sampled log SNR.
         """
         fixed = jax.lax.stop_gradient(self)
         reached, speed = fixed._speed(u)
@@ -270,7 +282,7 @@ def stratified_uniform(key: jax.Array, n: int) -> jax.Array:
 
 
 def check_positive_finite(owner: object, **values: float) -> None:
-    """Raises ValueError that names the owner's class and the first value that is not positive and finite."""
+    """Raise ValueError that names the owner's class and the first value that is not positive and finite."""
     for name, value in values.items():
         if not (math.isfinite(value) and value > 0):
             raise ValueError(f"{type(owner).__name__}: {name} must be positive and finite, not {value}")

@@ -1,5 +1,6 @@
-"""Adams-Bashforth methods in the noise: x_s = (alpha_s/alpha_t) x + sum_j C_j e_{-j}, with rho = sigma/alpha and e =
-E[eps | x].
+"""Adams-Bashforth methods in the noise: x_s = (alpha_s/alpha_t) x + sum_j C_j e_{-j}.
+
+rho = sigma/alpha, and e = E[eps | x].
 """
 
 import math
@@ -45,7 +46,7 @@ def in_log_snr(sde: SDE, log_snr: ScalarT) -> ScalarT:
 
 @dataclass(frozen=True)
 class _Multistep(LinearSampler):
-    """What goes by the noise of the last `order` calls."""
+    """The base of multistep methods in the predicted noise of the last `order` calls."""
 
     grid: Grid = UniformLogSNR()  # noqa: RUF009 - immutable
     order: int = 3
@@ -58,14 +59,15 @@ class _Multistep(LinearSampler):
 
     @property
     def min_steps(self) -> int:  # type: ignore[override]  # depends on the order
-        """A run shorter than its order never reaches it."""
+        """The order: a shorter run never reaches it."""
         return self.order
 
 
 @dataclass(frozen=True)
 class DEIS(_Multistep):
-    """The noise as a polynomial through the last calls, integrated exactly (Zhang & Chen 2023, arXiv:2204.13902, eq. 14
-    and 15).
+    """The noise as a polynomial through the last calls, integrated exactly.
+
+    Zhang & Chen 2023, arXiv:2204.13902, eq. 14 and 15.
 
     C_j = alpha_s int_{rho_t}^{rho_s} l_j d rho, with l_j the Lagrange polynomials of the last `order` calls. The first
     steps have fewer calls to go by, and are of lower order.
@@ -79,7 +81,7 @@ class DEIS(_Multistep):
 
     @property
     def convergence(self) -> int:  # type: ignore[override]  # depends on the order
-        """The polynomial's."""
+        """The polynomial's order."""
         return self.order
 
     def update(self, sde: SDE, times: Array) -> Table:
@@ -98,8 +100,9 @@ class DEIS(_Multistep):
 
 @dataclass(frozen=True)
 class IPNDM(_Multistep):
-    """DDIM's step with Adams-Bashforth's classic weights on the noise (Liu et al. 2022, arXiv:2202.09778; Zhang & Chen
-    2023, section 3.3).
+    """The step of DDIM with Adams-Bashforth's classic weights on the noise.
+
+    Liu et al. 2022, arXiv:2202.09778; Zhang & Chen 2023, section 3.3.
 
     e = {e; 3/2, -1/2; 23/12, -16/12, 5/12; 55/24, -59/24, 37/24, -9/24}, as many as there have been calls, up to
     `order`. Those weights are exact for equal steps of a variable that the step is not linear in: order 2 at most, and
@@ -117,7 +120,7 @@ class IPNDM(_Multistep):
 
     @property
     def convergence(self) -> int:  # type: ignore[override]  # depends on the order
-        """2 at most: see above."""
+        """The order in theory, 2 at most: see above."""
         return min(self.order, 2)
 
     def update(self, sde: SDE, times: Array) -> Table:

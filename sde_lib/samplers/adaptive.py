@@ -17,11 +17,14 @@ from sde_lib.typing import PyTree
 class AdaptiveSDE:
     """Stochastic Heun steps of the reverse SDE, as long as the last step's error allows.
 
-    With x1 = x - h d(x, t) + g(t) sqrt(h) z, Euler-Maruyama's step, d = f x - g² s, and x2 = x - h d(x1, t - h) + g(t -
-    h) sqrt(h) z, a step goes to (x1 + x2)/2, and its error is the root mean square of (x1 - x2)/2 over absolute +
-    relative max(|x|, |x1|). As in Jolicoeur-Martineau et al. 2021, arXiv:2105.14080, algorithm 1, but no step is taken
-    back: to draw new noise after having looked at the old one samples another law. The error decides how long the next
-        step is. Two score calls a step.
+    With d = f x - g² s, Euler-Maruyama's step to x1 and a second one from there to x2,
+
+        x1 = x - h d(x, t) + g(t) sqrt(h) z        x2 = x - h d(x1, t - h) + g(t - h) sqrt(h) z
+
+    a step goes to (x1 + x2)/2, and its error is the root mean square of (x1 - x2)/2 over
+    absolute + relative max(|x|, |x1|). As in Jolicoeur-Martineau et al. 2021, arXiv:2105.14080, algorithm 1, but no
+    step is taken back: to draw new noise after having looked at the old one samples another distribution. The error
+    decides how long the next step is. Two score calls a step.
 
     Args:
         relative, absolute: tolerances of a step's error.
@@ -42,8 +45,9 @@ class AdaptiveSDE:
                 raise ValueError(f"AdaptiveSDE: {name} must be positive, not {getattr(self, name)}")
 
     def run(self, score_fn: ScoreFn, x: jax.Array, keys: jax.Array, cond: PyTree, frames: int) -> Samples:
-        """See `sde_lib.samplers.base.Sampler`. nfe is that of the sample with the most steps: the others wait for
-        it.
+        """Run the steps; see `sde_lib.samplers.base.Sampler`.
+
+        nfe is that of the sample with the most steps: the others wait for it.
         """
         sde = score_fn.sde
         stops = jnp.linspace(sde.t_max, sde.t_min, max(frames, 2), dtype=x.dtype)

@@ -10,7 +10,7 @@ from sde_lib.typing import Array
 
 @dataclass(frozen=True)
 class AnnealedLangevin(LinearSampler):
-    """Song & Ermon 2019, arXiv:1907.05600, algorithm 1 (NCSN): at each level `langevin_steps` of
+    """The sampler of NCSN (Song & Ermon 2019, arXiv:1907.05600, algorithm 1): at each level `langevin_steps` of
 
         x <- x + (r/2) sigma² s + sqrt(r) sigma z,      r = step_size
 
@@ -40,7 +40,7 @@ class AnnealedLangevin(LinearSampler):
 
     @property
     def calls_per_step(self) -> int:  # type: ignore[override]  # depends on a setting
-        """Score calls at each level."""
+        """The score calls at each level."""
         return self.langevin_steps
 
     def update(self, sde: SDE, times: Array) -> Table:

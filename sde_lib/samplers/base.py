@@ -1,4 +1,4 @@
-"""What every sampler shares: `sample`, its result, and each sample's own randomness."""
+"""The parts that every sampler shares: `sample`, its result, and each sample's own randomness."""
 
 from typing import NamedTuple, Protocol
 
@@ -17,7 +17,7 @@ _PRIOR, _NOISE = 0, 1
 
 
 class Samples(NamedTuple):
-    """What a sampler returns: a pytree, so that `jax.block_until_ready(sample(...))` waits for it.
+    """The result of a sampler: a pytree, so that `jax.block_until_ready(sample(...))` waits for it.
 
     x: (n, *shape).
     nfe: score evaluations per sample (for an adaptive solver, of the joint solve).
@@ -35,7 +35,7 @@ class Sampler(Protocol):
     """A frozen dataclass of its settings that turns x at t_max into a sample."""
 
     def run(self, score_fn: ScoreFn, x: jax.Array, keys: jax.Array, cond: PyTree, frames: int) -> Samples:
-        """x (n, *shape) at t_max; keys (n,), one for each sample's noise."""
+        """Carry x (n, *shape) from t_max to t_min; keys (n,), one for each sample's noise."""
         ...
 
 
@@ -53,7 +53,7 @@ def sample(
     batch_size: int | None = None,
     dtype: DTypeLike = jnp.float32,
 ) -> Samples:
-    """Draws n samples.
+    """Draw n samples.
 
     Sample i depends on (key, first + i) alone, whatever the batch: drawing 0..63 and then 64..127 with first=64 gives
     what drawing 128 at once does. (The steps of a joint adaptive solve are shared by its batch, which moves a result

@@ -1,4 +1,4 @@
-"""The exact law of a linear sampler on Gaussian data: no samples, no Monte Carlo.
+"""The exact distribution of a linear sampler's result on Gaussian data: no samples, no Monte Carlo.
 
 On N(m, C) the denoiser is affine in x, so every sampler that is a table (`linear.py`) carries a Gaussian to a Gaussian:
 its mean and covariance follow a recursion, here in float64.
@@ -20,12 +20,12 @@ ScoreError = Callable[[float], tuple[float, float]]
 
 
 def exact(half_log_snr: float) -> tuple[float, float]:
-    """No error."""
+    """No error: the noise as it is."""
     return 1.0, 0.0
 
 
 def pulse(low: float, high: float, bias: float) -> ScoreError:
-    """The noise is off by `bias` while low <= lambda <= high."""
+    """An error of the noise by `bias` while low <= lambda <= high."""
     return lambda half_log_snr: (1.0, bias if low <= half_log_snr <= high else 0.0)
 
 
@@ -38,13 +38,17 @@ def gaussian_law(
     prior: tuple[npt.ArrayLike, float] | None = None,
     error: ScoreError = exact,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(mean (d,), covariance (d, d)) of the sampler's result with the exact score of data N(mean, covariance), or with
-    one in error.
+    """The mean and covariance of the sampler's result, on data N(mean, covariance).
 
-    prior: (mean, standard deviation of the isotropic) law of x at t_max; default the exact one of the diffused data,
-    which leaves the error of the steps and of the score. (0, sde.sigma(sde.t_max)) is what `sample` starts from by
-    default.
-    error: of the score, by half log SNR; the bias is along every principal axis.
+    Args:
+        prior: (mean, standard deviation of the isotropic) distribution of x at t_max; default the exact one of the
+            diffused data, which leaves the error of the steps and of the score. (0, sde.sigma(sde.t_max)) is what
+            `sample` starts from by default.
+        error: of the score, by half log SNR; the bias is along every principal axis. Default: the exact score.
+
+    Returns:
+        mean: (d,).
+        covariance: (d, d).
     """
     values, basis, mu = _principal(mean, covariance)
     centre, variance = _principal_law(sampler, sde, values, mu, prior, error)
@@ -60,7 +64,7 @@ def gaussian_kl(
     prior: tuple[npt.ArrayLike, float] | None = None,
     error: ScoreError = exact,
 ) -> float:
-    """KL(the sampler's law || the data at t_min) in nats, of data N(mean, covariance); see `gaussian_law`.
+    """KL(the result's distribution || the data at t_min) in nats, of data N(mean, covariance); see `gaussian_law`.
 
     Without the final denoising: a denoised sample is no draw from the data at t_min.
     """
@@ -74,7 +78,13 @@ def gaussian_kl(
 
 
 def _principal(mean: npt.ArrayLike, covariance: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Variances along the principal axes, the axes as columns, and the mean in them."""
+    """The data along the principal axes of the covariance.
+
+    Returns:
+        variances: (d,), along the axes.
+        axes: (d, d), as columns.
+        mean: (d,), in the axes.
+    """
     values, basis = np.linalg.eigh(np.asarray(covariance, float))
     return values, basis, basis.T @ np.asarray(mean, float)
 
@@ -123,8 +133,12 @@ def _principal_law(
 def _affine(
     sde: SDE, t: float, values: np.ndarray, mu: np.ndarray, denoised: bool, error: ScoreError
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Gain and offset of the denoiser, or of the noise, along each axis: E[x_0 | x] = mu + alpha v (x - alpha
-    mu)/(alpha² v + sigma²).
+    """The denoiser, or the noise, as an affine function along each axis.
+
+        E[x_0 | x] = mu + alpha v (x - alpha mu)/(alpha² v + sigma²)
+
+    Returns:
+        gain, offset: (d,).
     """
     alpha, sigma = sde.alpha(t), sde.sigma(t)
     total = alpha**2 * values + sigma**2

@@ -1,9 +1,9 @@
-"""Exponential integrators in the denoiser, in half log SNR lambda = log(alpha/sigma), of which a step makes h =
-lambda_s - lambda_t > 0.
+"""Exponential integrators in the denoiser, in half log SNR lambda = log(alpha/sigma).
 
-The probability-flow ODE and the reverse SDE have exact solutions in terms of an integral of exp(lambda) D over lambda:
-a method is a choice of polynomial for D. They share  phi_1 = 1 - exp(-h),  phi_2 = h - phi_1 over h,  phi_3 = phi_2/h -
-½  up to signs.
+A step makes h = lambda_s - lambda_t > 0. The probability-flow ODE and the reverse SDE have exact solutions in terms of
+an integral of exp(lambda) D over lambda: a method is a choice of polynomial for D. They share, up to signs,
+
+    phi_1 = 1 - exp(-h),        phi_2 = (h - phi_1)/h,        phi_3 = phi_2/h - ½
 """
 
 from dataclasses import dataclass
@@ -18,14 +18,15 @@ from sde_lib.typing import Array
 
 
 def log_snr_steps(sde: SDE, times: Array) -> Array:
-    """h of each step, (N,)."""
+    """The h of each step, (N,)."""
     log_snr = sde.log_snr(times)
     return 0.5 * (log_snr[1:] - log_snr[:-1])
 
 
 def earlier(sde: SDE, h: Array, back: int) -> Array:
-    """h of the step `back` steps before, (N,); infinite before the first, where it makes the difference it divides
-    vanish.
+    """The h of the step `back` steps before, (N,); infinite before the first.
+
+    There it makes the difference that it divides vanish.
     """
     xp = sde.namespace(h)
     return xp.concatenate([xp.full((back,), xp.inf), h])[: len(h)]
@@ -45,11 +46,12 @@ def _phi3(xp: ModuleType, h: Array) -> Array:
 
 @dataclass(frozen=True)
 class DDIM(LinearSampler):
-    """x' = alpha_s D + sigma_s [sqrt(1 - tau) e + sqrt(tau) z], tau = eta² (1 - exp(-2h)), e = (x - alpha_t D)/sigma_t:
-    order 1.
+    """The exponential Euler step with D frozen, from the ODE (eta = 0) to `Ancestral` (eta = 1): order 1.
 
-    Song et al. 2021, arXiv:2010.02502, eq. 12 and 16. eta = 0 is the exponential Euler step of the ODE with D frozen;
-    eta = 1 is `Ancestral`. tau grows with eta until 1, so eta beyond 1 is refused.
+        x' = alpha_s D + sigma_s [sqrt(1 - tau) e + sqrt(tau) z]
+
+    with e = (x - alpha_t D)/sigma_t and tau = eta² (1 - exp(-2h)). Song et al. 2021, arXiv:2010.02502, eq. 12 and 16.
+    tau grows with eta until 1, so eta beyond 1 is refused.
     """
 
     grid: Grid = UniformLogSNR()  # noqa: RUF009 - immutable
@@ -72,10 +74,11 @@ class DDIM(LinearSampler):
 
 @dataclass(frozen=True)
 class DPMSolverPP2M(LinearSampler):
-    """DPM-Solver++(2M): D linear in lambda through the last two calls, order 2 (Lu et al. 2022, arXiv:2211.01095,
-    algorithm 2).
+    """DPM-Solver++(2M): D linear in lambda through the last two calls, order 2.
 
-    x' = (sigma_s/sigma_t) x + alpha_s phi_1 [(1 + 1/2r) D - (1/2r) D_{-1}],  r = h_{-1}/h. The first step is DDIM's.
+        x' = (sigma_s/sigma_t) x + alpha_s phi_1 [(1 + 1/2r) D - (1/2r) D_{-1}],    r = h_{-1}/h
+
+    Lu et al. 2022, arXiv:2211.01095, algorithm 2. The first step is DDIM's.
     """
 
     grid: Grid = UniformLogSNR()  # noqa: RUF009 - immutable
@@ -92,11 +95,12 @@ class DPMSolverPP2M(LinearSampler):
 
 @dataclass(frozen=True)
 class DPMSolverPP3M(LinearSampler):
-    """D quadratic in lambda through the last three calls: order 3.
+    """DPM-Solver++(3M): D quadratic in lambda through the last three calls, order 3.
 
-    x' = (sigma_s/sigma_t) x + alpha_s [phi_1 D + phi_2 D' - phi_3 D''], by Newton's differences, D'' = 2 (a0 - a1)/(r0
-    + r1) with a0 = (D - D_{-1})/r0, a1 = (D_{-1} - D_{-2})/r1, r0 = h_{-1}/h, r1 = h_{-2}/h. The first two steps are of
-    order 1 and 2.
+        x' = (sigma_s/sigma_t) x + alpha_s [phi_1 D + phi_2 D' - phi_3 D'']
+
+    By Newton's differences D'' = 2 (a0 - a1)/(r0 + r1) with a0 = (D - D_{-1})/r0, a1 = (D_{-1} - D_{-2})/r1,
+    r0 = h_{-1}/h, r1 = h_{-2}/h. The first two steps are of order 1 and 2.
     """
 
     grid: Grid = UniformLogSNR()  # noqa: RUF009 - immutable
@@ -119,8 +123,9 @@ class DPMSolverPP3M(LinearSampler):
 
 @dataclass(frozen=True)
 class DPMSolverPP3MPublished(DPMSolverPP3M):
-    """DPM-Solver++(3M) as its authors' code and those that follow it have it, D'' without the factor 2: order 2, not
-    3.
+    """DPM-Solver++(3M) as its authors' code and those that follow it have it: order 2, not 3.
+
+    D'' is without the factor 2.
     """
 
     convergence: ClassVar[int] = 2
@@ -129,8 +134,9 @@ class DPMSolverPP3MPublished(DPMSolverPP3M):
 
 @dataclass(frozen=True)
 class SDEDPMSolverPP1(LinearSampler):
-    """The reverse SDE's exact solution with D frozen, weak order 1 (Lu et al. 2022, arXiv:2211.01095, eq. 18, there eta
-    = 1).
+    """The exact solution of the reverse SDE with D frozen: weak order 1.
+
+    Lu et al. 2022, arXiv:2211.01095, eq. 18, there eta = 1.
 
     x' = (sigma_s/sigma_t) exp(-eta² h) x + alpha_s (1 - exp(-(1 + eta²) h)) D + sigma_s sqrt(1 - exp(-2 eta² h)) z
 

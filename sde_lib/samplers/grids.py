@@ -15,7 +15,7 @@ Grid = Callable[[SDE, int], Array]
 
 @dataclass(frozen=True)
 class UniformT:
-    """Evenly in t."""
+    """A grid even in t."""
 
     def __call__(self, sde: SDE, steps: int) -> Array:
         return sde.namespace(sde.t_min).linspace(sde.t_max, sde.t_min, steps + 1)
@@ -23,7 +23,7 @@ class UniformT:
 
 @dataclass(frozen=True)
 class UniformLogSNR:
-    """Evenly in log SNR (Lu et al. 2022, arXiv:2206.00927, section 3.3)."""
+    """A grid even in log SNR (Lu et al. 2022, arXiv:2206.00927, section 3.3)."""
 
     def __call__(self, sde: SDE, steps: int) -> Array:
         xp = sde.namespace(sde.t_min)
@@ -32,7 +32,10 @@ class UniformLogSNR:
 
 @dataclass(frozen=True)
 class Karras:
-    """(sigma/alpha)^(1/rho) evenly spaced: most steps at little noise (Karras et al. 2022, arXiv:2206.00364, eq. 5)."""
+    """A grid even in (sigma/alpha)^(1/rho): most steps at little noise.
+
+    Karras et al. 2022, arXiv:2206.00364, eq. 5.
+    """
 
     rho: float = 7.0
 
@@ -48,7 +51,7 @@ class Karras:
 
 @dataclass(frozen=True)
 class Quadratic:
-    """sqrt(t) evenly spaced (Song et al. 2021, arXiv:2010.02502, appendix D.2)."""
+    """A grid even in sqrt(t) (Song et al. 2021, arXiv:2010.02502, appendix D.2)."""
 
     def __call__(self, sde: SDE, steps: int) -> Array:
         return sde.namespace(sde.t_min).linspace(sde.t_max**0.5, sde.t_min**0.5, steps + 1) ** 2
@@ -56,8 +59,9 @@ class Quadratic:
 
 @dataclass(frozen=True)
 class FlowTime:
-    """tau^(1/power) evenly spaced, tau = rho/(rho + shift), rho = sigma/alpha: the rectified flow's own time of any
-    SDE, shifted.
+    """A grid even in tau^(1/power), tau = rho/(rho + shift), rho = sigma/alpha.
+
+    tau is the rectified flow's own time of any SDE, shifted.
 
     power 1 is the grid of flow matching, with the shift of Esser et al. 2024, arXiv:2403.03206, eq. 23 (their
     sqrt(m/n)); power 2 is to it what `Quadratic` is to t. On data of about unit scale the defaults give second-order
@@ -103,7 +107,7 @@ def _through_log_snr(sde: SDE, log_snr: Array) -> Array:
 
 
 def check_grid(sde: SDE, times: Array) -> None:
-    """Raises ValueError for times that do not decrease, or that leave [t_min, t_max] by more than rounding."""
+    """Raise ValueError for times that do not decrease, or that leave [t_min, t_max] by more than rounding."""
     if not (times[1:] < times[:-1]).all():
         raise ValueError("a time grid must decrease from t_max to t_min at every step")
     if times[0] > sde.t_max * (1 + 1e-9) or times[-1] < sde.t_min * (1 - 1e-9):

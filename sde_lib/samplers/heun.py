@@ -12,12 +12,12 @@ from sde_lib.typing import Array
 
 @dataclass(frozen=True)
 class Heun(LinearSampler):
-    """Karras et al. 2022, arXiv:2206.00364, algorithm 2, for any alpha: Heun's second-order step of d(x/alpha)/d rho =
-    (x/alpha - D)/rho.
+    """Heun's second-order step of EDM for any alpha, of d(x/alpha)/d rho = (x/alpha - D)/rho, with churn.
 
-    rho = sigma/alpha, EDM's sigma. Before each step but the first, whose x is at t_max already, churn adds noise up to
-    rho (1 + gamma), gamma = min(churn/steps, sqrt(2) - 1) where churn_min <= rho <= churn_max. EDM's last step to rho =
-    0, by Euler, is here the final `denoise`. Two calls a step; without churn, order 2.
+    Karras et al. 2022, arXiv:2206.00364, algorithm 2. rho = sigma/alpha, EDM's sigma. Before each step but the first,
+    whose x is at t_max already, churn adds noise up to rho (1 + gamma), gamma = min(churn/steps, sqrt(2) - 1) where
+    churn_min <= rho <= churn_max. EDM's last step to rho = 0, by Euler, is here the final `denoise`. Two calls a step;
+    without churn, order 2.
 
     Args:
         churn: EDM's S_churn; 0 is the deterministic method.

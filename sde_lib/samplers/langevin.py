@@ -13,8 +13,12 @@ from sde_lib.distributions import HasScore, Prior
 
 
 class LangevinSamples(NamedTuple):
-    """x (n, *shape); path (frames, n, *shape) or None; acceptance, the accepted share of Metropolis's proposals (1
-    without it); nfe.
+    """The result of `langevin`.
+
+    x: (n, *shape).
+    path: (frames, n, *shape), or None.
+    acceptance: the accepted share of Metropolis's proposals, 1 without it.
+    nfe: score evaluations for each chain.
     """
 
     x: jax.Array
@@ -27,8 +31,9 @@ class LangevinSamples(NamedTuple):
 class Langevin:
     """The unadjusted Langevin algorithm x' = x + eps s(x) + sqrt(2 eps) z, or its Metropolis-adjusted form (MALA).
 
-    Without Metropolis the chain settles in a law that is off by O(eps): for a Gaussian of variance v, in variance v/(1
-    - eps/(2 v)). With it the law is exact (Roberts & Tweedie 1996), at the cost of the log-density.
+    Without Metropolis the chain settles in a distribution that is off by O(eps): for a Gaussian of variance v, in the
+    variance v/(1 - eps/(2 v)). With it the distribution is exact (Roberts & Tweedie 1996), at the cost of the
+    log-density.
 
     Args:
         steps: how many.
@@ -54,7 +59,7 @@ class Langevin:
 def langevin(
     sampler: Langevin, distribution: HasScore, x: jax.Array, key: jax.Array, *, frames: int = 0
 ) -> LangevinSamples:
-    """Runs a chain from each row of x, (n, *shape).
+    """Run a chain from each row of x, (n, *shape).
 
     Args:
         sampler: its settings.

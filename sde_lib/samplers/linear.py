@@ -34,14 +34,14 @@ Correct = Callable[[ScoreFn, jax.Array, jax.Array, Scalar, PyTree, PyTree], jax.
 
 
 class Point(NamedTuple):
-    """Where a row calls the score: e = p x + sum_j q_j M_{-j}, p (N,), q (N, K - 1)."""
+    """The point at which a row calls the score: e = p x + sum_j q_j M_{-j}, p (N,), q (N, K - 1)."""
 
     p: Array
     q: Array
 
 
 class Table(NamedTuple):
-    """N rows, one for each score call; see the module's text.
+    """A table of N rows, one for each score call; see the module's text.
 
     t (N,): the time of each call. t_next (N,): the time at which x is after the row.
     a (N,), b (N, K), c (N,): c is None for a method that draws no noise.
@@ -57,14 +57,14 @@ class Table(NamedTuple):
 
 
 def columns(*values: Array) -> Array:
-    """(N, K) from K arrays (N,)."""
+    """Stack K arrays (N,) into (N, K)."""
     return (jnp if any(isinstance(v, jax.Array) for v in values) else np).stack(values, axis=1)
 
 
 def no_correction(
     score_fn: ScoreFn, x: jax.Array, keys: jax.Array, t: Scalar, settings: PyTree, cond: PyTree
 ) -> jax.Array:
-    """What corrects the x of a row of a sampler without a corrector."""
+    """The corrector of a sampler without one: it leaves x as it is."""
     return x
 
 
@@ -93,7 +93,7 @@ class LinearSampler:
 
     @property
     def nfe(self) -> int:
-        """Score calls per sample."""
+        """The score calls per sample."""
         return self.steps * self.calls_per_step + self.denoise
 
     def at_nfe(self, nfe: int) -> Self:
@@ -109,14 +109,14 @@ class LinearSampler:
         return replace(self, steps=steps)
 
     def run(self, score_fn: ScoreFn, x: jax.Array, keys: jax.Array, cond: PyTree, frames: int) -> Samples:
-        """See `sde_lib.samplers.base.Sampler`."""
+        """Run the table; see `sde_lib.samplers.base.Sampler`."""
         x, path, times = run_linear(self, score_fn, x, keys, cond, frames)
         return Samples(x, self.nfe, path, times)
 
 
 @dataclass(frozen=True)
 class _ScanKind:
-    """What the compiled scan depends on apart from shapes: one instance per kind of sampler."""
+    """The static part of a compiled scan, beside the shapes: one instance per kind of sampler."""
 
     model: Prediction
     correct: Correct
@@ -146,9 +146,13 @@ def run_linear(
     correct: Correct = no_correction,
     correction: Callable[[SDE, Table], PyTree] = lambda sde, table: (),
 ) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
-    """Runs the rows of the sampler's table, each followed by `correct`; returns x, the path and its times.
+    """Run the rows of the sampler's table, each followed by `correct`.
 
     `correction(sde, table)` gives the corrector's settings, arrays with an entry for each row.
+
+    Returns:
+        x: (n, *shape), the result.
+        path, times: the frames and their times, or None without frames.
     """
     table = table_of(sampler, score_fn.sde)
     settings = correction(host_sde(score_fn.sde), table)

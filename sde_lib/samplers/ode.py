@@ -20,7 +20,7 @@ Norm = Callable[[PyTree], jax.Array]
 
 
 class Solution(NamedTuple):
-    """y at each saved time, steps tried, and diffrax's verdict."""
+    """The solution y at each saved time, the steps tried, and diffrax's verdict."""
 
     y: PyTree
     steps: jax.Array
@@ -28,7 +28,7 @@ class Solution(NamedTuple):
 
 
 def max_over_samples(error: jax.Array) -> jax.Array:
-    """The largest, over the samples, of each sample's root mean square.
+    """The largest, over the samples, of the root mean square of each sample's error.
 
     diffrax's own norm, an average over the batch, would hide the hard samples and make a result depend on the batch's
     size.
@@ -38,7 +38,7 @@ def max_over_samples(error: jax.Array) -> jax.Array:
 
 @dataclass(frozen=True)
 class ProbabilityFlow:
-    """Adaptive, or fixed-step, solution of the probability-flow ODE.
+    """The adaptive, or fixed-step, solution of the probability-flow ODE.
 
     Args:
         rtol, atol: tolerances of each step, relative and absolute.
@@ -76,7 +76,7 @@ class ProbabilityFlow:
         return replace(self, steps=steps)
 
     def run(self, score_fn: ScoreFn, x: jax.Array, keys: jax.Array, cond: PyTree, frames: int) -> Samples:
-        """See `sde_lib.samplers.base.Sampler`. Draws no noise."""
+        """Solve the flow; see `sde_lib.samplers.base.Sampler`. It draws no noise."""
         sde = score_fn.sde
         times = jnp.linspace(sde.t_max, sde.t_min, max(frames, 2), dtype=x.dtype)
         path, nfe = solve(self, flow_drift, x, times, (score_fn, cond))
@@ -86,20 +86,20 @@ class ProbabilityFlow:
 
 
 def flow_drift(t: Scalar, x: jax.Array, args: tuple[ScoreFn, PyTree]) -> jax.Array:
-    """f x - ½ g² s at time t; args are the score and its conditioning."""
+    """The drift f x - ½ g² s at time t; args are the score and its conditioning."""
     score_fn, cond = args
     return velocity_from_score(score_fn.sde, score_fn(x, t, cond), x, t)
 
 
 def encode(score_fn: ScoreFn, x: jax.Array, *, flow: ProbabilityFlow | None = None, cond: PyTree = None) -> Samples:
-    """Carries data at t_min along the probability flow to its latent at t_max; `.x` is like x."""
+    """Carry data at t_min along the probability flow to its latent at t_max; `.x` is like x."""
     return _carry(score_fn, x, flow, cond, score_fn.sde.t_min, score_fn.sde.t_max)
 
 
 def decode(
     score_fn: ScoreFn, latent: jax.Array, *, flow: ProbabilityFlow | None = None, cond: PyTree = None
 ) -> Samples:
-    """Carries latents at t_max back to t_min: the inverse of `encode`, within the solver's tolerance."""
+    """Carry latents at t_max back to t_min: the inverse of `encode`, within the solver's tolerance."""
     return _carry(score_fn, latent, flow, cond, score_fn.sde.t_max, score_fn.sde.t_min)
 
 
@@ -119,11 +119,14 @@ def solve(
     args: tuple[PyTree, ...],
     norm: Norm = max_over_samples,
 ) -> tuple[PyTree, int]:
-    """Solves dy/dt = drift(t, y, args) from times[0] through times[-1]; returns y at each time, and the drift's
-    evaluations.
+    """Solve dy/dt = drift(t, y, args) from times[0] through times[-1].
 
     `norm` turns a step's scaled error, shaped like y, into the number that must stay below 1. Every leaf of y, and of
     args after the score, has the samples as rows: with `per_sample` the solve is mapped over them.
+
+    Returns:
+        y: at each time, along a new first axis.
+        nfe: evaluations of the drift.
 
     Raises RuntimeError when the solve did not reach its end.
     """
@@ -145,7 +148,7 @@ def solve(
 
 
 def evaluations(flow: ProbabilityFlow, steps: int) -> int:
-    """Calls of the drift in a solve of so many steps: diffrax counts steps, not calls.
+    """The calls of the drift in a solve of so many steps: diffrax counts steps, not calls.
 
     A step evaluates each stage; with first-same-as-last the first is the previous step's last, and is evaluated once at
     the start.
@@ -157,7 +160,7 @@ def evaluations(flow: ProbabilityFlow, steps: int) -> int:
 
 @dataclass(frozen=True)
 class _SolveKind:
-    """What a compiled solve depends on apart from shapes."""
+    """The static part of a compiled solve, beside the shapes."""
 
     drift: Drift
     norm: Norm

@@ -25,10 +25,10 @@ def langevin_step_size(score: jax.Array, sigma: Scalar, scale: float | jax.Array
 
     Song et al. 2021 (arXiv:2011.13456, algorithms 4 and 5) use 2 scale (|z|/|s|)² with norms averaged over the batch,
     which makes samples depend on each other. The plain norm of a sample alone, k = 0, fails in few dimensions: the step
-    is infinite where the score vanishes, and Langevin dynamics with a step eps(x) settles in p(x)/eps(x), too wide by 1
-    + 2/d in variance. With k pseudo-entries of pure noise, whose score has mean square 1/sigma², the step stays bounded
-    and that bias below 2/(d + k); for images d rules. E|z|² = d replaces the drawn |z|², which would widen the noise by
-    the same 1 + 2/d.
+    is infinite where the score vanishes, and Langevin dynamics with a step eps(x) settles in p(x)/eps(x), too wide by
+    1 + 2/d in variance. With k pseudo-entries of pure noise, whose score has mean square 1/sigma², the step stays
+    bounded and that bias below 2/(d + k); for images d rules. E|z|² = d replaces the drawn |z|², which would widen the
+    noise by the same 1 + 2/d.
     """
     d = score[0].size
     norm2 = sum_of_entries(score**2)
@@ -37,7 +37,7 @@ def langevin_step_size(score: jax.Array, sigma: Scalar, scale: float | jax.Array
 
 @dataclass(frozen=True)
 class _LangevinCorrector:
-    """x <- x + eps s + sqrt(2 eps) z, `steps` times."""
+    """The Langevin step x <- x + eps s + sqrt(2 eps) z, `steps` times."""
 
     steps: int
 
@@ -57,8 +57,9 @@ class _LangevinCorrector:
 
 @dataclass(frozen=True)
 class PredictorCorrector:
-    """Predictor, then `corrector_steps` Langevin steps at the new time (Song et al. 2021, arXiv:2011.13456, algorithm
-    1).
+    """The predictor, then `corrector_steps` Langevin steps at the new time.
+
+    Song et al. 2021, arXiv:2011.13456, algorithm 1.
 
     NFE = steps (1 + corrector_steps), and one more with `denoise`. The corrector works for every SDE. For VP the
     published optimum of `snr` is nearer 0.01 than the 0.16 of VE (same paper, table 5).
@@ -93,7 +94,7 @@ class PredictorCorrector:
 
     @property
     def nfe(self) -> int:
-        """Score calls per sample."""
+        """The score calls per sample."""
         return self.steps * (1 + self.corrector_steps) + self.denoise
 
     def at_nfe(self, nfe: int) -> "PredictorCorrector":
@@ -106,11 +107,11 @@ class PredictorCorrector:
         return replace(self, steps=steps)
 
     def scale(self, sde: SDE, table: Table) -> Array:
-        """(alpha_i/alpha_{i+1})² snr² of each row: of VP, snr² times Song's 1 - beta_i."""
+        """The scale (alpha_i/alpha_{i+1})² snr² of each row: of VP, snr² times Song's 1 - beta_i."""
         return (sde.alpha(table.t) / sde.alpha(table.t_next) * self.snr) ** 2
 
     def run(self, score_fn: ScoreFn, x: jax.Array, keys: jax.Array, cond: PyTree, frames: int) -> Samples:
-        """See `sde_lib.samplers.base.Sampler`."""
+        """Run both; see `sde_lib.samplers.base.Sampler`."""
         sampler = replace(self.predictor, steps=self.steps, grid=self.grid, denoise=self.denoise)
         corrector = _LangevinCorrector(self.corrector_steps)
         x, path, times = run_linear(sampler, score_fn, x, keys, cond, frames, correct=corrector, correction=self.scale)

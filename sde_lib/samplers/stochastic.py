@@ -16,7 +16,7 @@ from sde_lib.typing import Array
 
 
 def check_eta(sampler: LinearSampler, eta: float) -> None:
-    """Raises ValueError for a negative eta."""
+    """Raise ValueError for a negative eta."""
     if not eta >= 0:
         raise ValueError(f"{type(sampler).__name__}: eta must be 0 (no noise) or more, not {eta}")
 
@@ -60,8 +60,10 @@ class ReverseDiffusion(LinearSampler):
 class Ancestral(LinearSampler):
     """A draw from q(x_s | x_t, x_0 = D), the posterior of the forward chain: DDPM's sampler, weak order 1.
 
-    With v = sigma_t² - (alpha_t/alpha_s)² sigma_s²:  x' = [(alpha_t/alpha_s) sigma_s² x + alpha_s v D]/sigma_t² +
-    sigma_s sqrt(v)/sigma_t z (Ho et al. 2020, arXiv:2006.11239, eq. 6 and 7, with the smaller of its two variances).
+        x' = [(alpha_t/alpha_s) sigma_s² x + alpha_s v D]/sigma_t² + sigma_s sqrt(v)/sigma_t z
+
+    with v = sigma_t² - (alpha_t/alpha_s)² sigma_s² (Ho et al. 2020, arXiv:2006.11239, eq. 6 and 7, with the smaller of
+    its two variances).
     """
 
     def update(self, sde: SDE, times: Array) -> Table:
@@ -76,8 +78,9 @@ class Ancestral(LinearSampler):
 
 @dataclass(frozen=True)
 class ExponentialEuler(LinearSampler):
-    """The linear drift f x exactly, the score frozen over the step: weak order 1 (Zhang & Chen 2023, arXiv:2204.13902,
-    eq. 8).
+    """The linear drift f x exactly, the score frozen over the step: weak order 1.
+
+    Zhang & Chen 2023, arXiv:2204.13902, eq. 8.
 
     x' = (alpha_s/alpha_t) x + ½ (1 + eta²) w s + eta alpha_s sqrt(rho_t² - rho_s²) z, with rho = sigma/alpha and
     w = int_s^t (alpha_s/alpha) g² = alpha_s int alpha d(rho²). That the score changes as 1/sigma over a step, which a

@@ -14,7 +14,7 @@ _TERMS = 16
 
 
 def _psi(xp: ModuleType, z: Array, j: int) -> Array:
-    """sum_{m >= 1} z^m/(m + j)!: psi_1 = (exp(z) - 1)/z - 1, psi_{j+1} = psi_j/z - 1/(j+1)!."""
+    """The series psi_j = sum_{m >= 1} z^m/(m + j)!: psi_1 = (exp(z) - 1)/z - 1, psi_{j+1} = psi_j/z - 1/(j+1)!."""
     series = sum(z**m / float(math.factorial(m + j)) for m in range(1, _TERMS))
     closed = xp.expm1(z) / z - 1
     for k in range(2, j + 1):
@@ -23,12 +23,12 @@ def _psi(xp: ModuleType, z: Array, j: int) -> Array:
 
 
 def corrected(sde: SDE, ratio: Array, predict: Array, correct: Array) -> Array:
-    """The weights b (N, K) of rows that go from one predicted point to the next through the corrected one, as no extra
-    call allows.
+    """The weights b (N, K) of rows that go from one predicted point to the next through the corrected one.
 
-    predict (N, K): a step's weights of (D, D_{-1}, ..) at the predicted point; correct (N, K): those of (D_s, D,
-    D_{-1}, ..) at the corrected one, both beside ratio x. Where D has been called at the predicted point e, the
-    corrected one is e + sum_j (correct_j - predict_{j-1}) D_{-j}, of the step before; the last point is not corrected.
+    They need no extra call. predict (N, K): a step's weights of (D, D_{-1}, ..) at the predicted point; correct (N, K):
+    those of (D_s, D, D_{-1}, ..) at the corrected one, both beside ratio x. Where D has been called at the predicted
+    point e, the corrected one is e + sum_j (correct_j - predict_{j-1}) D_{-j}, of the step before; the last point is
+    not corrected.
     """
     xp = sde.namespace(ratio)
     shifted = xp.concatenate([xp.zeros((len(ratio), 1)), predict[:, :-1]], axis=1)
@@ -68,7 +68,7 @@ class UniPC(LinearSampler):
 
     @property
     def convergence(self) -> int:  # type: ignore[override]  # depends on the order
-        """p + 1, or p without the corrector."""
+        """The order p + 1, or p without the corrector."""
         return self.order + self.corrector
 
     def update(self, sde: SDE, times: Array) -> Table:
@@ -78,8 +78,11 @@ class UniPC(LinearSampler):
         return Table(t, t_next, ratio, corrected(sde, ratio, predict, correct) if self.corrector else predict)
 
     def _weights(self, sde: SDE, times: Array, h: Array) -> tuple[Array, Array]:
-        """Of each step (steps, order + 1): the predictor's of (D, D_{-1}, ..), and the corrector's of (D_s, D, D_{-1},
-        ..).
+        """The weights of each step.
+
+        Returns:
+            predict: (steps, order + 1), the predictor's of (D, D_{-1}, ..).
+            correct: (steps, order + 1), the corrector's of (D_s, D, D_{-1}, ..).
         """
         xp = sde.namespace(h)
         alpha, half_log_snr = sde.alpha(times[1:]), 0.5 * sde.log_snr(times)

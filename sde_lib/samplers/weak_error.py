@@ -2,10 +2,9 @@
 
 With an exact score a sampler's rows (`linear.py`) make a Markov chain in x and the last values M_1, M_2, .. of the
 model, so that the expectation of a function of the result follows backwards, by quadrature over each row's noise and
-polynomials between grid points:
+polynomials between grid points. With D = D(p x + q_1 M_1 + .., t_i),
 
-    v_N = phi(x),   v_i(x, M_1, M_2, ..) = E_z v_{i+1}(a x + b_0 D + b_1 M_1 + .. + c z, D, M_1, ..),   D = D(p x + q_1
-    M_1 + .., t_i)
+    v_N = phi(x),   v_i(x, M_1, M_2, ..) = E_z v_{i+1}(a x + b_0 D + b_1 M_1 + .. + c z, D, M_1, ..)
 
 The grid of each M_j is about D(x, t_i), and as wide as it moves in j rows: under the reverse SDE D is a martingale,
 whose increments have the variance E D(t_i)² - E D(t_{i-j})². A row adds the M with weights of the order of its step, so
@@ -43,8 +42,9 @@ def weak_error(
     points: int = 80,
     nodes: int = 10,
 ) -> float:
-    """E[function(x)] of the sampler's result less that of the data at t_min, for a mixture of normals on the line, from
-    the exact p_T.
+    """E[function(x)] of the sampler's result less that of the data at t_min, for a mixture of normals on the line.
+
+    The sampler starts from the exact p_T.
 
     Args:
         sampler: one with rows in the denoiser. The time that this takes grows with 4^(K - 1).
@@ -90,7 +90,7 @@ def weak_error(
 
 
 def _called_at(table: Table, i: int, x: np.ndarray, known: list[np.ndarray]) -> np.ndarray:
-    """Where row i has the model called: p x + q_1 M_1 + .., or x."""
+    """The point at which row i has the model called: p x + q_1 M_1 + .., or x."""
     return (
         x
         if table.point is None
@@ -99,7 +99,7 @@ def _called_at(table: Table, i: int, x: np.ndarray, known: list[np.ndarray]) -> 
 
 
 def _without_noise(table: Table, i: int, x: np.ndarray, values: list[np.ndarray]) -> np.ndarray:
-    """Row i's a x + b_0 D + b_1 M_1 + .."""
+    """The part a x + b_0 D + b_1 M_1 + .. of row i."""
     return table.a[i] * x + sum(b * m for b, m in zip(table.b[i], values, strict=True))
 
 
@@ -116,7 +116,7 @@ def _range(sde: SDE, t: Scalar, means: np.ndarray, stds: np.ndarray) -> tuple[fl
 def _denoise(
     sde: SDE, t: Scalar, x: np.ndarray, weights: np.ndarray, means: np.ndarray, stds: np.ndarray
 ) -> np.ndarray:
-    """E[x_0 | x] of the mixture."""
+    """The denoiser E[x_0 | x] of the mixture."""
     alpha, sigma = sde.alpha(t), sde.sigma(t)
     variance = (alpha * stds) ** 2 + sigma**2
     apart = x[..., None] - alpha * means
@@ -126,14 +126,18 @@ def _denoise(
 
 
 def _interpolant(grid: np.ndarray, centre: np.ndarray, offsets: list[np.ndarray], values: np.ndarray) -> Value:
-    """Through the values (points, 4, ..) at the grid in x and at centre + offsets in each M, centre (points,).
+    """The function through values (points, 4, ..) at the grid in x and at centre + offsets in each M, centre (points,).
 
-    In x by the polynomial of degree 9 of the nearest points, in each M by the cubic.
+    It is in x the polynomial of degree 9 through the nearest points, in each M the cubic.
+
+    Letters of the products in `value`, which depend on how far back the rows look: y is the grid in x; k, l, m, n are
+    the grids of M_1, M_2, ..; a, b, c, d are the axes of the points asked for, a that of x and b, c, d those of the M
+    that the row before knew. An M that does not vary along an axis has length 1 there and no letter.
     """
     looks_back = "klmn"[: values.ndim - 1]
 
     def value(x: np.ndarray, m: list[np.ndarray]) -> np.ndarray:
-        """x (*shape, nodes); each M (*shape) or with ones in its place."""
+        """The value at x (*shape, nodes); each M is (*shape), or has ones in its place."""
         if m and looks_back:
             # Along the grid (y) for each x (a) and each M of the row before (b, c, ..).
             lines, axes = values, f"y{looks_back}"
@@ -160,8 +164,7 @@ def _interpolant(grid: np.ndarray, centre: np.ndarray, offsets: list[np.ndarray]
 
 
 def _projector(variables: int) -> np.ndarray:
-    """(4^n, 4^n): from values on the grid of n M to those of the nearest polynomial of degree 3 in all of them
-    together.
+    """The projection (4^n, 4^n) of values on the grid of n M onto polynomials of degree 3 in all of them together.
 
     Products of cubics in each one swing where the M are far from each other.
     """
@@ -197,12 +200,12 @@ def _mixture_mean(
     stds: np.ndarray,
     function: Callable[[np.ndarray], np.ndarray],
 ) -> np.ndarray:
-    """E[function(x_t)]."""
+    """The mean E[function(x_t)]."""
     z, weight = _normal_quadrature(100)
     alpha, scale = sde.alpha(t), np.sqrt((sde.alpha(t) * stds) ** 2 + sde.sigma(t) ** 2)
     return weights @ (function(alpha * means[:, None] + scale[:, None] * z) @ weight)
 
 
 def _mean_square(sde: SDE, t: Scalar, weights: np.ndarray, means: np.ndarray, stds: np.ndarray) -> np.ndarray:
-    """E[D(x_t, t)²]."""
+    """The mean square E[D(x_t, t)²]."""
     return _mixture_mean(sde, t, weights, means, stds, lambda x: _denoise(sde, t, x, weights, means, stds) ** 2)
