@@ -64,6 +64,6 @@ def downsample(x: jax.Array) -> jax.Array:
 
 
 def upsample(x: jax.Array) -> jax.Array:
-    """Each pixel repeated 2x2."""
+    """The image with each pixel repeated 2x2."""
     n, h, w, c = x.shape
     return jnp.broadcast_to(x[:, :, None, :, None, :], (n, h, 2, w, 2, c)).reshape(n, 2 * h, 2 * w, c)

@@ -31,5 +31,5 @@ def fold_in_each(keys: jax.Array, number: ArrayLike) -> jax.Array:
 
 
 def normal_like(keys: jax.Array, x: jax.Array) -> jax.Array:
-    """Standard normal noise like x, row i from keys[i] alone."""
+    """Draw standard normal noise like x, row i from keys[i] alone."""
     return jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(keys)

@@ -79,7 +79,7 @@ class Chain:
         return len(self.betas)
 
     def at(self, t: Step) -> "Chain":
-        """Each table's entries for steps t, shaped as t is. Raises ValueError for steps outside 1..T."""
+        """The tables' entries for steps t, shaped as t is. Raises ValueError for steps outside 1..T."""
         if not isinstance(t, jax.core.Tracer):  # traced steps cannot be checked
             values = np.asarray(t)
             if not np.issubdtype(values.dtype, np.integer) or (values < 1).any() or (values > self.steps).any():
@@ -88,17 +88,17 @@ class Chain:
         return jax.tree.map(lambda table: xp.asarray(table)[t - 1], self)
 
     def forward(self, x: jax.Array, t: Step) -> tuple[jax.Array, jax.Array]:
-        """Mean, like x, and variance of q(x_t | x_{t-1} = x): one step (Ho et al. 2020, eq. 2)."""
+        """The mean, like x, and variance of q(x_t | x_{t-1} = x): one step (Ho et al. 2020, eq. 2)."""
         betas = per_row(self.at(t).betas, x)
         return jnp.sqrt(1 - betas) * x, betas
 
     def jump(self, x0: jax.Array, t: Step) -> tuple[jax.Array, jax.Array]:
-        """Mean, like x0, and variance of q(x_t | x_0): t steps at once (Ho et al. 2020, eq. 4)."""
+        """The mean, like x0, and variance of q(x_t | x_0): t steps at once (Ho et al. 2020, eq. 4)."""
         row = self.at(t)
         return per_row(row.alpha, x0) * x0, per_row(row.sigma, x0) ** 2
 
     def posterior(self, x: jax.Array, x0: jax.Array, t: Step) -> tuple[jax.Array, jax.Array]:
-        """Mean, like x, and variance of q(x_{t-1} | x_t = x, x_0) (Ho et al. 2020, eq. 6 and 7).
+        """The mean, like x, and variance of q(x_{t-1} | x_t = x, x_0) (Ho et al. 2020, eq. 6 and 7).
 
         For t = 1 it is x_0 itself.
         """
@@ -169,25 +169,28 @@ def denoiser_from_denoiser(chain: Chain, denoised: jax.Array, x: jax.Array, t: S
 
 
 def denoiser_from_noise(chain: Chain, noise: jax.Array, x: jax.Array, t: Step) -> jax.Array:
-    """x_0 = (x - sigma eps)/alpha (Ho et al. 2020, eq. 15)."""
+    """The denoiser x_0 = (x - sigma eps)/alpha (Ho et al. 2020, eq. 15)."""
     row = chain.at(t)
     return (x - per_row(row.sigma, x) * noise) / per_row(row.alpha, x)
 
 
 def noise_from_denoiser(chain: Chain, denoised: jax.Array, x: jax.Array, t: Step) -> jax.Array:
-    """eps = (x - alpha x_0)/sigma."""
+    """The noise eps = (x - alpha x_0)/sigma."""
     row = chain.at(t)
     return (x - per_row(row.alpha, x) * denoised) / per_row(row.sigma, x)
 
 
 def denoiser_from_v(chain: Chain, v: jax.Array, x: jax.Array, t: Step) -> jax.Array:
-    """x_0 = alpha x - sigma v, with v = alpha eps - sigma x_0 (Salimans & Ho 2022, arXiv:2202.00512, appendix D)."""
+    """The denoiser x_0 = alpha x - sigma v, with v = alpha eps - sigma x_0.
+
+    Salimans & Ho 2022, arXiv:2202.00512, appendix D.
+    """
     row = chain.at(t)
     return per_row(row.alpha, x) * x - per_row(row.sigma, x) * v
 
 
 def v_from_denoiser(chain: Chain, denoised: jax.Array, x: jax.Array, t: Step) -> jax.Array:
-    """v = (alpha x - x_0)/sigma."""
+    """The velocity v = (alpha x - x_0)/sigma."""
     row = chain.at(t)
     return (per_row(row.alpha, x) * x - denoised) / per_row(row.sigma, x)
 

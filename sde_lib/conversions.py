@@ -18,40 +18,40 @@ from sde_lib.typing import PyTree, Scalar
 
 
 def noise_from_score(sde: SDE, score: jax.Array, t: Scalar) -> jax.Array:
-    """E[eps | x] = -sigma s."""
+    """The noise E[eps | x] = -sigma s."""
     return -per_row(sde.sigma(t), score) * score
 
 
 def score_from_noise(sde: SDE, noise: jax.Array, t: Scalar) -> jax.Array:
-    """s = -E[eps | x]/sigma."""
+    """The score s = -E[eps | x]/sigma."""
     return -noise / per_row(sde.sigma(t), noise)
 
 
 def denoiser_from_score(sde: SDE, score: jax.Array, x: jax.Array, t: Scalar) -> jax.Array:
-    """E[x_0 | x] = (x + sigma² s)/alpha."""
+    """The denoiser E[x_0 | x] = (x + sigma² s)/alpha."""
     return (x + per_row(sde.sigma(t), x) ** 2 * score) / per_row(sde.alpha(t), x)
 
 
 def score_from_denoiser(sde: SDE, denoised: jax.Array, x: jax.Array, t: Scalar) -> jax.Array:
-    """s = (alpha E[x_0 | x] - x)/sigma²."""
+    """The score s = (alpha E[x_0 | x] - x)/sigma²."""
     return (per_row(sde.alpha(t), x) * denoised - x) / per_row(sde.sigma(t), x) ** 2
 
 
 def velocity_from_score(sde: SDE, score: jax.Array, x: jax.Array, t: Scalar) -> jax.Array:
-    """v = f x - ½ g² s, the drift of the probability-flow ODE."""
+    """The velocity v = f x - ½ g² s, the drift of the probability-flow ODE."""
     return per_row(sde.f(t), x) * x - 0.5 * per_row(sde.g2(t), x) * score
 
 
 def score_from_velocity(sde: SDE, velocity: jax.Array, x: jax.Array, t: Scalar) -> jax.Array:
-    """s = 2 (f x - v)/g²."""
+    """The score s = 2 (f x - v)/g²."""
     return 2 * (per_row(sde.f(t), x) * x - velocity) / per_row(sde.g2(t), x)
 
 
 def denoiser(score_fn: ScoreFn, x: jax.Array, t: Scalar, cond: PyTree = None) -> jax.Array:
-    """E[x_0 | x_t = x] of the score's distribution: one score call."""
+    """The denoiser E[x_0 | x_t = x] of the score's distribution: one score call."""
     return denoiser_from_score(score_fn.sde, score_fn(x, t, cond), x, t)
 
 
 def noise(score_fn: ScoreFn, x: jax.Array, t: Scalar, cond: PyTree = None) -> jax.Array:
-    """E[eps | x_t = x] of the score's distribution: one score call."""
+    """The noise E[eps | x_t = x] of the score's distribution: one score call."""
     return noise_from_score(score_fn.sde, score_fn(x, t, cond), t)

@@ -323,7 +323,7 @@ def _noised(chain: Chain, x0: jax.Array, key: jax.Array) -> tuple[jax.Array, jax
 
 
 def _kl(chain: Chain, x0: jax.Array, denoised: jax.Array, log_variance: jax.Array, t: Step) -> jax.Array:
-    """KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) for t > 1, (n,).
+    """The divergence KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) for t > 1, (n,).
 
         ½ sum [r - 1 - log r + (difference of means)²/Sigma]
 

@@ -27,7 +27,9 @@ class Dequantization(Protocol):
 
 @dataclass(frozen=True)
 class UniformDequantization:
-    """z uniform in the bin of x, taken as a point at t_min (Theis et al. 2016, arXiv:1511.01844, section 3.1).
+    """A draw z uniform in the bin of x, taken as a point at t_min.
+
+    Theis et al. 2016, arXiv:1511.01844, section 3.1.
 
     bin_width: of a level in the model's space, such as 2/256.
     """
@@ -50,7 +52,7 @@ class UniformDequantization:
 
 @dataclass(frozen=True)
 class TruncatedNormalDequantization:
-    """z = alpha x + sigma e at t_min, e standard normal but for |e| <= tau = alpha bin_width/(2 sigma).
+    """A draw z = alpha x + sigma e at t_min, e standard normal but for |e| <= tau = alpha bin_width/(2 sigma).
 
     Zheng et al. 2023, arXiv:2305.03935, section 4.2.
 
@@ -78,7 +80,7 @@ class TruncatedNormalDequantization:
 
 
 def importance_weighted(log_ratios: Array) -> jax.Array:
-    """log (1/K) sum_k exp(log_ratios_k) over the last axis: (..., K) to (...)."""
+    """The logarithm of a mean, log (1/K) sum_k exp(log_ratios_k), over the last axis: (..., K) to (...)."""
     return logsumexp(jnp.asarray(log_ratios), axis=-1) - jnp.log(log_ratios.shape[-1])
 
 

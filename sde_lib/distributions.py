@@ -65,13 +65,13 @@ class IsotropicGaussian:
         return self.std * jax.random.normal(key, (n, *self.shape))
 
     def log_prob(self, x: jax.Array) -> jax.Array:
-        """log N(x; 0, std² I) in nats, (n,)."""
+        """The log-density log N(x; 0, std² I) in nats, (n,)."""
         flat = x.reshape(x.shape[0], -1)
         std = jnp.asarray(self.std, x.dtype)
         return -0.5 * jnp.sum((flat / std) ** 2, 1) - flat.shape[1] * (jnp.log(std) + 0.5 * np.log(2 * np.pi))
 
     def score(self, x: jax.Array) -> jax.Array:
-        """-x/std²."""
+        """The score -x/std²."""
         return -x / jnp.asarray(self.std, x.dtype) ** 2
 
 
@@ -99,7 +99,7 @@ class DiagonalGaussian:
         return -sum_of_entries(0.5 * z**2 + jnp.log(std) + 0.5 * np.log(2 * np.pi))
 
     def score(self, x: jax.Array) -> jax.Array:
-        """-(x - mean)/std²."""
+        """The score -(x - mean)/std²."""
         return -(x - jnp.asarray(self.mean, x.dtype)[None]) / jnp.asarray(self.std, x.dtype)[None] ** 2
 
     def at(self, sde: "SDE", t: Scalar) -> "DiagonalGaussian":
@@ -108,7 +108,7 @@ class DiagonalGaussian:
         return DiagonalGaussian(alpha * self.mean, (alpha**2 * self.std**2 + sigma**2) ** 0.5)
 
     def kl(self, other: IsotropicGaussian) -> jax.Array:
-        """KL(self || N(0, other.std² I)) in nats, for an `IsotropicGaussian`."""
+        """The divergence KL(self || N(0, other.std² I)) in nats, for an `IsotropicGaussian`."""
         ratio = (self.std / other.std) ** 2
         return 0.5 * jnp.sum(ratio - 1 - jnp.log(ratio) + (self.mean / other.std) ** 2)
 
@@ -124,7 +124,7 @@ class Density:
     log_density: Callable[[jax.Array], jax.Array]
 
     def log_prob(self, x: jax.Array) -> jax.Array:
-        """log-density of each row, up to the constant, (n,)."""
+        """The log-density of each row, up to the constant, (n,)."""
         return jax.vmap(self.log_density)(x)
 
     def score(self, x: jax.Array) -> jax.Array:
@@ -210,11 +210,11 @@ class GaussianMixture:
         return self.means[k] + jnp.einsum("nij,nj->ni", self.basis[k], z, precision=_HIGHEST)
 
     def log_prob(self, x: jax.Array) -> jax.Array:
-        """log sum_k w_k N(x; m_k, S_k) in nats, (n,)."""
+        """The log-density log sum_k w_k N(x; m_k, S_k) in nats, (n,)."""
         return jax.nn.logsumexp(self._component_log_probs(self._whiten(x)), axis=1)
 
     def posterior(self, x: jax.Array) -> jax.Array:
-        """p(component k | x), (n, k)."""
+        """The probability p(component k | x), (n, k)."""
         return jax.nn.softmax(self._component_log_probs(self._whiten(x)), axis=1)
 
     def score(self, x: jax.Array) -> jax.Array:
@@ -232,12 +232,12 @@ class GaussianMixture:
         return self.tree_unflatten(None, leaves)
 
     def _whiten(self, x: jax.Array) -> jax.Array:
-        """Offsets from each mean along each component's axes, (n, k, d)."""
+        """The offsets from each mean along each component's axes, (n, k, d)."""
         offsets = x.reshape(x.shape[0], 1, -1) - self.means.astype(x.dtype)[None]
         return jnp.einsum("nki,kij->nkj", offsets, self.basis.astype(x.dtype), precision=_HIGHEST)
 
     def _component_log_probs(self, along: jax.Array) -> jax.Array:
-        """log w_k + log N(x; m_k, S_k), (n, k), from the offsets along the axes."""
+        """The terms log w_k + log N(x; m_k, S_k), (n, k), from the offsets along the axes."""
         variances = self.variances.astype(along.dtype)
         log_norm = self.log_weights.astype(along.dtype) - 0.5 * jnp.sum(jnp.log(2 * np.pi * variances), axis=1)
         return log_norm[None] - 0.5 * jnp.sum(along**2 / variances[None], axis=2)

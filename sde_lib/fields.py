@@ -41,13 +41,13 @@ class StationaryGaussianField:
         return self._filtered(jax.random.normal(key, (n, *self.shape), self.spectrum.dtype), jnp.sqrt(self.spectrum))
 
     def log_prob(self, x: jax.Array) -> jax.Array:
-        """-½ sum_k [|(F x)_k|²/P_k + log 2 pi P_k] in nats, (n,), of x (n, h, w)."""
+        """The log-density -½ sum_k [|(F x)_k|²/P_k + log 2 pi P_k] in nats, (n,), of x (n, h, w)."""
         spectrum = jnp.asarray(self.spectrum, x.dtype)[None]
         terms = _power(x) / spectrum + jnp.log(2 * np.pi * spectrum)
         return -0.5 * jnp.sum(jnp.asarray(_multiplicity(self.shape), x.dtype)[None] * terms, axis=(1, 2))
 
     def score(self, x: jax.Array) -> jax.Array:
-        """-F* (F x)/P, like x."""
+        """The score -F* (F x)/P, like x."""
         return self._filtered(x, -1 / jnp.asarray(self.spectrum, x.dtype))
 
     def at(self, sde: "SDE", t: Scalar) -> "StationaryGaussianField":

@@ -131,7 +131,10 @@ class SDE:
         return 0.5 * (low + high)
 
     def prior(self, shape: tuple[int, ...]) -> IsotropicGaussian:
-        """N(0, sigma(t_max)² I) over arrays of this shape: what x at t_max is close to, for data of zero mean."""
+        """The Gaussian N(0, sigma(t_max)² I) over arrays of this shape.
+
+        It is what x at t_max is close to, for data of zero mean.
+        """
         return IsotropicGaussian(shape, self.sigma(self.t_max))
 
     def _with_derivative(self, function: Callable[[Any], Any], t: ScalarT) -> tuple[ScalarT, ScalarT]:
@@ -163,7 +166,7 @@ class _LinearBeta(SDE):
 
 
 class VP(_LinearBeta):
-    """Variance preserving: alpha = exp(-B/2), sigma² = 1 - exp(-B), with B the integral of a linear beta.
+    """The variance preserving SDE: alpha = exp(-B/2), sigma² = 1 - exp(-B), B the integral of a linear beta.
 
     Song et al. 2021, arXiv:2011.13456, eq. 11 and appendix C; the continuous limit of DDPM (Ho et al. 2020).
     """
@@ -174,7 +177,7 @@ class VP(_LinearBeta):
 
 
 class SubVP(_LinearBeta):
-    """Sub-variance preserving: alpha = exp(-B/2), sigma = 1 - exp(-B).
+    """The sub-variance preserving SDE: alpha = exp(-B/2), sigma = 1 - exp(-B), with VP's B.
 
     Song et al. 2021, arXiv:2011.13456, eq. 13 and 29.
     """
@@ -184,7 +187,7 @@ class SubVP(_LinearBeta):
 
 
 class VE(SDE):
-    """Variance exploding: alpha = 1, sigma = sigma_min (sigma_max/sigma_min)^t.
+    """The variance exploding SDE: alpha = 1, sigma = sigma_min (sigma_max/sigma_min)^t.
 
     Song et al. 2021, arXiv:2011.13456, eq. 9 and appendix C.
 
@@ -209,7 +212,9 @@ class VE(SDE):
 
 
 class CosineVP(SDE):
-    """Variance preserving with alpha = cos(a(t))/cos(a(0)), a(t) = (t + s)/(1 + s) pi/2, sigma² = 1 - alpha².
+    """A variance preserving SDE with alpha = cos(a(t))/cos(a(0)), a(t) = (t + s)/(1 + s) pi/2.
+
+    sigma² = 1 - alpha².
 
     Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 17. Noise comes more evenly than with a linear beta. At t = 1 no
     signal is left and f is infinite, so t_max lies before it (Lu et al. 2022, arXiv:2206.00927, appendix D.4).

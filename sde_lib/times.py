@@ -277,7 +277,10 @@ class LearnedLogSNR:
 
 
 def stratified_uniform(key: jax.Array, n: int) -> jax.Array:
-    """n numbers, each uniform on [0, 1), one in each of n equal strata (shifted together): (u + i/n) mod 1."""
+    """Draw n numbers, each uniform on [0, 1), one in each of n equal strata.
+
+    They are shifted together: (u + i/n) mod 1.
+    """
     return (jax.random.uniform(key) + jnp.arange(n) / n) % 1.0
 
 

@@ -64,7 +64,7 @@ def gaussian_kl(
     prior: tuple[npt.ArrayLike, float] | None = None,
     error: ScoreError = exact,
 ) -> float:
-    """KL(the result's distribution || the data at t_min) in nats, of data N(mean, covariance); see `gaussian_law`.
+    """The divergence KL(result || data at t_min) in nats, on data N(mean, covariance); see `gaussian_law`.
 
     Without the final denoising: a denoised sample is no draw from the data at t_min.
     """
@@ -97,7 +97,7 @@ def _principal_law(
     prior: tuple[npt.ArrayLike, float] | None,
     error: ScoreError,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variance of the result along each principal axis."""
+    """The mean and variance of the result along each principal axis."""
     sde = host_sde(sde)
     table = table_of(sampler, sde)
     depth = table.b.shape[1]

@@ -33,13 +33,13 @@ def earlier(sde: SDE, h: Array, back: int) -> Array:
 
 
 def _phi2(xp: ModuleType, h: Array) -> Array:
-    """(exp(-h) - 1)/h + 1, by its series where the difference would cancel."""
+    """The function (exp(-h) - 1)/h + 1, by its series where the difference would cancel."""
     series = h / 2 * (1 - h / 3 * (1 - h / 4 * (1 - h / 5 * (1 - h / 6 * (1 - h / 7 * (1 - h / 8))))))
     return xp.where(h < 0.1, series, xp.expm1(-h) / h + 1)
 
 
 def _phi3(xp: ModuleType, h: Array) -> Array:
-    """phi_2/h - ½, by its series where the difference would cancel."""
+    """The function phi_2/h - ½, by its series where the difference would cancel."""
     series = -h / 6 * (1 - h / 4 * (1 - h / 5 * (1 - h / 6 * (1 - h / 7 * (1 - h / 8 * (1 - h / 9))))))
     return xp.where(h < 0.1, series, (xp.expm1(-h) / h + 1) / h - 0.5)
 

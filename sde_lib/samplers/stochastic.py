@@ -23,7 +23,7 @@ def check_eta(sampler: LinearSampler, eta: float) -> None:
 
 @dataclass(frozen=True)
 class EulerMaruyama(LinearSampler):
-    """x' = x - [f x - ½ (1 + eta²) g² s] dt + eta g sqrt(dt) z: weak order 1.
+    """The step x' = x - [f x - ½ (1 + eta²) g² s] dt + eta g sqrt(dt) z: weak order 1.
 
     eta: 1 is the reverse SDE, 0 Euler's method on the ODE.
     """
@@ -42,7 +42,7 @@ class EulerMaruyama(LinearSampler):
 
 @dataclass(frozen=True)
 class ReverseDiffusion(LinearSampler):
-    """x' = (2 - r) x + v s + sqrt(v) z, which reverses the forward chain's own step between two times: weak order 1.
+    """The step x' = (2 - r) x + v s + sqrt(v) z, which reverses the forward chain's own: weak order 1.
 
     That step is x_i = r x_{i+1} + sqrt(v) z, with r = alpha_i/alpha_{i+1} and v = sigma_i² - r² sigma_{i+1}² (Song et
     al. 2021, arXiv:2011.13456, eq. 46, there with r to first order for VP and exact for VE).

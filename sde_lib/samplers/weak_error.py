@@ -42,9 +42,9 @@ def weak_error(
     points: int = 80,
     nodes: int = 10,
 ) -> float:
-    """E[function(x)] of the sampler's result less that of the data at t_min, for a mixture of normals on the line.
+    """The error in E[function(x)] of the sampler's result, for data from a mixture of normals on the line.
 
-    The sampler starts from the exact p_T.
+    The sampler starts from the exact p_T, and the exact mean of the data at t_min is subtracted.
 
     Args:
         sampler: one with rows in the denoiser. The time that this takes grows with 4^(K - 1).
