@@ -1,4 +1,4 @@
-"""What the commands share: flags, quiet logs, and mistakes told in one line.
+"""The part that all commands share: flags, quiet logs, and mistakes told in one line.
 
 def main() -> int | None: ...
 if __name__ == "__main__":
@@ -52,7 +52,7 @@ def run_app(main: Callable[..., int | None], config: str = "", positional: tuple
 
 @contextlib.contextmanager
 def mistakes_in_one_line() -> Iterator[None]:
-    """A UserError inside becomes its line on stderr and SystemExit(2); KeyboardInterrupt SystemExit(130)."""
+    """Turn a UserError into its line on stderr and SystemExit(2), and KeyboardInterrupt into SystemExit(130)."""
     try:
         yield
     except UserError as error:
@@ -68,9 +68,13 @@ def mistakes_in_one_line() -> Iterator[None]:
 def parse_flags(
     argv: list[str], config: str = "", values: flags.FlagValues = flags.FLAGS, positional: tuple[str, ...] = ()
 ) -> list[str]:
-    """absl's parsing, every mistake as a UserError; `config`: the default of --config, "" for a command without.
+    """Parse the flags by absl, with every mistake as a UserError.
 
-    Returns the arguments that are no flags, as many as `positional` names.
+    Args:
+        config: the default file of --config; "" for a command that has no config.
+
+    Returns:
+        The arguments that are no flags, as many as `positional` names.
     """
     try:
         values.set_gnu_getopt(bool(positional))  # flags may follow them
@@ -98,8 +102,11 @@ def parse_flags(
 def _define_config(argv: list[str], file: str, values: flags.FlagValues) -> list[str]:
     """Define --config.section.key of the whole config that --config=FILE, by default `file`, stands for.
 
-    Returns the arguments without --config=FILE, which is read here: ml_collections overrides only keys that a file
-    itself names. Raises UserError for an unknown key, a missing file, and a value that its key does not take.
+    The file is read here, since ml_collections overrides only keys that a file itself names. Raises UserError for an
+    unknown key, a missing file, and a value that its key does not take.
+
+    Returns:
+        The arguments without --config=FILE.
     """
     rest = argv[:1]
     arguments = iter(argv[1:])
@@ -127,7 +134,7 @@ def _check_file(name: str) -> None:
 
 
 def _flag_mistake(text: str) -> str:
-    """absl's sentence, or for a config key what that key takes."""
+    """Return absl's own sentence, or for a config key what that key takes."""
     flag, _, value = text.removeprefix("flag --config.").partition(": ")[0].partition("=")
     override = text.startswith("flag --config.") and flag in KEYS
     return f"config.{flag} is {value!r}; it takes {describe(flag)}" if override else text
@@ -142,10 +149,10 @@ def _quiet() -> None:
 
 
 def convolutions_on_all_cores() -> None:
-    """On CPU: convolutions by Eigen. XLA's own choice since jax 0.10, YNNPACK, runs each on one core. Before the first
-    use of a device.
+    """Give convolutions on CPU to Eigen; call it before the first use of a device.
 
-    benchmarks/training.py measures it. Of other versions, which may not know the flag and would abort, it is not asked.
+    XLA's own choice in jax 0.10, YNNPACK, runs each convolution on one core; benchmarks/training.py measures it. Other
+    versions, which may not know the flag and would abort, are left as they are.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if "ynn_fusion_type" not in flags and importlib.metadata.version("jaxlib").startswith("0.10."):
@@ -153,6 +160,9 @@ def convolutions_on_all_cores() -> None:
 
 
 def _compilation_cache() -> None:
-    """jax keeps compiled programs in the user's cache folder, or $JAX_COMPILATION_CACHE_DIR ("": nowhere)."""
+    """Let jax keep every compiled program in the user's cache folder, or in $JAX_COMPILATION_CACHE_DIR ("": nowhere).
+
+    jax reads these variables once, when it is imported: nothing below this file imports it.
+    """
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder() / "compiled"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")

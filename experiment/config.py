@@ -32,7 +32,7 @@ def key(
     below: float | None = None,
     choices: tuple[str, ...] = (),
 ) -> Any:
-    """One key: its default, what it means, and its range.
+    """Declare one key: its default, what it means, and its range.
 
     The range is low <= value <= high, above < value < below; of a tuple, that of each entry.
     """
@@ -234,7 +234,7 @@ def check_key(name: str) -> None:
 
 
 def _kind(hint: Any) -> tuple[type, bool, bool]:
-    """(type of an entry, whether a tuple of them, whether None will do)."""
+    """Return the type of an entry, whether the key is a tuple of them, and whether None will do."""
     optional = isinstance(hint, types.UnionType)
     if optional:
         hint = typing.get_args(hint)[0]
@@ -243,7 +243,7 @@ def _kind(hint: Any) -> tuple[type, bool, bool]:
 
 
 def describe(name: str) -> str:
-    """In words, what the key takes: "an int, at least 1"."""
+    """Say in words what the key takes: "an int, at least 1"."""
     hint, field = KEYS[name]
     kind, many, optional = _kind(hint)
     article = {int: "an int", float: "a float", bool: "true or false", str: "a string"}[kind]
@@ -255,7 +255,7 @@ def describe(name: str) -> str:
 
 
 def _entry(kind: type, value: Any) -> Any:
-    """The value as `kind`. Raises ValueError when it is of another type; an int will do for a float."""
+    """Return the value as `kind`. Raises ValueError when it is of another type; an int will do for a float."""
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
@@ -277,7 +277,7 @@ def _within(value: Any, field: dataclasses.Field[Any]) -> bool:
 
 
 def check_value(name: str, value: Any) -> Any:
-    """The value in its key's type. Raises UserError when its type or range is wrong."""
+    """Return the value in its key's type. Raises UserError when its type or range is wrong."""
     hint, field = KEYS[name]
     kind, many, optional = _kind(hint)
     if value is None and optional:
@@ -298,7 +298,7 @@ def check_value(name: str, value: Any) -> Any:
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """A nested config as {"train.lr": 1e-3, ...}."""
+    """Return a nested config as {"train.lr": 1e-3, ...}."""
     found: dict[str, Any] = {}
     for name, value in config.items():
         nested = isinstance(value, (Mapping, ConfigDict, FrozenConfigDict))
@@ -307,7 +307,7 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def check_config(config: Any) -> Any:
-    """The whole config that a given one stands for: its values, each in its type, over the defaults; locked.
+    """Return the whole config that a given one stands for: its values, each in its type, over the defaults; locked.
 
     Raises UserError that names the key: unknown (with the nearest valid one), or of a wrong type or range.
     """
@@ -327,7 +327,10 @@ def check_config(config: Any) -> Any:
 
 
 def whole_config(config: Any) -> Any:
-    """`check_config` with every value open to be set: a key that may be None has its type as a placeholder."""
+    """Return the whole, checked config with every value open to be set.
+
+    A key that may be None, and is, has its type as a placeholder, by which ml_collections parses it.
+    """
     checked = check_config(config)
     values = ConfigDict({section: checked[section].to_dict() for section in SECTIONS} | {"seed": checked.seed})
     for name, (hint, _) in KEYS.items():
@@ -338,12 +341,15 @@ def whole_config(config: Any) -> Any:
 
 
 def set_keys(config: Any) -> dict[str, Any]:
-    """{key: value} of what differs from the defaults."""
+    """Return {key: value} of what differs from the defaults."""
     return {name: value for name, value in flatten(config).items() if value != KEYS[name][1].default}
 
 
 def differences(old: Any, new: Any, free: tuple[str, ...] = ()) -> list[str]:
-    """["train.lr 0.001 -> 0.002", ...]: the keys that differ, but for the `free` ones; "eval." frees a section."""
+    """List the keys that differ, as ["train.lr 0.001 -> 0.002", ...], but for the `free` ones.
+
+    "eval." frees a whole section.
+    """
     before, after = flatten(old), flatten(new)
     return [
         f"{name} {before.get(name)!r} -> {after.get(name)!r}"
@@ -359,7 +365,11 @@ def save_config(path: Path, config: Any, **beside: Any) -> None:
 
 
 def load_config(path: Path) -> tuple[Any, dict[str, Any]]:
-    """(the checked config, what was saved beside it). Raises UserError when the file cannot be read as a config."""
+    """Read config.json. Raises UserError when the file cannot be read as a config.
+
+    Returns:
+        The checked config, and what was saved beside it.
+    """
     try:
         content = json.loads(path.read_text())
         sections = {name: content.pop(name) for name in [f.name for f in dataclasses.fields(Schema)] if name in content}

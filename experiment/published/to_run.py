@@ -1,6 +1,4 @@
-"""What importing published weights shares, whatever they come from: their layout turned into ours, and a run written
-with them.
-"""
+"""Published weights, whatever they come from, as a run: their layout turned into ours, and a run directory written."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -57,7 +55,7 @@ class Imported:
 
 
 def abstract(options: Mapping[str, Any]) -> NCSNpp:
-    """The network of these options without any weights. Raises UserError for options that it refuses."""
+    """Build the network of these options without any weights. Raises UserError for options that it refuses."""
     rngs: Any = OneKey()
     try:
         return nnx.eval_shape(lambda: NCSNpp(**options, rngs=rngs))
@@ -66,7 +64,7 @@ def abstract(options: Mapping[str, Any]) -> NCSNpp:
 
 
 def arranged(network: NCSNpp, names: Mapping[str, str], weights: Mapping[str, np.ndarray]) -> Params:
-    """The network's weights, float32, from published ones in PyTorch's layout.
+    """Arrange published weights, in PyTorch's layout, as the network's own, in float32.
 
     names: {path of a weight, with slashes: its name in `weights`}. Raises UserError that names those that are missing,
     of other shapes, or left over.
@@ -98,14 +96,15 @@ def arranged(network: NCSNpp, names: Mapping[str, str], weights: Mapping[str, np
 
 
 def in_our_layout(array: np.ndarray, shape: Sequence[int], name: str) -> np.ndarray:
-    """PyTorch's convolutions (out, in, h, w) as (h, w, in, out), its dense layers (out, in) as (in, out); a .W is (in,
-    out) already.
+    """Return a weight of PyTorch in our layout.
+
+    Convolutions (out, in, h, w) become (h, w, in, out), dense layers (out, in) become (in, out); a .W is (in, out)
+    already.
     """
     if array.ndim == 4:
         array = array.transpose(2, 3, 1, 0)
-        return (
-            array[0, 0] if len(shape) == 2 and array.shape[:2] == (1, 1) else array
-        )  # a 1x1 convolution is a dense layer here
+        # A 1x1 convolution is a dense layer here.
+        return array[0, 0] if len(shape) == 2 and array.shape[:2] == (1, 1) else array
     return array.T if array.ndim == 2 and not name.endswith(".W") else array
 
 
@@ -115,7 +114,7 @@ def _some(names: Sequence[str], most: int = 3) -> str:
 
 
 def write_run(imported: Imported, out: str | Path) -> Path:
-    """The run directory `out`, as training leaves one. Raises UserError where it has checkpoints already."""
+    """Write the run directory `out`, as training leaves one. Raises UserError where it has checkpoints already."""
     target = RunDirectory(out)
     corrector = {"snr": VP_SNR} if imported.sde["name"] in ("vp", "subvp") else {}
     config = check_config(
@@ -143,7 +142,7 @@ def write_run(imported: Imported, out: str | Path) -> Path:
 
 
 def check_new(target: RunDirectory) -> None:
-    """Raises UserError for a run directory that has checkpoints."""
+    """Raise UserError for a run directory that has checkpoints."""
     if target.checkpoints.steps():
         raise UserError(f"{target.path} has checkpoints already: give another RUN")
 

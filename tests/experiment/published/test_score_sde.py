@@ -150,8 +150,7 @@ def refusal(path: Path, out: Path, **given: Any) -> str:
     return str(caught.value)
 
 
-# --- the published networks' numbers
-# ------------------------------------------------------------------------------------------------
+# --- the published networks' numbers --------------------------------------------------------------
 
 GOLDENS: dict[str, dict[str, Any]] = {
     "ddpmpp_nf16": {},
@@ -244,8 +243,7 @@ def test_the_names_and_shapes_of_the_full_networks(network: str) -> None:
     assert set(published_names(abstract(shown), weights, shown).values()) == set(weights)
 
 
-# --- what weights show
-# -------------------------------------------------------------------------------------------------------------
+# --- what weights show ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("case", NETWORKS)
@@ -351,8 +349,7 @@ def test_flags_say_what_weights_cannot(case: str, tmp_path: Path) -> None:
         assert config[section][last] == value, key
 
 
-# --- mistakes
-# ----------------------------------------------------------------------------------------------------------------------
+# --- mistakes -------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

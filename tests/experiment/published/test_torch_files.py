@@ -123,8 +123,7 @@ def test_what_pytorch_itself_writes(zipped: bool, tmp_path: Path) -> None:
     assert found["step"] == 5 and found["optimizer"]["param_groups"][0]["betas"] == (0.9, 0.999)
 
 
-# --- programs
-# ----------------------------------------------------------------------------------------------------
+# --- programs -------------------------------------------------------------------------------------
 
 
 class Calls:
@@ -222,8 +221,7 @@ def test_attributes_change_nothing(tmp_path: Path) -> None:
     check_arrays(read_state_dict(write_pth(tmp_path / "d.pth", ARRAYS)), ARRAYS)
 
 
-# --- sizes
-# ----------------------------------------------------------------------------------------------------
+# --- sizes ----------------------------------------------------------------------------------------
 
 TENSORS = {
     "past the end": (4, (2, 2), (2, 1), 1),
