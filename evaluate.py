@@ -58,11 +58,11 @@ def fid() -> int:
         if flag.value:
             raise UserError(f"--{flag.name} does not go with --fid: leave one of them out")
 
-    from experiment.evaluation.curves import budgets
     from experiment.evaluation.fid import fid_of_run
+    from experiment.evaluation.points import read_budgets
 
     given = {"weights": FID_WEIGHTS.value, "reference": FID_REFERENCE.value, "n": N.value, "seed": SEED.value}
-    lines, path = fid_of_run(WORKDIR.value, SAMPLERS.value, given, budgets(NFE.value))
+    lines, path = fid_of_run(WORKDIR.value, SAMPLERS.value, given, read_budgets(NFE.value))
     print("\n".join([*lines, str(path)]))
     return 0
 
@@ -79,13 +79,13 @@ def main() -> int:
         if flag.value is not None:
             raise UserError(f"--{flag.name} goes with --likelihood: add it")
 
-    from experiment.evaluation.curves import budgets
     from experiment.evaluation.evaluate import evaluate_run
+    from experiment.evaluation.points import read_budgets
     from experiment.report.report import write_report
     from experiment.report.tables import text_table
 
     given = {"n": N.value, "seeds": SEEDS.value, "seed": SEED.value, "likelihood_n": LIKELIHOOD_N.value}
-    run, evaluation = evaluate_run(WORKDIR.value, SAMPLERS.value, given, budgets(NFE.value), EXACT_SCORE.value)
+    run, evaluation = evaluate_run(WORKDIR.value, SAMPLERS.value, given, read_budgets(NFE.value), EXACT_SCORE.value)
     path = write_report(run, evaluation, run.workdir / ("report_exact_score" if EXACT_SCORE.value else "report"))
     print(text_table(evaluation.report))
     print(path)

@@ -1,18 +1,20 @@
 """Samples of several samplers against the data, beside the noise floor: quality, and memorisation."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from experiment.errors import UserError
+from experiment.evaluation.drawing import flat_points
 from experiment.evaluation.known_distribution import exact_metrics
 from experiment.evaluation.metrics import (
     AUC,
     AUC_MLP,
     ENERGY,
-    MEMORISATION,
+    MEMORISATION_METRICS,
     MIN_SIZE,
     SLICED_W2,
     ClassFeatures,
@@ -23,25 +25,33 @@ from experiment.evaluation.metrics import (
     memorisation,
     nearest_distances,
 )
+from experiment.evaluation.results import MEMORISATION, QUALITY, Floor, MetricDescription, Spread, Value
+from experiment.evaluation.settings import Settings
 from experiment.sampling import progress
 
 Array = np.ndarray
 
 SPLITS = 10  # random splits of the data behind each floor
 HELD_OUT_SPLITS = 100  # behind the floor of memorisation, which costs nothing
-QUALITY = "quality"  # the kind of metric that compares laws; the other is "memorisation"
 
 
-def flat_points(run: Any, levels: Array) -> Array:
-    """Examples as flat float64 vectors: each level at its bin's centre in the model's space, or the vectors
-    themselves.
+@dataclass(frozen=True)
+class Comparison:
+    """The metrics and their floors by name, and the values of each set of samples, in the order that they were given.
+
+    left_out: metrics that the data do not allow, each with the reason.
     """
-    return np.asarray(run.scaling.to_model(levels), np.float64).reshape(len(levels), -1)
+
+    metrics: dict[str, MetricDescription]
+    left_out: dict[str, str]
+    floors: dict[str, Floor]
+    values: list[dict[str, Value]]
 
 
-def points_each_side(run: Any, settings: Any) -> int:
-    """How many samples and data a comparison takes. Raises UserError where the run's data cannot be read or are too
-    few.
+def points_each_side(run: Any, settings: Settings) -> int:
+    """How many samples and data a comparison takes.
+
+    Raises UserError where the run's data cannot be read or are too few.
     """
     count = len(getattr(run.dataset, settings.reference))
     size = comparison_size(settings.n, count)
@@ -53,39 +63,43 @@ def points_each_side(run: Any, settings: Any) -> int:
     return size
 
 
-def compare(run: Any, points: Mapping[str, list[Array]], settings: Any) -> tuple[int, dict[str, Any]]:
-    """(points on each side, {metrics, floors, samplers, left_out})."""
-    size = points_each_side(run, settings)
+def compare(run: Any, sets: Sequence[Sequence[Array]], settings: Settings) -> Comparison:
+    """Hold sets of samples, each with an array (n, d) for every seed, against the run's data.
+
+    Seed s of every set meets the same part of the data. Raises UserError where the data are too few.
+    """
     train, test = flat_points(run, run.dataset.train.x), flat_points(run, run.dataset.test.x)
-    real = {"train": train, "test": test}[settings.reference]
     metrics, left_out = _metrics(run, train, test)
-    parts = disjoint_parts(len(real), size, max(SPLITS, settings.seeds), settings.seed)
-    count = len(metrics) * (SPLITS + len(points) * settings.seeds)
-    floors: dict[str, Any] = {}
-    samplers: dict[str, dict[str, Any]] = {name: {} for name in points}
-    with progress(count, "metrics", "value") as bar:
-        for metric_name, metric in metrics.items():
-            floor = [_counted(bar, metric, real[a], real[b]) for a, b in parts[:SPLITS]]
-            floors[metric_name] = {**spread(floor), "size": size}
-            for name, seeds in points.items():
-                # Both sides disjoint by construction in the floor; here the samples take the place of the second part.
-                values = [_counted(bar, metric, real[a], x[:size]) for x, (a, _) in zip(seeds, parts, strict=False)]
-                samplers[name][metric_name] = against(spread(values), floors[metric_name])
-    described = {
-        name: {"kind": QUALITY, "label": m.label, "meaning": m.meaning, "origin": m.origin}
-        for name, m in metrics.items()
-    }
-    _memorisation(points, train, test, floors, samplers, settings)
+    described = {name: MetricDescription(QUALITY, m.label, m.meaning, m.origin) for name, m in metrics.items()}
     described |= {
-        name: {"kind": "memorisation", "label": label, "meaning": meaning}
-        for name, (label, meaning) in MEMORISATION.items()
+        name: MetricDescription(MEMORISATION, label, meaning) for name, (label, meaning) in MEMORISATION_METRICS.items()
     }
-    return size, {"metrics": described, "left_out": left_out, "floors": floors, "samplers": samplers}
+    quality_floors, quality = _quality(sets, {"train": train, "test": test}[settings.reference], metrics, run, settings)
+    memory_floors, memory = _memorisation(sets, train, test, settings.seed)
+    values = [{**ours, **others} for ours, others in zip(quality, memory, strict=True)]
+    return Comparison(described, left_out, {**quality_floors, **memory_floors}, values)
 
 
-def _counted(bar: Any, metric: Metric, x: Array, y: Array) -> float:
-    bar.update(1)
-    return metric.statistic(x, y)
+def _quality(
+    sets: Sequence[Sequence[Array]], real: Array, metrics: dict[str, Metric], run: Any, settings: Settings
+) -> tuple[dict[str, Floor], list[dict[str, Value]]]:
+    """The floors, and each set's values: the samples take the place of one of two disjoint parts of the data."""
+    size = points_each_side(run, settings)
+    parts = disjoint_parts(len(real), size, max(SPLITS, settings.seeds), settings.seed)
+    floors: dict[str, Floor] = {}
+    values: list[dict[str, Value]] = [{} for _ in sets]
+    with progress(len(metrics) * (SPLITS + len(sets) * settings.seeds), "metrics", "value") as bar:
+
+        def measure(metric: Metric, x: Array, y: Array) -> float:
+            bar.update(1)
+            return metric.statistic(x, y)
+
+        for name, metric in metrics.items():
+            floors[name] = floor_of([measure(metric, real[a], real[b]) for a, b in parts[:SPLITS]], size)
+            for of_set, seeds in zip(values, sets, strict=True):
+                found = [measure(metric, real[a], x[:size]) for x, (a, _) in zip(seeds, parts, strict=False)]
+                of_set[name] = against(found, floors[name])
+    return floors, values
 
 
 def _metrics(run: Any, train: Array, test: Array) -> tuple[dict[str, Metric], dict[str, str]]:
@@ -104,43 +118,41 @@ def _metrics(run: Any, train: Array, test: Array) -> tuple[dict[str, Metric], di
         return metrics, {name: "the data have no labels to train a feature classifier on"}
     features = ClassFeatures(train, run.dataset.train.labels)
     metric = class_metric(run.dataset.name, features)
-    told = f" That classifier tells {features.accuracy(test, run.dataset.test.labels):.1%} of held-out examples."
+    accuracy = features.accuracy(test, run.dataset.test.labels)
+    told = f" The classifier labels {accuracy:.1%} of held-out examples correctly."
     return {**metrics, name: dataclasses.replace(metric, meaning=metric.meaning + told)}, {}
 
 
 def _memorisation(
-    points: Mapping[str, list[Array]],
-    train: Array,
-    test: Array,
-    floors: dict[str, Any],
-    samplers: dict[str, dict[str, Any]],
-    settings: Any,
-) -> None:
-    """Adds nn_ratio and nn_close; their floor is half of the held-out data against the other half."""
+    sets: Sequence[Sequence[Array]], train: Array, test: Array, seed: int
+) -> tuple[dict[str, Floor], list[dict[str, Value]]]:
+    """The floors, half of the held-out data against the other half, and each set's values."""
     held_out = nearest_distances(test, train)
-    halves = disjoint_parts(len(test), len(test) // 2, HELD_OUT_SPLITS, settings.seed)
-    floor = [memorisation(held_out[a], held_out[b]) for a, b in halves]
-    values = {
-        name: [memorisation(nearest_distances(x, train), held_out) for x in seeds] for name, seeds in points.items()
-    }
-    for key in MEMORISATION:
-        floors[key] = {**spread([f[key] for f in floor]), "size": len(test) // 2}
-        for name, found in values.items():
-            samplers[name][key] = against(spread([f[key] for f in found]), floors[key])
+    half = len(test) // 2
+    parts = [memorisation(held_out[a], held_out[b]) for a, b in disjoint_parts(len(test), half, HELD_OUT_SPLITS, seed)]
+    floors = {name: floor_of([part[name] for part in parts], half) for name in MEMORISATION_METRICS}
+    found = [[memorisation(nearest_distances(x, train), held_out) for x in seeds] for seeds in sets]
+    return floors, [
+        {name: against([of_seed[name] for of_seed in seeds], floors[name]) for name in floors} for seeds in found
+    ]
 
 
-def spread(values: Sequence[float | None]) -> dict[str, Any]:
-    """{mean, sd, values}; sd is None for a single value, and both are None where a value is."""
+def spread(values: Sequence[float | None]) -> Spread:
+    """The values with their mean and standard deviation (n - 1)."""
     known = [v for v in values if v is not None]
     if len(known) < len(values):
-        return {"mean": None, "sd": None, "values": list(values)}
-    sd = float(np.std(known, ddof=1)) if len(known) > 1 else None
-    return {"mean": float(np.mean(known)), "sd": sd, "values": known}
+        return Spread(None, None, list(values))
+    return Spread(float(np.mean(known)), float(np.std(known, ddof=1)) if len(known) > 1 else None, list(values))
 
 
-def against(value: dict[str, Any], floor: dict[str, Any]) -> dict[str, Any]:
-    """The value with `excess`, its mean above the floor's in floor standard deviations; None where that is
-    undefined.
-    """
-    known = value["mean"] is not None and floor["mean"] is not None and floor["sd"]
-    return {**value, "excess": (value["mean"] - floor["mean"]) / floor["sd"] if known else None}
+def floor_of(values: Sequence[float | None], size: int) -> Floor:
+    """The floor that these values of a metric make, at `size` points on each side."""
+    return Floor(**vars(spread(values)), size=size)
+
+
+def against(values: Sequence[float | None], floor: Floor) -> Value:
+    """The values with the excess of their mean over the floor's, in the floor's standard deviations."""
+    found = spread(values)
+    if found.mean is None or floor.mean is None or not floor.sd:
+        return Value(**vars(found), excess=None)
+    return Value(**vars(found), excess=(found.mean - floor.mean) / floor.sd)

@@ -245,7 +245,7 @@ def score_examples(
     The network has not seen the held-out ones, so against them another set's p-values are exact. Against the training
     examples they say how much nearer the network came to these.
     """
-    from experiment.evaluation.evaluate import plain
+    from experiment.evaluation.results import plain
     from experiment.plots import likelihood as plots
     from sde_lib import latent_typicality, typicality
 

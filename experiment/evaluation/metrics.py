@@ -1,6 +1,6 @@
-"""Statistics of samples against data, and their noise floors. Points are rows: x (n, d), y (m, d), as flat vectors in
-the model's space.
+"""Statistics of samples against data, and their noise floors.
 
+Points are rows: x (n, d), y (m, d), as flat vectors in the model's space.
 Images are compared as the quantised pictures that they are, samples and data alike: against real-valued samples any
 classifier would tell the grid of levels, not the quality. Every statistic comes with its noise floor, the same
 statistic between disjoint random parts of the data at the same size, because most of them are biased upwards at finite
@@ -34,8 +34,9 @@ MIN_SIZE = 2 * FOLDS  # points on each side: every fold holds out two of each
 
 @dataclass(frozen=True)
 class Metric:
-    """A statistic of two equal-sized sets of points: `origin` in the limit when they share a law, and the larger the
-    worse.
+    """A statistic of two equal-sized sets of points, the larger the worse.
+
+    origin: its limit when both sets share a distribution.
     """
 
     label: str
@@ -60,8 +61,9 @@ def sliced_wasserstein(x: Array, y: Array, projections: int = 256, seed: int = 0
 
 
 def energy_distance(x: Array, y: Array) -> float:
-    """2 E|x - y| - E|x - x'| - E|y - y'| over distinct pairs: unbiased, so it may fall below 0 (Székely and Rizzo
-    2013).
+    """Energy distance, 2 E|x - y| - E|x - x'| - E|y - y'|, over distinct pairs (Székely and Rizzo 2013).
+
+    Unbiased, so that it may fall below 0.
     """
     between = _distances(x, y) / (len(x) * len(y))
     within = sum(_distances(z, z) / (len(z) * (len(z) - 1)) for z in (x, y))
@@ -86,8 +88,9 @@ def boosted_trees() -> HistGradientBoostingClassifier:
 
 
 def perceptron() -> Pipeline:
-    """The more graded one, a regularised multilayer perceptron on standardised inputs, where trees find nearly all
-    samples out.
+    """The more graded classifier, for where trees find nearly all samples out.
+
+    A regularised multilayer perceptron on standardised inputs.
     """
     return make_pipeline(StandardScaler(), MLPClassifier((128,), max_iter=40, alpha=1.0, random_state=0))
 
@@ -95,8 +98,8 @@ def perceptron() -> Pipeline:
 def classifier_auc(x: Array, y: Array, classifier: Callable[[], Any] = boosted_trees, seed: int = 0) -> float:
     """Classifier two-sample test: area under the ROC curve on held-out points, the mean over 5 stratified folds.
 
-    1/2 when x and y share a law, 1 when they can be told apart at sight (Lopez-Paz and Oquab 2017, arXiv:1610.06545).
-    Give equally many of each, and no point twice. Raises ValueError for fewer than 10 on a side.
+    1/2 when x and y share a distribution, 1 when they can be told apart at sight (Lopez-Paz and Oquab 2017,
+    arXiv:1610.06545). Give equally many of each, and no point twice. Raises ValueError for fewer than 10 on a side.
     """
     if min(len(x), len(y)) < MIN_SIZE:
         raise ValueError(f"classifier_auc: {len(x)} and {len(y)} points; give at least {MIN_SIZE} on each side")
@@ -123,8 +126,9 @@ def _fit(model: Any, x: Array, labels: Array) -> None:
 
 
 def frechet_distance(mean_x: Array, cov_x: Array, mean_y: Array, cov_y: Array) -> float:
-    """|mean_x - mean_y|² + tr(C_x + C_y - 2 (C_x^½ C_y C_x^½)^½): squared W2 of two Gaussians (Dowson and Landau
-    1982).
+    """Squared W2 of two Gaussians, |mean_x - mean_y|² + tr(C_x + C_y - 2 (C_x^½ C_y C_x^½)^½).
+
+    Dowson and Landau 1982.
     """
     values, vectors = np.linalg.eigh(cov_x)
     root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
@@ -139,11 +143,11 @@ def frechet(x: Array, y: Array) -> float:
 
 
 class ClassFeatures:
-    """Penultimate activations of a small multilayer perceptron that was trained, with a fixed seed, to tell the data's
-    classes.
+    """Penultimate activations of a small multilayer perceptron that is trained to tell the data's classes.
 
-    Called on points (n, d) it gives features (n, 64). A batch changes nothing: each row is computed for itself.
-    Of more than 10,000 examples it sees so many, of a fixed draw: all of CIFAR-10 would take minutes and change little.
+    The seed is fixed. Called on points (n, d) it gives features (n, 64). A batch changes nothing: each row is computed
+    for itself. Of more than 10,000 examples it sees so many, of a fixed draw: all of CIFAR-10 would take minutes and
+    change little.
     """
 
     def __init__(self, x: Array, labels: Array):
@@ -160,7 +164,7 @@ class ClassFeatures:
         return x
 
     def accuracy(self, x: Array, labels: Array) -> float:
-        """Share of the points whose class it tells."""
+        """The share of the points that it labels correctly."""
         return float(self._model.score(x, labels))
 
 
@@ -173,7 +177,7 @@ SLICED_W2 = Metric(
 ENERGY = Metric(
     "energy distance",
     "2E|x-y| - E|x-x'| - E|y-y'| over distinct pairs, in the model's space; unbiased, so about 0, of either sign, "
-    "for the same law.",
+    "for the same distribution.",
     energy_distance,
 )
 AUC = Metric(
@@ -203,15 +207,14 @@ def class_metric(name: str, features: ClassFeatures) -> Metric:
 
 
 def comparison_size(n: int, real: int) -> int:
-    """Points on each side when n samples meet `real` examples: two disjoint parts of the data give the floor at that
-    size.
-    """
+    """Points on each side when n samples meet `real` examples, of which the floor takes two disjoint parts."""
     return min(n, real // 2)
 
 
 def disjoint_parts(real: int, size: int, splits: int, seed: int = 0) -> list[tuple[Array, Array]]:
-    """`splits` random pairs of disjoint index sets into `real` examples, `size` each: no example is on both sides, or
-    twice on one.
+    """Random pairs of disjoint index sets into `real` examples, `splits` pairs of `size` indices on each side.
+
+    No example is on both sides of a pair, or twice on one. Raises ValueError where two parts do not fit.
     """
     if 2 * size > real:
         raise ValueError(f"disjoint_parts: two parts of {size} do not fit into {real} examples; use comparison_size")
@@ -225,7 +228,7 @@ def nearest_distances(x: Array, train: Array) -> Array:
 
 
 def memorisation(to_train: Array, held_out_to_train: Array) -> dict[str, float | None]:
-    """Do samples lie closer to the training examples than unseen data do? From `nearest_distances` of both.
+    """Say how much closer samples lie to the training examples than unseen data do, from `nearest_distances` of both.
 
     nn_ratio: median distance over that of held-out data; 1 like unseen data, towards 0 copies, above 1 away from the
         data.
@@ -239,7 +242,7 @@ def memorisation(to_train: Array, held_out_to_train: Array) -> dict[str, float |
     }
 
 
-MEMORISATION = {
+MEMORISATION_METRICS = {
     "nn_ratio": (
         "distance to nearest training example, relative to held-out data's",
         "Median distance of samples to their nearest training example, over that of held-out data: 1 like unseen "

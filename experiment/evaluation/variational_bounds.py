@@ -1,5 +1,4 @@
-"""Two variational bounds of a run on held-out data: of the model of its SDE, and of a discrete chain's with the run's
-network.
+"""Two variational bounds of a run on held-out data: of its SDE's model, and of a discrete chain's with its network.
 
 A batch of examples becomes arrays, which are kept; the arrays of all batches become figures, lines and pictures.
 """
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from experiment.errors import UserError
+from experiment.evaluation.results import BoundResult, ChainResult, LikelihoodResult
 from sde_lib import (
     VP,
     Chain,
@@ -77,7 +77,11 @@ def check_chain(run: Any, betas: str) -> None:
 
 
 def chain_of_run(score_fn: Any, steps: int, betas: str) -> tuple[Chain, Array, Any]:
-    """(the chain, within the log SNRs that the score knows; its times; the score under the SDE of these times)."""
+    """Build a chain of so many steps for the score, by a name of BETAS.
+
+    Returns:
+        The chain, within the log SNRs that the score knows; its times; the score under the SDE of these times.
+    """
     sde, spaced = BETAS[betas]
     score_fn = score_fn if sde is None else reschedule(score_fn, sde)
     own = host_sde(score_fn.sde)
@@ -120,31 +124,35 @@ def elbo_batch(
     return {f"elbo_{name}": np.asarray(value, np.float64) for name, value in arrays.items() if name != "nats"}
 
 
-def summaries(
+def bound_result(arrays: dict[str, Array], convert: Callable[[Array], Array], per_unit: float) -> BoundResult | None:
+    """The figures of the SDE's bound; None where the arrays do not hold it."""
+    if "diffusion" not in arrays:
+        return None
+    of_times = arrays["per_time"].std(axis=1, ddof=1) * np.ptp(arrays["log_snr"]) / math.sqrt(TIMES)
+    return BoundResult(
+        **_of_terms({name: arrays[name] for name in VLB_TERMS}, convert, per_unit),
+        se_times_at_most=per_unit * float(np.sqrt(np.mean(of_times**2) / len(of_times))),
+        times=TIMES,
+        of=OF_VLB,
+    )
+
+
+def chain_result(
     arrays: dict[str, Array], settings: Any, convert: Callable[[Array], Array], per_unit: float
-) -> dict[str, Any]:
-    """The figures of the bounds that the arrays hold, as {"bound": the SDE's, "chain": the chain's}."""
-    found = {}
-    if "diffusion" in arrays:
-        of_times = arrays["per_time"].std(axis=1, ddof=1) * np.ptp(arrays["log_snr"]) / math.sqrt(TIMES)
-        found["bound"] = {
-            **_of_terms({name: arrays[name] for name in VLB_TERMS}, convert, per_unit),
-            "se_times_at_most": per_unit * float(np.sqrt(np.mean(of_times**2) / len(of_times))),
-            "times": TIMES,
-            "of": OF_VLB,
-        }
-    if "elbo_denoising" in arrays:
-        variance = arrays.get("elbo_draws_variance")
-        found["chain"] = {
-            **_of_terms({name: arrays[f"elbo_{name}"] for name in ELBO_TERMS}, convert, per_unit),
-            "se_draws": None if variance is None else per_unit * float(np.sqrt(np.mean(variance) / len(variance))),
-            "steps": settings.chain,
-            "draws": None if variance is None else arrays["elbo_steps"].shape[1],
-            "betas": settings.betas,
-            "variance": settings.variance,
-            "of": OF_ELBO,
-        }
-    return found
+) -> ChainResult | None:
+    """The figures of the chain's bound; None where the arrays do not hold it."""
+    if "elbo_denoising" not in arrays:
+        return None
+    variance = arrays.get("elbo_draws_variance")
+    return ChainResult(
+        **_of_terms({name: arrays[f"elbo_{name}"] for name in ELBO_TERMS}, convert, per_unit),
+        se_draws=None if variance is None else per_unit * float(np.sqrt(np.mean(variance) / len(variance))),
+        steps=settings.chain,
+        draws=None if variance is None else arrays["elbo_steps"].shape[1],
+        betas=settings.betas,
+        variance=settings.variance,
+        of=OF_ELBO,
+    )
 
 
 def _of_terms(terms: dict[str, Array], convert: Callable[[Array], Array], per_unit: float) -> dict[str, Any]:
@@ -161,30 +169,27 @@ def table_line(name: str, value: float | None, unit: str, digits: int = 4) -> st
     return f"  {name:44s} {'unknown' if value is None else f'{value:.{digits}f} {unit}'}"
 
 
-def bound_lines(found: dict[str, Any]) -> list[str]:
+def bound_lines(found: LikelihoodResult) -> list[str]:
     """The bounds for a terminal; none where there are none."""
-    unit, bound, chain = found["unit"], found.get("bound"), found.get("chain")
+    unit, bound, chain = found.unit, found.bound, found.chain
     lines = []
     if bound:
         lines += [
-            f"variational bound of the SDE's model: {bound['mean']:.4f} {unit}",
-            table_line("standard error over examples", bound["se_images"], unit),
-            table_line(f"  of it from {bound['times']} times, at most", bound["se_times_at_most"], unit),
-            *(table_line(f"term: {name}", bound[name], unit) for name in VLB_TERMS),
+            f"variational bound of the SDE's model: {bound.mean:.4f} {unit}",
+            table_line("standard error over examples", bound.se_images, unit),
+            table_line(f"  of it from {bound.times} times, at most", bound.se_times_at_most, unit),
+            *(table_line(f"term: {name}", getattr(bound, name), unit) for name in VLB_TERMS),
         ]
     if chain:
-        what = f"{chain['steps']:,} steps, betas {chain['betas']}, {chain['variance']}"
+        what = f"{chain.steps:,} steps, betas {chain.betas}, {chain.variance}"
         lines += [
-            f"variational bound (ELBO) of the discrete chain's model, {what}: {chain['mean']:.4f} {unit}",
-            table_line("standard error over examples", chain["se_images"], unit),
+            f"variational bound (ELBO) of the discrete chain's model, {what}: {chain.mean:.4f} {unit}",
+            table_line("standard error over examples", chain.se_images, unit),
         ]
-        if chain["draws"]:
-            lines.append(
-                table_line(
-                    f"  of it from {chain['draws']} of {chain['steps'] - 1:,} steps for each", chain["se_draws"], unit
-                )
-            )
-        lines += [table_line(f"term: {name}", chain[term], unit) for term, name in ELBO_TERMS.items()]
+        if chain.draws:
+            drawn = f"  of it from {chain.draws} of {chain.steps - 1:,} steps for each"
+            lines.append(table_line(drawn, chain.se_draws, unit))
+        lines += [table_line(f"term: {name}", getattr(chain, term), unit) for term, name in ELBO_TERMS.items()]
     return lines
 
 
@@ -208,8 +213,10 @@ def pictures(arrays: dict[str, Array], settings: Any, unit: str, convert: Callab
 def kls_over_steps(
     chain: int, steps: Array, nats: Array, weights: Array, parts: int = 60
 ) -> tuple[Array, Array, Array]:
-    """(mean step, mean KL of a step in nats, its standard error) in parts of 2..T, even in log t as far as steps can be
-    divided.
+    """Average the KLs of a chain's steps in parts of 2..T, even in log t as far as steps can be divided.
+
+    Returns:
+        In each part the mean step, the mean KL of a step in nats, and its standard error.
     """
     edges = np.unique(np.round(np.geomspace(2, chain + 1, parts + 1)))
     part = np.digitize(steps, edges) - 1

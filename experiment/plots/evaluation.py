@@ -1,10 +1,12 @@
-"""The report's own figures: denoising strips, quality over samplers and over NFE, the loss. Their look is that of
-`experiment.plots.base`.
+"""The report's own figures: denoising strips, quality over samplers and over NFE, the loss.
+
+Their look is that of `experiment.plots.base`. What they show is read by attribute from any object that has it; the
+protocols here are satisfied by the records of a report.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -26,8 +28,66 @@ from experiment.plots.base import (
 )
 
 
+class Spread(Protocol):
+    """Values with their mean and standard deviation, as far as these are known."""
+
+    @property
+    def mean(self) -> float | None: ...
+    @property
+    def sd(self) -> float | None: ...
+    @property
+    def values(self) -> Sequence[float | None]: ...
+
+
+class Metric(Protocol):
+    """A metric's name for readers, and its value in the limit of equal distributions."""
+
+    @property
+    def label(self) -> str: ...
+    @property
+    def origin(self) -> float | None: ...
+
+
+class Measured(Protocol):
+    """A sampler's cost, and its metrics by name."""
+
+    @property
+    def nfe(self) -> float: ...
+    @property
+    def metrics(self) -> Mapping[str, Spread]: ...
+
+
+class Curve(Protocol):
+    """A sampler's points by rising NFE."""
+
+    @property
+    def points(self) -> Sequence[Measured]: ...
+
+
+class ExactRow(Protocol):
+    """A sampler at one budget against a known distribution; what it does not have is None."""
+
+    @property
+    def nfe(self) -> float: ...
+    @property
+    def discretisation(self) -> float | None: ...
+    @property
+    def total(self) -> float | None: ...
+    @property
+    def kl(self) -> float | None: ...
+
+
+class Exact(Protocol):
+    """The rows of each sampler, and the error of the score alone."""
+
+    @property
+    def score_error(self) -> float: ...
+    @property
+    def samplers(self) -> Mapping[str, Sequence[ExactRow]]: ...
+
+
 def denoising_strip(frames: Array, times: Sequence[tuple[float, float]]) -> bytes:
-    """From noise to sample: a column for each frame, labelled with its t and its ratio of noise to signal, sigma/alpha.
+    """From noise to sample: a column for each frame, labelled with its t and its noise-to-signal ratio, sigma/alpha.
 
     frames: images (k, n, h, w, c) in [-1, 1], a row for each sample; or points (k, n, d).
     """
@@ -49,23 +109,22 @@ def denoising_strip(frames: Array, times: Sequence[tuple[float, float]]) -> byte
 
 
 def quality_bars(
-    samplers: Mapping[str, Mapping[str, Any]], metrics: Mapping[str, Mapping[str, Any]], floors: Mapping[str, Any]
+    samplers: Mapping[str, Measured], metrics: Mapping[str, Metric], floors: Mapping[str, Spread]
 ) -> bytes:
-    """A panel for each metric, a bar for each sampler: mean, sd over seeds, every seed; the floor is a line in a band
-    of ± 2 sd.
+    """A panel for each metric with a bar for each sampler: mean, sd over seeds, and every seed.
+
+    The floor is a line in a band of ± 2 sd.
     """
 
+    def panel(axes: Axes, name: str) -> None:
+        values = {sampler: found.metrics[name] for sampler, found in samplers.items()}
+        _bars(axes, values, floors[name], metrics[name].origin or 0.0)
+        labels = [f"{sampler}\n{found.nfe:,.0f} NFE" for sampler, found in samplers.items()]
+        axes.set_xticks(range(len(samplers)), labels, fontsize=9)
+        axes.set_ylabel(metrics[name].label)
+
     def draw(figure: Figure) -> None:
-        columns = min(len(metrics), 2)
-        panels = figure.subplots(math.ceil(len(metrics) / columns), columns, squeeze=False).ravel()
-        for axes, (name, metric) in zip(panels, metrics.items(), strict=False):
-            _panel(axes, {s: d["metrics"][name] for s, d in samplers.items()}, floors[name], metric["origin"])
-            axes.set_xticks(
-                range(len(samplers)), [f"{s}\n{d['nfe']:,.0f} NFE" for s, d in samplers.items()], fontsize=9
-            )
-            axes.set_ylabel(metric["label"])
-        for axes in panels[len(metrics) :]:
-            axes.set_visible(False)
+        panels = _panels(figure, list(metrics), panel)
         handles, labels = panels[0].get_legend_handles_labels()
         once = dict(zip(labels, handles, strict=True))
         figure.legend(once.values(), once.keys(), loc="outside upper center", ncols=4, fontsize=9)
@@ -73,80 +132,112 @@ def quality_bars(
     return png(draw, 8.2, 0.5 + 2.7 * math.ceil(len(metrics) / 2))
 
 
-def _panel(axes: Axes, values: Mapping[str, Mapping[str, Any]], floor: Mapping[str, Any], origin: float) -> None:
+def _panels(figure: Figure, names: Sequence[str], panel: Callable[[Axes, str], None]) -> list[Axes]:
+    """Draw a panel for each name, two in a row."""
+    columns = min(len(names), 2)
+    panels = figure.subplots(math.ceil(len(names) / columns), columns, squeeze=False).ravel()
+    for axes, name in zip(panels, names, strict=False):
+        panel(axes, name)
+    for axes in panels[len(names) :]:
+        axes.set_visible(False)
+    return list(panels)
+
+
+def _bars(axes: Axes, values: Mapping[str, Spread], floor: Spread, origin: float) -> None:
     places = np.arange(len(values))
-    means = [v["mean"] if v["mean"] is not None else np.nan for v in values.values()]
+    means = [_or_nan(v.mean) for v in values.values()]
     axes.bar(places, np.subtract(means, origin), 0.55, bottom=origin, color=cycle(len(values)), alpha=0.8)
     for place, v in zip(places, values.values(), strict=True):
-        seeds = [s for s in v["values"] if s is not None]
+        seeds = [s for s in v.values if s is not None]
         axes.plot(place + np.linspace(-0.12, 0.12, len(seeds)), seeds, "o", ms=3.5, color=INK, mew=0, label="each seed")
-        if v["sd"] is not None:
-            axes.errorbar(place, v["mean"], v["sd"], color=INK, capsize=5, lw=1.3, label="± 1 sd over seeds")
-    mean, sd = floor["mean"], floor["sd"] or 0.0
-    axes.axhspan(mean - 2 * sd, mean + 2 * sd, color=FLOOR, alpha=0.3, lw=0, label="floor ± 2 sd")
+        if v.sd is not None:
+            axes.errorbar(place, _or_nan(v.mean), v.sd, color=INK, capsize=5, lw=1.3, label="± 1 sd over seeds")
+    low, mean, high = _band(floor)
+    axes.axhspan(low, high, color=FLOOR, alpha=0.3, lw=0, label="floor ± 2 sd")
     axes.axhline(mean, color=INK, lw=1.2, ls="--", label="noise floor: data against data")
     axes.grid(axis="x", visible=False)
     axes.axhline(origin, color=FLOOR, lw=0.8)
 
 
-def quality_curves(
-    curves: Mapping[str, Any], metrics: Mapping[str, Mapping[str, Any]], floors: Mapping[str, Any]
-) -> bytes:
-    """A panel for each metric over NFE, logarithmic where the metric allows: a line for each sampler, the floor as a
-    band of ± 2 sd.
+def _or_nan(value: float | None) -> float:
+    return np.nan if value is None else value
+
+
+def _band(floor: Spread) -> tuple[float, float, float]:
+    """The floor's mean - 2 sd, mean, and mean + 2 sd."""
+    mean, sd = _or_nan(floor.mean), floor.sd or 0.0
+    return mean - 2 * sd, mean, mean + 2 * sd
+
+
+def quality_curves(curves: Mapping[str, Curve], metrics: Mapping[str, Metric], floors: Mapping[str, Spread]) -> bytes:
+    """A panel for each metric over NFE with a line for each sampler, logarithmic where the metric allows.
+
+    The floor is a band of ± 2 sd.
     """
 
+    def panel(axes: Axes, name: str) -> None:
+        lowest, _, highest = _band(floors[name])
+        drawn = []
+        for i, (sampler, curve) in enumerate(curves.items()):
+            values = [point.metrics[name] for point in curve.points]
+            nfe, means = [point.nfe for point in curve.points], [_or_nan(v.mean) for v in values]
+            style = {**line_style(i), "ls": ("-", "--", ":")[i // len(COLOURS) % 3]}
+            axes.errorbar(nfe, means, [v.sd or 0.0 for v in values], lw=1.3, ms=4, capsize=2, label=sampler, **style)
+            drawn += means
+        axes.axhspan(lowest, highest, color=FLOOR, alpha=0.3, lw=0, label="noise floor ± 2 sd")
+        axes.set(xscale="log", xlabel="score calls per sample (NFE)", ylabel=metrics[name].label)
+        if min(*drawn, lowest) > 0:
+            axes.set_yscale("log")
+
     def draw(figure: Figure) -> None:
-        columns = min(len(metrics), 2)
-        panels = figure.subplots(math.ceil(len(metrics) / columns), columns, squeeze=False).ravel()
-        for axes, (name, metric) in zip(panels, metrics.items(), strict=False):
-            low = []
-            for i, (sampler, curve) in enumerate(curves.items()):
-                nfe = [point["nfe"] for point in curve["points"]]
-                values = [point["metrics"][name] for point in curve["points"]]
-                means, sds = ([v[key] if v[key] is not None else np.nan for v in values] for key in ("mean", "sd"))
-                style = {**line_style(i), "ls": ("-", "--", ":")[i // len(COLOURS) % 3]}
-                axes.errorbar(nfe, means, np.nan_to_num(sds), lw=1.3, ms=4, capsize=2, label=sampler, **style)
-                low += means
-            mean, sd = floors[name]["mean"], floors[name]["sd"] or 0.0
-            axes.axhspan(mean - 2 * sd, mean + 2 * sd, color=FLOOR, alpha=0.3, lw=0, label="noise floor ± 2 sd")
-            axes.set(xscale="log", xlabel="score calls per sample (NFE)", ylabel=metric["label"])
-            if min(*low, mean - 2 * sd) > 0:
-                axes.set_yscale("log")
-        for axes in panels[len(metrics) :]:
-            axes.set_visible(False)
+        panels = _panels(figure, list(metrics), panel)
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize=9)
 
     return png(draw, 8.2, 0.6 + 0.2 * math.ceil(len(curves) / 5) + 2.8 * math.ceil(len(metrics) / 2))
 
 
-def exact_curves(exact: Mapping[str, Any]) -> bytes:
-    """Strong error over NFE with the exact score and with the run's, and the score's own as a line; on a Gaussian, the
-    exact KL.
+def exact_curves(exact: Exact) -> bytes:
+    """Strong error over NFE, with the exact score and with the run's; on a Gaussian, the exact KL too.
+
+    The score's own error is a line.
     """
-    panels = {"discretisation": "strong error (rms distance)", "kl": "exact KL(sampler || data), nats"}
-    shown = {
-        key: label
-        for key, label in panels.items()
-        if any(row[key] is not None for rows in exact["samplers"].values() for row in rows)
+    panels: dict[str, Callable[[Axes], None]] = {
+        "discretisation": lambda axes: _strong_errors(axes, exact),
+        "kl": lambda axes: _exact_kls(axes, exact),
     }
+    rows = [row for of_sampler in exact.samplers.values() for row in of_sampler]
+    shown = [panel for key, panel in panels.items() if any(getattr(row, key) is not None for row in rows)]
 
     def draw(figure: Figure) -> None:
-        for axes, (key, label) in zip(panels_in_a_row(figure, len(shown)), shown.items(), strict=True):
-            for i, (name, rows) in enumerate(exact["samplers"].items()):
-                known = [row for row in rows if row[key] is not None]
-                if known:
-                    nfe = [row["nfe"] for row in known]
-                    axes.loglog(nfe, [row[key] for row in known], lw=1.3, ms=4, label=name, **line_style(i))
-                    if key == "discretisation":
-                        axes.loglog(nfe, [row["total"] for row in known], lw=1.3, ms=4, ls="--", **line_style(i))
-            if key == "discretisation" and exact["score_error"] > 0:
-                axes.axhline(exact["score_error"], color=INK, lw=1.2, ls=":", label="score error")
-            axes.set(xlabel="score calls per sample (NFE)", ylabel=label)
+        for axes, panel in zip(panels_in_a_row(figure, len(shown)), shown, strict=True):
+            panel(axes)
+            axes.set_xlabel("score calls per sample (NFE)")
         entries = {text: h for axes in figure.axes for h, text in zip(*axes.get_legend_handles_labels(), strict=True)}
         figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=5, fontsize=9)
 
     return png(draw, 4.1 * max(len(shown), 1.4), 3.7)
+
+
+def _strong_errors(axes: Axes, exact: Exact) -> None:
+    for i, (name, rows) in enumerate(exact.samplers.items()):
+        known = [row for row in rows if row.discretisation is not None]
+        if known:
+            nfe = [row.nfe for row in known]
+            axes.loglog(nfe, [row.discretisation for row in known], lw=1.3, ms=4, label=name, **line_style(i))
+            axes.loglog(nfe, [row.total for row in known], lw=1.3, ms=4, ls="--", **line_style(i))
+    if exact.score_error > 0:
+        axes.axhline(exact.score_error, color=INK, lw=1.2, ls=":", label="score error")
+    axes.set_ylabel("strong error (rms distance)")
+
+
+def _exact_kls(axes: Axes, exact: Exact) -> None:
+    for i, (name, rows) in enumerate(exact.samplers.items()):
+        known = [row for row in rows if row.kl is not None]
+        if known:
+            axes.loglog(
+                [row.nfe for row in known], [row.kl for row in known], lw=1.3, ms=4, label=name, **line_style(i)
+            )
+    axes.set_ylabel("exact KL(sampler || data), nats")
 
 
 def loss_curve(rows: Sequence[Mapping[str, float]]) -> bytes:
@@ -170,7 +261,7 @@ def loss_curve(rows: Sequence[Mapping[str, float]]) -> bytes:
 
 
 def _robust_range(values: Array) -> tuple[float, float]:
-    """Of the values but for the highest hundredth, with a margin: the first steps would flatten the rest."""
+    """The range of the values but for the highest hundredth, with a margin: the first steps would flatten the rest."""
     low, high = float(values.min()), float(np.quantile(values, 0.99))
     margin = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
     return low - margin, high + margin

@@ -1,30 +1,18 @@
-"""report.html: one page that needs nothing else. Inline style, pictures as data, no script; light or dark as the reader
-has it.
+"""report.html: one page that needs nothing else, with inline style, pictures as data and no script.
+
+It is light or dark as the reader has it.
 """
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from html import escape
-from typing import Any
 
-from experiment.evaluation.comparison import QUALITY
 from experiment.evaluation.curves import INSIDE
+from experiment.evaluation.results import MEMORISATION, QUALITY, ExactResult, LikelihoodResult, Report, SamplerResult
 from experiment.evaluation.text import number
-from experiment.report.tables import curve_lines, exact_rows, likelihood_line, score_error_line, table_rows
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A picture of the report: `section` is where it stands, `width` its share of the page's width."""
-
-    file: str
-    section: str
-    caption: str
-    png: bytes
-    width: float = 1.0
-
+from experiment.report.document import Document, Figure
+from experiment.report.tables import Row, curve_lines, exact_rows, likelihood_line, score_error_line, table_rows
 
 CSS = """
 :root { --ground: #fff; --ink: #1d2126; --soft: #5a636e; --line: #dde1e6;
@@ -56,76 +44,76 @@ summary { cursor: pointer; }
 """
 
 
-def html_page(report: Mapping[str, Any], figures: Sequence[Figure]) -> str:
-    """One self-contained page: inline style, pictures as data, nothing loaded from elsewhere, no script."""
-
-    def pictures(section: str) -> str:
-        return f'<div class="pictures">{"".join(_figure(f) for f in figures if f.section == section)}</div>'
-
-    sections = [
-        ("Quality", _quality(report) + pictures("quality") + _meanings(report)),
-        ("Quality over NFE", pictures("curves") + "".join(f"<p>{escape(line)}.</p>" for line in curve_lines(report))),
-        ("Against the exact law", _exact(report) + pictures("exact")),
-        ("Samples", pictures("samples")),
-        ("From noise to sample", pictures("strips")),
-        ("Memorisation", _memorisation(report)),
-        ("Likelihood of held-out data", _likelihood(report) + pictures("likelihood")),
-        ("Training", pictures("training")),
-        ("Where these numbers come from", _origin(report)),
-    ]
-    shown = {f.section for f in figures} | ({"exact"} if report["exact"] else set())
-    optional = {"Training": "training", "Quality over NFE": "curves", "Against the exact law": "exact"}
-    body = "\n".join(
-        f"<section><h2>{escape(title)}</h2>{content}</section>"
-        for title, content in sections
-        if optional.get(title) in {None, *shown}
+def html_page(document: Document) -> str:
+    """Set out the document as one self-contained page."""
+    shown = "\n".join(
+        f"<section><h2>{escape(title)}</h2>{content}</section>" for title, content in _sections(document) if content
     )
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" '
         'content="light dark">'
-        f"<title>{escape(report['title'])}</title><style>{CSS}</style></head>\n<body>{_head(report)}\n{body}</body></html>\n"
+        f"<title>{escape(document.title)}</title><style>{CSS}</style></head>\n"
+        f"<body>{_head(document)}\n{shown}</body></html>\n"
     )
 
 
-def _head(report: Mapping[str, Any]) -> str:
-    protocol = report["protocol"]
+def _sections(document: Document) -> list[tuple[str, str]]:
+    """Each section's title and content; the content is empty where the report has no such section."""
+    report, figures = document.report, document.figures
+
+    def pictures(section: str) -> str:
+        return f'<div class="pictures">{"".join(_figure(f) for f in figures if f.section == section)}</div>'
+
+    drawn = {figure.section for figure in figures}
+    curves = "".join(f"<p>{escape(line)}.</p>" for line in curve_lines(report))
+    return [
+        ("Quality", _quality(report) + pictures("quality") + _meanings(report)),
+        ("Quality over NFE", pictures("curves") + curves if "curves" in drawn else ""),
+        ("Against the exact distribution", _exact(report.exact) + pictures("exact") if report.exact else ""),
+        ("Samples", pictures("samples")),
+        ("From noise to sample", pictures("strips")),
+        ("Memorisation", _memorisation(report)),
+        ("Likelihood of held-out data", _likelihood(report.likelihood) + pictures("likelihood")),
+        ("Training", pictures("training") if "training" in drawn else ""),
+        ("Where these numbers come from", _origin(document)),
+    ]
+
+
+def _head(document: Document) -> str:
+    report = document.report
+    seeds = f"{report.protocol.seeds} seed{'s' * (report.protocol.seeds > 1)}"
     facts = (
-        f"{report['workdir']} at step {report['checkpoint_step']:,}, {report['score']}. {protocol['n']:,} samples "
-        "for each of"
-        f" {protocol['seeds']} seed{'s' * (protocol['seeds'] > 1)} and each sampler, from the same score and the "
-        "same x_T."
+        f"{document.workdir} at step {report.checkpoint_step:,}, {report.score}. {report.protocol.n:,} samples for each"
+        f" of {seeds} and each sampler, from the same score and the same x_T."
     )
-    notes = "".join(f"<p>{escape(note)}</p>" for note in report["notes"])
+    notes = "".join(f"<p>{escape(note)}</p>" for note in report.notes)
     boxed = f'<div class="note">{notes}</div>' if notes else ""
+    commit = document.origin["git_commit"]
+    short = commit[:10] + ("+changes" if commit.endswith("+changes") else "")
     return (
-        f'<header><h1>{escape(report["title"])}</h1><p class="soft">{escape(report["date"])} · commit'
-        f" {escape(report['git_commit'][:10] + ('+changes' if report['git_commit'].endswith('+changes') else ''))}</p>"
+        f'<header><h1>{escape(document.title)}</h1><p class="soft">{escape(document.date)} · commit {escape(short)}</p>'
         f'<p class="lead">{escape(facts)}</p>{boxed}</header>'
     )
 
 
-def _quality(report: Mapping[str, Any]) -> str:
-    size = report["protocol"]["compared"]
-    return _table(
-        report,
-        QUALITY,
+def _quality(report: Report) -> str:
+    size, protocol = report.protocol.compared, report.protocol
+    caption = (
         f"Mean ± standard deviation over sample seeds. Smaller is better; coloured: more than {INSIDE:g} floor standard"
         f" deviations above the floor. The floor is {size:,} real examples against {size:,} others, over"
-        f" {report['protocol']['splits']} random splits of the {report['protocol']['reference']} split; samples are "
-        "held against"
-        f" parts of the same size. NFE: network calls per sample. Seconds: for {report['protocol']['n']:,} samples, "
-        "without compilation.",
+        f" {protocol.splits} random splits of the {protocol.reference} split; samples are held against parts of the"
+        f" same size. NFE: network calls per sample. Seconds: for {protocol.n:,} samples, without compilation."
     )
+    return _table(caption, *table_rows(report, QUALITY))
 
 
-def _table(report: Mapping[str, Any], kind: str, caption: str) -> str:
-    header, rows = table_rows(report, kind)
+def _table(caption: str, header: Sequence[str], rows: Sequence[Row]) -> str:
     body = "".join(
-        f"<tr{' class=floor' if name == 'noise floor' else ''}><th>{escape(name)}</th>"
-        + "".join(f"<td{' class=outside' if out else ''}>{escape(text)}</td>" for text, out in cells)
+        f"<tr{' class=floor' if row.is_floor else ''}><th>{escape(row.name)}</th>"
+        + "".join(f"<td{' class=outside' if cell.outside else ''}>{escape(cell.text)}</td>" for cell in row.cells)
         + "</tr>"
-        for name, cells in rows
+        for row in rows
     )
     return _captioned(caption, header, body)
 
@@ -133,69 +121,61 @@ def _table(report: Mapping[str, Any], kind: str, caption: str) -> str:
 def _captioned(caption: str, header: Sequence[str], body: str) -> str:
     head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
     return (
-        "<div "
-        f'class="scroll"><table><caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        f'<div class="scroll"><table><caption>{escape(caption)}</caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 
-def _meanings(report: Mapping[str, Any]) -> str:
-    shown = {m["label"]: m["meaning"] for m in report["metrics"].values() if m["kind"] == QUALITY}
-    shown |= {name: f"Left out: {reason}." for name, reason in report["left_out"].items()}
+def _meanings(report: Report) -> str:
+    shown = {metric.label: metric.meaning for metric in report.metrics_of(QUALITY).values()}
+    shown |= {name: f"Left out: {reason}." for name, reason in report.left_out.items()}
     return f"<dl>{''.join(f'<dt>{escape(k)}</dt><dd>{escape(v)}</dd>' for k, v in shown.items())}</dl>"
 
 
-def _exact(report: Mapping[str, Any]) -> str:
-    if not report["exact"]:
-        return ""
-    header, *rows = exact_rows(report["exact"])
+def _exact(exact: ExactResult) -> str:
+    header, *rows = exact_rows(exact)
     body = "".join(
         f"<tr><th>{escape(name)}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
         for name, *cells in rows
     )
-    caption = f"{score_error_line(report['exact'])}. {report['exact']['meaning']}"
-    return _captioned(caption, header, body)
+    return _captioned(f"{score_error_line(exact)}. {exact.meaning}", header, body)
 
 
-def _memorisation(report: Mapping[str, Any]) -> str:
-    meanings = " ".join(m["meaning"] for m in report["metrics"].values() if m["kind"] != QUALITY)
-    return _table(
-        report, "memorisation", meanings + " The floor: half of the held-out examples against the other half."
-    )
+def _memorisation(report: Report) -> str:
+    meanings = " ".join(metric.meaning for metric in report.metrics_of(MEMORISATION).values())
+    caption = meanings + " The floor: half of the held-out examples against the other half."
+    return _table(caption, *table_rows(report, MEMORISATION))
 
 
-def _likelihood(report: Mapping[str, Any]) -> str:
-    line = likelihood_line(report["likelihood"])
-    return (
-        f"<p>{escape(line[0].upper() + line[1:])}.</p><div "
-        f'class="note"><p>{escape(report["likelihood"]["caveat"])}</p></div>'
-    )
+def _likelihood(found: LikelihoodResult) -> str:
+    line = likelihood_line(found)
+    return f'<p>{escape(line[0].upper() + line[1:])}.</p><div class="note"><p>{escape(found.caveat)}</p></div>'
 
 
-def _origin(report: Mapping[str, Any]) -> str:
-    data = report["dataset"]
+def _origin(document: Document) -> str:
+    origin, protocol, data = document.origin, document.report.protocol, document.report.dataset
+    versions = {"Python": origin["python"], **origin["versions"]}
     facts = {
-        "command": report["command"],
-        "data": f"{data['name']}, {' × '.join(map(str, data['shape']))}, {data['train']:,} to train on, "
-        f"{data['test']:,} held out",
-        "seeds": f"samples {report['seed']} to {report['seed'] + report['protocol']['seeds'] - 1}, training "
-        f"{report['config']['seed']}",
-        "device": f"{report['device']} ({report['devices']})",
-        "git commit": report["git_commit"],
-        "trained at commit": (report["trained_with"] or {}).get("git_commit", "unknown"),
-        "versions": ", ".join(f"{k} {v}" for k, v in {"Python": report["python"], **report["versions"]}.items()),
+        "command": document.command,
+        "data": f"{data.name}, {' × '.join(map(str, data.shape))}, {data.train:,} to train on, {data.test:,} held out",
+        "seeds": f"samples {protocol.seed} to {protocol.seed + protocol.seeds - 1}, training {document.config['seed']}",
+        "device": f"{origin['device']} ({origin['devices']})",
+        "git commit": origin["git_commit"],
+        "trained at commit": (document.trained_with or {}).get("git_commit", "unknown"),
+        "versions": ", ".join(f"{package} {version}" for package, version in versions.items()),
     }
-    facts |= {f"sampler {k}": _settings(d) for k, d in report["samplers"].items()}
+    facts |= {f"sampler {name}": _settings(sampler) for name, sampler in document.report.samplers.items()}
     rows = "".join(f"<tr><th>{escape(k)}</th><td>{escape(str(v))}</td></tr>" for k, v in facts.items())
-    config = escape(json.dumps(report["config"], indent=2))
+    config = escape(json.dumps(document.config, indent=2))
     return (
         f'<div class="scroll"><table class="facts"><tbody>{rows}</tbody></table></div>'
         f"<details><summary>The whole config</summary><pre>{config}</pre></details>"
     )
 
 
-def _settings(sampler: Mapping[str, Any]) -> str:
-    settings = ", ".join(f"{k} {v}" for k, v in sampler["settings"].items() if k != "class")
-    return f"{sampler['settings']['class']}: {settings}; compiled in about {number(sampler['compile_seconds'], 2)} s"
+def _settings(sampler: SamplerResult) -> str:
+    settings = ", ".join(f"{k} {v}" for k, v in sampler.settings.items() if k != "class")
+    return f"{sampler.settings['class']}: {settings}; compiled in about {number(sampler.compile_seconds, 2)} s"
 
 
 def _figure(figure: Figure) -> str:

@@ -1,0 +1,103 @@
+"""Drawing for an evaluation: the samples of every seed with their cost, and the path of the first ones."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiment.errors import UserError
+from experiment.evaluation.points import Point
+from experiment.evaluation.settings import Settings
+from experiment.sampling import Draws, class_labels, draw, draw_batch
+
+Array = np.ndarray
+
+STRIP_IMAGES, STRIP_POINTS, STRIP_FRAMES = 5, 512, 9
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a point drew, and what that cost for one seed.
+
+    samples: of each seed (n, d), quantised, flat, in the model's space. levels: of the first seed, as the data are.
+    seconds: without compilation, which took about compile_seconds more.
+    """
+
+    point: Point
+    samples: list[Array]
+    levels: Array
+    nfe: float
+    seconds: float
+    compile_seconds: float
+
+
+@dataclass(frozen=True)
+class Strip:
+    """The path of the first samples: frames (k, n, *shape) at unit variance, and (t, sigma/alpha) of each frame."""
+
+    frames: Array
+    times: list[tuple[float, float]]
+
+
+def sample_key(seed: int) -> jax.Array:
+    """The key of a seed's samples, the same for every sampler."""
+    return jax.random.key(seed)
+
+
+def flat_points(run: Any, levels: Array) -> Array:
+    """Examples (n, d) in float64: levels at their bins' centres in the model's space, or the vectors themselves."""
+    return np.asarray(run.scaling.to_model(levels), np.float64).reshape(len(levels), -1)
+
+
+def draw_finite(run: Any, name: str, sampler: Any, seed: int, n: int, batch_size: int, description: str = "") -> Draws:
+    """Draw a seed's n samples. Raises UserError, naming the sampler, where they are not finite."""
+    labels = class_labels(run, n, seed)
+    draws = draw(run, sampler, sample_key(seed), n, batch_size, description or name, labels)
+    if not np.isfinite(draws.x).all():
+        raise UserError(
+            f"{name} drew samples that are not finite: train longer, or give it more steps (config.sample.steps)"
+        )
+    return draws
+
+
+def draw_point(run: Any, point: Point, settings: Settings) -> Drawn:
+    """Draw the samples of every seed, and time them.
+
+    The first batch compiles: it counts as much as the median of the later ones, and its excess is the compilation.
+    Raises UserError for samples that are not finite, and where an adaptive solver gives up.
+    """
+    n, batch_size = settings.n, settings.batch_size
+    found = []
+    for i in range(settings.seeds):
+        description = f"{point}, seed {i + 1}/{settings.seeds}"
+        found.append(draw_finite(run, str(point), point.sampler, settings.seed + i, n, batch_size, description))
+    seconds = [time for draws in found for time in draws.batch_seconds]
+    if len(seconds) == 1:  # the only batch compiled: draw it once more, for the time alone
+        labels = class_labels(run, n, settings.seed)
+        again = draw(run, point.sampler, sample_key(settings.seed), n, batch_size, f"{point}, timing", labels)
+        seconds += again.batch_seconds
+    first, later = seconds[0], float(np.median(seconds[1:]))
+    levels = [np.asarray(run.scaling.to_data(draws.x)) for draws in found]
+    return Drawn(
+        point=point,
+        samples=[flat_points(run, of_seed) for of_seed in levels],
+        levels=levels[0],
+        nfe=float(np.mean([draws.nfe for draws in found])),
+        seconds=later * math.ceil(n / min(batch_size, n)),
+        compile_seconds=max(first - later, 0.0),
+    )
+
+
+def draw_strip(run: Any, sampler: Any, seed: int) -> Strip:
+    """Draw the path of the first samples, each frame scaled to unit variance: x_t/sqrt(alpha² + sigma²)."""
+    count = STRIP_POINTS if run.dataset.levels is None else STRIP_IMAGES
+    labels = class_labels(run, count, seed)
+    result = draw_batch(run, sampler, sample_key(seed), 0, count, labels, frames=STRIP_FRAMES)
+    sde = run.score_fn.sde
+    alpha, sigma = (np.array([float(f(t)) for t in result.times]) for f in (sde.alpha, sde.sigma))
+    path = np.asarray(result.path)
+    scale = np.sqrt(alpha**2 + sigma**2).reshape(-1, *[1] * (path.ndim - 1))
+    times = [(float(t), float(s / a)) for t, s, a in zip(result.times, sigma, alpha, strict=True)]
+    return Strip(path / scale, times)
