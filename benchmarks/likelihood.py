@@ -53,9 +53,10 @@ def trained(workdir: Path, steps: int, seed: int, settings: dict[str, Any]) -> R
 
 def bits(run: Run, dequantization: str = "uniform", rtol: float = 1e-4) -> dict[str, float]:
     """Measure the held-out bits/dim of every example, by one probe."""
-    settings = LikelihoodSettings(probes=1, dequantization=dequantization, batch_size=99, rtol=rtol, atol=rtol)
+    given = {"probes": 1, "dequantization": dequantization, "batch_size": 99, "rtol": rtol, "atol": rtol}
+    settings = LikelihoodSettings.from_config(run.config, **given)
     found, _, _ = likelihood(run, settings, budget=False)
-    return {key: found[key] for key in ("mean", "se_images", "n", "nfe")}
+    return {"mean": found.mean, "se_images": found.se_images, "n": found.n, "nfe": found.nfe}
 
 
 def objectives(workdir: Path, steps: int, seeds: int) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from experiment.build.objects import abstract_network
 from experiment.config import whole_config
 from experiment.data.load import load_dataset
 from experiment.evaluation.evaluate import evaluate_run
+from experiment.evaluation.results import Report
 from experiment.training.loop import train
 from experiment.training.trainer import Trainer
 
@@ -75,10 +76,10 @@ def compare(minutes: float, seeds: int, n: int, folder: Path) -> dict[str, dict]
     return found
 
 
-def summary(report: dict) -> dict:
+def summary(report: Report) -> dict:
     """The figures that decide which network is better."""
-    metrics = {name: {m: v["mean"] for m, v in s["metrics"].items()} for name, s in report["samplers"].items()}
-    return {**metrics, "bits_per_dim": report["likelihood"]["mean"]}
+    metrics = {name: {m: v.mean for m, v in s.metrics.items()} for name, s in report.samplers.items()}
+    return {**metrics, "bits_per_dim": report.likelihood.mean}
 
 
 def main() -> None:

@@ -29,6 +29,7 @@ FLOORS = (
     {"evaluation", "published"},
     {"report", "latents", "reconstruct_ema", "import_score_sde", "import_diffusers"},
 )
+NEVER = {"evaluation": {"training", "report"}, "sampling": {"training"}}  # whatever the floors allow
 COMMANDS = ("latents", "reconstruct_ema", "import_score_sde", "import_diffusers")
 
 
@@ -108,6 +109,11 @@ def upwards(source: str, entry: str) -> set[str]:
     return {name for name in inside(source) - {entry} if floor[name] >= floor[entry]}
 
 
+def barred(source: str, entry: str) -> set[str]:
+    """The entries of experiment/ that the file imports although they are NEVER for its own."""
+    return inside(source) & NEVER[entry]
+
+
 def entries() -> dict[str, list[Path]]:
     """The files of each entry of experiment/, but for the door, __init__.py."""
     found: dict[str, list[Path]] = {}
@@ -128,6 +134,17 @@ def test_every_entry_of_experiment_has_one_floor_and_they_are_few():
 def test_no_import_inside_experiment_points_upwards(entry):
     files = entries()[entry]
     assert {str(f.relative_to(ROOT)): bad for f in files if (bad := upwards(f.read_text(), entry))} == {}
+
+
+@pytest.mark.parametrize("entry", NEVER)
+def test_what_measures_never_imports_what_trains(entry):
+    files = entries()[entry]
+    assert {str(f.relative_to(ROOT)): bad for f in files if (bad := barred(f.read_text(), entry))} == {}
+
+
+def test_the_test_sees_an_arrow_to_training():
+    assert barred("def f():\n    from experiment.training.loop import train", "evaluation") == {"training"}
+    assert barred("from experiment import training", "sampling") == {"training"}
 
 
 def test_the_test_sees_an_arrow_that_points_upwards():

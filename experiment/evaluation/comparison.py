@@ -49,7 +49,7 @@ class Comparison:
 
 
 def points_each_side(run: Any, settings: Settings) -> int:
-    """How many samples and data a comparison takes.
+    """The number of samples, and of examples of the data, that a comparison takes.
 
     Raises UserError where the run's data cannot be read or are too few.
     """

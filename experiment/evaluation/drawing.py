@@ -19,7 +19,7 @@ STRIP_IMAGES, STRIP_POINTS, STRIP_FRAMES = 5, 512, 9
 
 @dataclass(frozen=True)
 class Drawn:
-    """What a point drew, and what that cost for one seed.
+    """The samples that a point drew, and what those of one seed cost.
 
     samples: of each seed (n, d), quantised, flat, in the model's space. levels: of the first seed, as the data are.
     seconds: without compilation, which took about compile_seconds more.

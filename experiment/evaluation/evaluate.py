@@ -41,7 +41,7 @@ FULL_N, FULL_SEEDS = 1024, 3  # what a report for others to read should have; le
 
 @dataclass(frozen=True)
 class Arrays:
-    """What only the pictures of a report need.
+    """The arrays that only the pictures of a report need.
 
     samples: of each sampler the first seed's, levels or vectors, and data the same of the reference; strips: of each
     sampler; likelihood: (n,) bits/dim or nats of the held-out examples.
@@ -55,7 +55,7 @@ class Arrays:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured, and the arrays behind its pictures."""
+    """A report, and the arrays behind its pictures."""
 
     report: Report
     arrays: Arrays
@@ -165,7 +165,7 @@ def _describe(dataset: Any) -> DataDescription:
 
 
 def _notes(run: Any, settings: Settings, compared: int) -> list[str]:
-    """Where this report says less than it could, each in a sentence."""
+    """Say, in a sentence for each, where this report tells less than it could."""
     notes = []
     if settings.n < FULL_N:
         notes.append(f"Fewer samples than the usual {FULL_N:,} were drawn: {settings.n:,} for each sampler and seed.")

@@ -36,7 +36,7 @@ MIN_SIZE = 10  # images on each side: the Inception score has ten parts
 
 @dataclass(frozen=True, kw_only=True)
 class FidSettings(FromConfig):
-    """What to compare.
+    """The settings of `fid`.
 
     weights: file of the Inception weights. n: samples for each sampler; seed: of them. reference: "train" or "test", of
     the run's own data; or the path of a folder or zip of images or an .npz, all of whose images are taken; or a data
@@ -48,7 +48,7 @@ class FidSettings(FromConfig):
     seed: int
     reference: str = "train"
 
-    LEAST: ClassVar = {"n": MIN_SIZE, "seed": 0}
+    LEAST: ClassVar = {"n": MIN_SIZE}
 
     @classmethod
     def check(cls, given: Mapping[str, Any]) -> None:
@@ -171,7 +171,7 @@ def fid(run: Any, samplers: Sequence[tuple[str, Any]], settings: FidSettings) ->
 
 
 def _network(run: Any) -> dict[str, Any]:
-    """Which weights drew: the EMA of which step and decay, or an average that was rebuilt after training."""
+    """Name the weights that drew: the EMA of which step and decay, or an average that was rebuilt after training."""
     saved = Path(run.workdir) / "config.json"
     rebuilt = load_config(saved)[1].get("reconstructed") if saved.is_file() else None
     average = (
@@ -192,7 +192,7 @@ def _origin() -> dict[str, Any]:
 
 
 def _notes(n: int, kid_subset_size: float, published: bool) -> list[str]:
-    """What keeps the numbers from being compared with others, each in a sentence."""
+    """Say, in a sentence for each, what keeps the numbers from being compared with others."""
     notes = []
     if n != FULL_N:
         notes.append(

@@ -141,7 +141,7 @@ def exact_errors(run: Any, drawn: Sequence[Drawn], key: jax.Array) -> ExactResul
 
 
 def draws_noise(sampler: Any, sde: Any) -> bool:
-    """Whether the result depends on more than x_T."""
+    """Say whether the sampler's result depends on more than x_T."""
     if isinstance(sampler, LinearSampler):
         c = table_of(sampler, sde).c
         return c is not None and bool(np.any(np.asarray(c) > 0))

@@ -25,8 +25,10 @@ SHOWN = 10  # examples at either end of the scale
 def dequantised(
     run: Any, x: Array, labels: Array | None, index: Array, of: int, seed: int
 ) -> tuple[Array, Array | None]:
-    """The rows `index` of a set's examples as points at t_min (n, *shape), and their classes for a conditional
-    network.
+    """Dequantise the rows `index` of a set's examples.
+
+    Returns:
+        The points at t_min (n, *shape), and their classes for a conditional network.
     """
     from sde_lib import UniformDequantization, row_keys
 
@@ -48,8 +50,10 @@ def _key(seed: int, of: int, purpose: int) -> Any:
 def in_batches(
     run: Any, solve: Callable[..., Any], x: Array, labels: Array | None, description: str
 ) -> tuple[list[Array], float]:
-    """(each array of solve(x, labels, first), joined over the batches; mean NFE). `solve` returns arrays of rows, and
-    then NFE.
+    """Call solve(x, labels, first), which returns arrays of rows and then NFE, for each batch.
+
+    Returns:
+        Each of the arrays, joined over the batches, and the mean NFE.
     """
     from experiment.sampling import padded, progress, solver_remedy
 
@@ -69,7 +73,11 @@ def in_batches(
 def carry(
     run: Any, direction: Callable[..., Any], x: Array, labels: Array | None, description: str
 ) -> tuple[Array, float]:
-    """(x carried by `sde_lib.encode` or `decode`, mean NFE), at the tolerances of the run's config.sample."""
+    """Carry x by `sde_lib.encode` or `decode`, at the tolerances of the run's config.sample.
+
+    Returns:
+        The carried x, and the mean NFE.
+    """
     from sde_lib import ProbabilityFlow
 
     flow = ProbabilityFlow(rtol=run.config.sample.rtol, atol=run.config.sample.atol)
@@ -85,7 +93,11 @@ def carry(
 def scores(
     run: Any, x: Array, labels: Array | None, of: int, *, probes: int, seed: int, description: str
 ) -> tuple[Array, Array]:
-    """(log-densities (n,) in nats of points x, their latents (n, *shape))."""
+    """Compute the likelihood of points x (n, *shape).
+
+    Returns:
+        Their log-densities (n,) in nats, and their latents (n, *shape).
+    """
     from sde_lib import Hutchinson, log_prob
 
     key, settings = _key(seed, of, _PROBES), run.config.eval
@@ -110,8 +122,10 @@ def scores(
 def read_rows(
     run: Any, path: Path, flag: str, names: tuple[str, ...], images: bool
 ) -> tuple[dict[str, Array], Array, Array | None]:
-    """(all arrays of the file, the first of `names` that it has, (n, *shape), and its classes for a conditional
-    network).
+    """Read a file's rows and check them against the run.
+
+    Returns:
+        All arrays of the file; the first of `names` that it has (n, *shape); its classes for a conditional network.
 
     Raises UserError where it is not uint8 images, or floats, of the run's shape, and where the network needs classes
     that are not there.
@@ -123,10 +137,8 @@ def read_rows(
     has = f"{', '.join(arrays) or 'no arrays'}" if x is None else f"{x.dtype} of shape {x.shape}"
     x = x[..., None] if x is not None and images and x.ndim == 3 else x
     if x is None or not len(x) or x.shape[1:] != tuple(run.shape) or x.dtype.kind != ("u" if images else "f"):
-        wanted = (
-            f"{'uint8 images' if images else 'floats'} (n, {', '.join(map(str, run.shape))}), named "
-            f"{' or '.join(names)}"
-        )
+        kind, shape = "uint8 images" if images else "floats", ", ".join(map(str, run.shape))
+        wanted = f"{kind} (n, {shape}), named {' or '.join(names)}"
         raise UserError(f"--{flag}={path}: this run takes {wanted}, and the file holds {has}")
     if not np.isfinite(x).all():
         raise UserError(f"--{flag}={path}: a value is not finite; drop its row")
@@ -147,8 +159,9 @@ def read_rows(
 
 
 def read_examples(run: Any, path: Path) -> tuple[Array, Array | None]:
-    """--of's examples in the levels of the run's data, or vectors; images have the file's `levels`, or 256, as
-    samples.npz has.
+    """Read --of's examples, in the levels of the run's data, or vectors.
+
+    Images have the file's `levels`, or 256, as samples.npz has.
     """
     images = run.scaling.levels is not None
     arrays, x, labels = read_rows(run, path, "of", DATA_KEYS, images)
@@ -163,7 +176,7 @@ def read_examples(run: Any, path: Path) -> tuple[Array, Array | None]:
 
 
 def encode_examples(run: Any, folder: Path, *, n: int | None = None, seed: int = 0) -> str:
-    """--encode: the first n held-out examples."""
+    """Carry the first n held-out examples to their latents (--encode)."""
     from sde_lib import encode
 
     test = run.dataset.test
@@ -176,7 +189,7 @@ def encode_examples(run: Any, folder: Path, *, n: int | None = None, seed: int =
 
 
 def decode_latents(run: Any, folder: Path, *, decode: str) -> str:
-    """--decode: the file's latents."""
+    """Carry the file's latents back to samples (--decode)."""
     from experiment.sampling import write_samples
     from sde_lib import decode as backwards
 
@@ -187,7 +200,7 @@ def decode_latents(run: Any, folder: Path, *, decode: str) -> str:
 
 
 def interpolate_examples(run: Any, folder: Path, *, interpolate: list[str], points: int = 9, seed: int = 0) -> str:
-    """--interpolate: points steps between two held-out examples, ends included."""
+    """Draw a path of so many points between two held-out examples, ends included (--interpolate)."""
     from experiment.plots import likelihood as plots
     from sde_lib import decode, encode, spherical_interpolation
 
@@ -240,7 +253,7 @@ def _pair(given: list[str], available: int) -> Array:
 def score_examples(
     run: Any, folder: Path, *, of: str | None = None, n: int | None = None, probes: int | None = None, seed: int = 0
 ) -> str:
-    """--typicality: n held-out examples against n training examples, or n of a file against n held-out ones.
+    """Score n held-out examples against n training examples, or n of a file against n held-out ones (--typicality).
 
     The network has not seen the held-out ones, so against them another set's p-values are exact. Against the training
     examples they say how much nearer the network came to these.
@@ -263,9 +276,8 @@ def score_examples(
     std = float(run.score_fn.sde.sigma(run.score_fn.sde.t_max))
     found: list[dict[str, Any]] = []
     for name, which, x, labels in sets:
-        index = np.random.RandomState(seed).permutation(len(x))[
-            :n
-        ]  # a folder's images may lie in the order of their classes
+        # A folder's images may lie in the order of their classes.
+        index = np.random.RandomState(seed).permutation(len(x))[:n]
         points = dequantised(run, x, labels, index, which, seed)
         nats, latent = scores(run, *points, which, probes=probes, seed=seed, description=name)
         latent_z, latent_p_value = map(np.asarray, latent_typicality(latent, std))
@@ -273,9 +285,8 @@ def score_examples(
         found.append({"name": name} | {key: values[np.argsort(index)] for key, values in arrays.items()})
     reference, tested = found
     try:
-        reference["z"], _ = typicality(
-            reference["nats"], reference["nats"]
-        )  # its p-values would be against a set with the example
+        # Its p-values are left out: they would be against a set that holds the example.
+        reference["z"], _ = typicality(reference["nats"], reference["nats"])
         tested["z"], tested["p_value"] = typicality(tested["nats"], reference["nats"])
     except ValueError as error:  # not finite, or all equal
         raise UserError(f"{error}, or train the network longer") from error
@@ -311,11 +322,10 @@ SETTINGS = ("points", "of", "n", "probes", "seed")
 
 
 def latents_of_run(workdir: str, given: dict[str, Any], out: str | None = None) -> str:
-    """The whole command: `given` has the flags by name, None where one was not given; returns the line that says what
-    was done.
+    """Do the whole of `python -m experiment.latents`; returns the line that says what was done.
 
-    Raises UserError unless exactly one mode is given, for a flag that it does not have, and for whatever else the user
-    can mend.
+    given: the flags by name, None where one was not given. Raises UserError unless exactly one mode is given, for a flag
+    that it does not have, and for whatever else the user can mend.
     """
     from experiment.run.load import load_run
 

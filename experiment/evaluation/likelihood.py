@@ -53,7 +53,7 @@ CAVEAT = (
 
 @dataclass(frozen=True, kw_only=True)
 class LikelihoodSettings(FromConfig):
-    """What to compute of the likelihood.
+    """The settings of `likelihood`.
 
     n: held-out examples, None for all; probes: Hutchinson's for each; dequantization: a name of DEQUANTIZATIONS, for
     data with levels; k: importance-weighted draws of each example; bound: the variational bound of the SDE's model too;
@@ -74,7 +74,7 @@ class LikelihoodSettings(FromConfig):
     atol: float
     seed: int
 
-    LEAST: ClassVar = {"n": 2, "probes": 1, "k": 1, "chain": 1, "batch_size": 1, "seed": 0}
+    LEAST: ClassVar = {"n": 2, "k": 1, "chain": 1}
 
     @classmethod
     def check(cls, given: Mapping[str, Any]) -> None:
@@ -187,7 +187,7 @@ def _compute(
 
 
 def count_of_examples(run: Any, settings: LikelihoodSettings) -> int:
-    """How many held-out examples the settings take.
+    """The number of held-out examples that the settings take.
 
     Raises UserError where the data cannot be read, or do not suit the settings.
     """

@@ -200,8 +200,7 @@ def class_metric(name: str, features: ClassFeatures) -> Metric:
     return Metric(
         f"fd_{name}",
         "Fréchet distance between Gaussians fitted in the 64 penultimate activations of a small classifier trained "
-        "on the training "
-        "split; not comparable with FID.",
+        "on the training split; not comparable with FID.",
         lambda x, y: frechet(features(x), features(y)),
     )
 
@@ -223,7 +222,7 @@ def disjoint_parts(real: int, size: int, splits: int, seed: int = 0) -> list[tup
 
 
 def nearest_distances(x: Array, train: Array) -> Array:
-    """(n,) Euclidean distance of each point to the nearest training example."""
+    """The Euclidean distance (n,) of each point to the nearest training example."""
     return NearestNeighbors(n_neighbors=1).fit(train).kneighbors(x)[0][:, 0]
 
 

@@ -1,4 +1,4 @@
-"""What a report holds, as frozen records that are read by attribute, and `plain`, which turns them into JSON's values.
+"""The contents of a report, as frozen records that are read by attribute, and `plain`, which makes JSON's values.
 
 A field whose default is None is an optional part: where it is None, the JSON has no such key.
 """
@@ -121,7 +121,7 @@ class ExactRow:
 
 @dataclass(frozen=True)
 class ExactResult:
-    """What is known without a noise floor, where the data's distribution is known: rows by rising budget."""
+    """The errors that are known without a noise floor where the data's distribution is: rows by rising budget."""
 
     meaning: str
     score_error: float

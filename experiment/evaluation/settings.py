@@ -1,24 +1,31 @@
-"""How much to measure: settings that come from a run's config.eval, with what a user gives on top."""
+"""Settings of an evaluation: those of a run's config.eval, with what a user gives on top."""
 
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
+from experiment.config import KEYS
 from experiment.errors import UserError
 from experiment.evaluation.metrics import MIN_SIZE
-
-SEEDS = 2**32  # what NumPy's generators take
 
 
 @dataclass(frozen=True, kw_only=True)
 class FromConfig:
-    """Base of settings whose fields without a default are those of config.eval with the same names."""
+    """Base of settings whose fields without a default are those of config.eval with the same names.
 
-    LEAST: ClassVar[Mapping[str, int]] = {}  # the least value of each field that has one
+    Their defaults and ranges are `experiment.config`'s; LEAST has the least value of others, or a higher one.
+    """
+
+    LEAST: ClassVar[Mapping[str, int]] = {}
 
     def __post_init__(self) -> None:
         self.check({field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
+
+    @classmethod
+    def of_config(cls) -> list[str]:
+        """The names of the fields that config.eval has."""
+        return [field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING]
 
     @classmethod
     def from_config(cls, config: Any, **given: Any) -> Self:
@@ -26,24 +33,24 @@ class FromConfig:
 
         Raises UserError for a value that is out of its range.
         """
-        own = [field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING]
         chosen = {name: value for name, value in given.items() if value is not None}
-        return cls(**{**{name: getattr(config.eval, name) for name in own}, **chosen})
+        return cls(**{**{name: getattr(config.eval, name) for name in cls.of_config()}, **chosen})
 
     @classmethod
     def check(cls, given: Mapping[str, Any]) -> None:
         """Raises UserError for a value that is out of its range, whichever others are not known yet."""
-        for name, least in cls.LEAST.items():
-            value = given.get(name)
-            if value is not None and value < least:
-                raise UserError(f"--{name} is {value}: give at least {least}")
-        if (given.get("seed") or 0) >= SEEDS:
-            raise UserError(f"--seed is {given['seed']}: give an integer from 0 to 2^32 - 1")
+        ranges = {name: KEYS[f"eval.{name}"][1].metadata["ranges"] for name in cls.of_config()}
+        least = {**{name: limits["at least"] for name, limits in ranges.items()}, **cls.LEAST}
+        for name, value in given.items():
+            if value is not None and least.get(name) is not None and value < least[name]:
+                raise UserError(f"--{name} is {value}: give at least {least[name]}")
+        if "seed" in ranges and (given.get("seed") or 0) >= ranges["seed"]["below"]:
+            raise UserError(f"--seed is {given['seed']}: give less than {ranges['seed']['below']}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(FromConfig):
-    """How much `evaluate` measures.
+    """The settings of `evaluate`.
 
     n: samples for each sampler and seed; seeds: how many seeds, counted from `seed`; reference: the split that samples
     are held against; likelihood_n: held-out examples (all, if fewer); probes: Hutchinson probes for each; rtol, atol:
@@ -60,4 +67,4 @@ class Settings(FromConfig):
     rtol: float
     atol: float
 
-    LEAST: ClassVar = {"n": MIN_SIZE, "seeds": 1, "seed": 0, "likelihood_n": 2, "probes": 1, "batch_size": 1}
+    LEAST: ClassVar = {"n": MIN_SIZE}  # what a comparison needs

@@ -1,4 +1,4 @@
-"""What report.json and report.html hold: the evaluation, its pictures, and where its numbers come from."""
+"""The contents of report.json and report.html: the evaluation, its pictures, and where its numbers come from."""
 
 import shlex
 import sys

@@ -43,7 +43,7 @@ def plus_minus(mean: float | None, sd: float | None) -> str:
 
 
 def outside(excess: float | None, kind: str) -> bool:
-    """Whether the mean lies more than 2 floor standard deviations above the floor's mean.
+    """Say whether the mean lies more than 2 floor standard deviations above the floor's mean.
 
     A metric of memorisation is outside below the floor too.
     """

@@ -136,7 +136,8 @@ for name in ("em", "heun", "ddim", "pc"):
         found[f"{name}_{n}"] = drawn.x
         if n == 64:
             print(sorted({s.data.shape for s in drawn.x.addressable_shards}))
-_, found["nats"], _ = likelihood(run, LikelihoodSettings(n=20, batch_size=12, rtol=1e-6, atol=1e-6), budget=False)
+settings = LikelihoodSettings.from_config(run.config, n=20, batch_size=12, rtol=1e-6, atol=1e-6)
+_, found["nats"], _ = likelihood(run, settings, budget=False)
 np.savez(sys.argv[2], **found)
 """
 
@@ -191,5 +192,6 @@ def test_samples_and_likelihoods_are_split_over_the_devices(said: list[Any], spl
             np.testing.assert_allclose(found[f"{name}_64"], here, atol=1e-5)
             if name != "pc":  # its step is the batch's
                 np.testing.assert_allclose(found[f"{name}_20"], here[:20], atol=1e-5)
-        _, nats, _ = likelihood(run, LikelihoodSettings(n=20, batch_size=12, rtol=1e-6, atol=1e-6), budget=False)
+        settings = LikelihoodSettings.from_config(run.config, n=20, batch_size=12, rtol=1e-6, atol=1e-6)
+        _, nats, _ = likelihood(run, settings, budget=False)
         np.testing.assert_allclose(found["nats"], nats, atol=1e-3)

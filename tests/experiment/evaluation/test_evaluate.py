@@ -19,9 +19,12 @@ from experiment.config import whole_config
 from experiment.data.dataset import Dataset, Split
 from experiment.data.scaling import Scaling
 from experiment.errors import UserError
-from experiment.evaluation.curves import budgets
-from experiment.evaluation.evaluate import Evaluation, Settings, evaluate, plain
+from experiment.evaluation.curves import nfe_inside
+from experiment.evaluation.evaluate import Evaluation, evaluate
 from experiment.evaluation.likelihood import LikelihoodSettings, likelihood, likelihood_unit, se_probes
+from experiment.evaluation.points import Point, points_at, read_budgets
+from experiment.evaluation.results import CurvePoint, Floor, Report, Value, plain
+from experiment.evaluation.settings import Settings
 from experiment.plots import evaluation as report_plots
 from experiment.report.tables import text_table
 from experiment.run.load import load_run
@@ -33,6 +36,7 @@ from tests.commands import ROOT, Command, trained
 from tests.oracles import two_peaks
 
 EM = EulerMaruyama(steps=150, denoise=True)
+CONFIG = whole_config({})
 LAW = two_peaks(distance=0.5)  # peaks that overlap: the chance in their weights would hide a wrong width
 QUALITY = ("sliced_w2", "energy", "auc", "auc_mlp", "nll_gap", "mode_weights")
 
@@ -77,105 +81,133 @@ def mixture() -> Any:
 
 
 @pytest.fixture(scope="module")
-def report(mixture: Any) -> dict[str, Any]:
+def report(mixture: Any) -> Report:
     samplers = {
         "em": EM,
         "ode": ProbabilityFlow(denoise=True),
         "stretched": Stretched(EM, 1.1),
         "copier": Copier(jnp.asarray(mixture.dataset.train.x)),
     }
-    settings = Settings(n=600, seeds=2, batch_size=400, likelihood_n=60, probes=2)
+    settings = Settings.from_config(CONFIG, n=600, seeds=2, batch_size=400, likelihood_n=60, probes=2)
     return evaluate(mixture, samplers, settings).report
 
 
 @pytest.mark.parametrize("sampler", ["em", "ode"])
 @pytest.mark.parametrize("metric", QUALITY)
-def test_exact_scores_are_within_every_floor(report: Any, sampler: str, metric: str) -> None:
-    assert report["samplers"][sampler]["metrics"][metric]["excess"] < 2
+def test_exact_scores_are_within_every_floor(report: Report, sampler: str, metric: str) -> None:
+    assert report.samplers[sampler].metrics[metric].excess < 2
 
 
-def test_a_standard_deviation_off_by_a_tenth_is_outside_its_floor(report: Any) -> None:
+def test_a_standard_deviation_off_by_a_tenth_is_outside_its_floor(report: Report) -> None:
     # Not outside that of the energy distance, which sees means far better than widths.
-    assert report["samplers"]["stretched"]["metrics"]["sliced_w2"]["excess"] > 3
+    assert report.samplers["stretched"].metrics["sliced_w2"].excess > 3
 
 
-def test_memorised_samples_are_flagged_and_others_are_not(report: Any) -> None:
-    copies = report["samplers"]["copier"]["metrics"]
-    assert copies["nn_ratio"]["mean"] == 0 and copies["nn_ratio"]["excess"] < -5
-    assert copies["nn_close"]["mean"] == 1
-    assert copies["auc"]["excess"] < 2  # the quality metrics cannot know
-    assert abs(report["samplers"]["em"]["metrics"]["nn_ratio"]["excess"]) < 2
+def test_memorised_samples_are_flagged_and_others_are_not(report: Report) -> None:
+    copies = report.samplers["copier"].metrics
+    assert copies["nn_ratio"].mean == 0 and copies["nn_ratio"].excess < -5
+    assert copies["nn_close"].mean == 1
+    assert copies["auc"].excess < 2  # the quality metrics cannot know
+    assert abs(report.samplers["em"].metrics["nn_ratio"].excess) < 2
 
 
-def test_seeds_differ(report: Any) -> None:
-    assert len(set(report["samplers"]["em"]["metrics"]["sliced_w2"]["values"])) == 2
+def test_seeds_differ(report: Report) -> None:
+    assert len(set(report.samplers["em"].metrics["sliced_w2"].values)) == 2
 
 
-def test_costs_are_those_of_the_samplers(report: Any, mixture: Any) -> None:
-    assert report["samplers"]["em"]["nfe"] == 151
-    assert 50 < report["samplers"]["ode"]["nfe"] < 1000
-    assert all(d["seconds"] > 0 and d["compile_seconds"] >= 0 for d in report["samplers"].values())
+def test_costs_are_those_of_the_samplers(report: Report, mixture: Any) -> None:
+    assert report.samplers["em"].nfe == 151
+    assert 50 < report.samplers["ode"].nfe < 1000
+    assert all(d.seconds > 0 and d.compile_seconds >= 0 for d in report.samplers.values())
     settings = {"class": "EulerMaruyama", "steps": 150, "grid": "UniformT", "denoise": True, "eta": 1.0}
-    assert report["samplers"]["em"]["settings"] == settings
+    assert report.samplers["em"].settings == settings
 
 
-def test_floors_say_their_size_and_notes_what_is_missing(report: Any) -> None:
-    assert report["protocol"]["compared"] == report["floors"]["auc"]["size"] == 600
-    assert report["floors"]["nn_ratio"]["size"] == 150
-    notes = " ".join(report["notes"])
+def test_floors_say_their_size_and_notes_what_is_missing(report: Report) -> None:
+    assert report.protocol.compared == report.floors["auc"].size == 600
+    assert report.floors["nn_ratio"].size == 150
+    notes = " ".join(report.notes)
     assert "2 sample seeds" in notes and "60 of the 300" in notes
     assert "Fewer samples" in notes and "are compared" not in notes
-    assert "vectors" in report["left_out"]["fd_mixture"]
+    assert "vectors" in report.left_out["fd_mixture"]
 
 
-def test_likelihood_of_vectors_is_the_exact_one(report: Any, mixture: Any) -> None:
+def test_likelihood_of_vectors_is_the_exact_one(report: Report, mixture: Any) -> None:
     # Along the axis on which the peaks lie the Jacobian is diagonal, so that Rademacher probes are exact.
     x = mixture.dataset.test.x[:60]
     exact = LAW.at(VP(), VP().t_min).log_prob(jnp.asarray(x))
-    assert report["likelihood"]["unit"] == "nats"
-    assert report["likelihood"]["mean"] == pytest.approx(float(exact.mean()), abs=3e-3)
-    assert report["likelihood"]["se_images"] == pytest.approx(float(exact.std(ddof=1)) / 60**0.5, rel=1e-2)
-    assert report["likelihood"]["se_probes"] < 1e-4
+    assert report.likelihood.unit == "nats"
+    assert report.likelihood.mean == pytest.approx(float(exact.mean()), abs=3e-3)
+    assert report.likelihood.se_images == pytest.approx(float(exact.std(ddof=1)) / 60**0.5, rel=1e-2)
+    assert report.likelihood.se_probes < 1e-4
 
 
 @pytest.fixture(scope="module")
 def curves(mixture: Any) -> Evaluation:
     samplers = {"ddim": DDIM(denoise=True), "unipc": UniPC(denoise=True), "ode": ProbabilityFlow(denoise=True)}
     return evaluate(
-        mixture, samplers, Settings(n=600, seeds=2, batch_size=600, likelihood_n=10, probes=1), budgets=(32, 4)
+        mixture,
+        samplers,
+        Settings.from_config(CONFIG, n=600, seeds=2, batch_size=600, likelihood_n=10, probes=1),
+        budgets=(32, 4),
     )
 
 
 def test_curves_say_from_which_nfe_a_sampler_is_inside_its_floor(curves: Evaluation) -> None:
-    found = curves.report["curves"]
-    assert [point["nfe"] for point in found["ddim"]["points"]] == [5, 33]  # the final denoising counts
-    assert [point["budget"] for point in found["ddim"]["points"]] == [4, 32]
-    assert len(found["ode"]["points"]) == 1 and found["ode"]["points"][0]["budget"] is None
-    # Four steps of DDIM are far too wide of the law; UniPC's thirty-two are not to be told from it.
-    assert found["ddim"]["points"][0]["metrics"]["sliced_w2"]["excess"] > 5
-    assert found["unipc"]["points"][1]["metrics"]["sliced_w2"]["excess"] < 2
-    for curve in found.values():
-        for metric, inside in curve["inside"].items():
-            excess = [point["metrics"][metric]["excess"] for point in curve["points"]]
-            last_outside = max((i for i, e in enumerate(excess) if e > 2), default=-1)
-            expected = curve["points"][last_outside + 1]["nfe"] if last_outside + 1 < len(excess) else None
-            assert inside == expected
-    assert set(curves.report["samplers"]) == {"ddim", "unipc", "ode"}
+    found = curves.report.curves
+    assert [point.nfe for point in found["ddim"].points] == [5, 33]  # the final denoising counts
+    assert [point.budget for point in found["ddim"].points] == [4, 32]
+    assert len(found["ode"].points) == 1 and found["ode"].points[0].budget is None
+    # Four steps of DDIM are far too wide; UniPC's thirty-two are not to be told from the distribution.
+    assert found["ddim"].points[0].metrics["sliced_w2"].excess > 5
+    assert found["unipc"].points[1].metrics["sliced_w2"].excess < 2
+    assert found["unipc"].inside["sliced_w2"] in (5, 33) and found["ddim"].inside["sliced_w2"] in (33, None)
+    assert all(set(curve.inside) == set(QUALITY) for curve in found.values())
+    assert set(curves.report.samplers) == {"ddim", "unipc", "ode"}
+
+
+@pytest.mark.parametrize(
+    ("excesses", "inside"),
+    [
+        ([9.0, 1.9, -3.0], 20),
+        ([1.0, 2.1, 0.5], 40),  # outside again at a larger budget
+        ([1.0, 0.0, 2.1], None),
+        ([2.0, 2.0, 2.0], 10),  # the edge is inside
+        ([0.0, None, 0.0], 40),  # not known to be inside
+        ([0.0, 0.0, None], None),
+    ],
+)
+def test_inside_is_from_the_nfe_after_which_the_excess_stays_within_two(excesses: Any, inside: float | None) -> None:
+    values = [Value(None, None, [], excess) for excess in excesses]
+    points = [CurvePoint(nfe, float(nfe), {"m": value}) for nfe, value in zip((10, 20, 40), values, strict=True)]
+    assert nfe_inside(points, "m") == inside
+
+
+def test_points_are_one_list_with_the_budgets_of_a_name_rising() -> None:
+    ddim, ode = DDIM(denoise=True), ProbabilityFlow()
+    found = points_at({"ddim": ddim, "ode": ode}, (32, 4, 32))
+    assert found == [
+        Point("ddim", 4, DDIM(steps=4, denoise=True)),
+        Point("ddim", 32, DDIM(steps=32, denoise=True)),
+        Point("ode", None, ode),
+    ]
+    assert [str(point) for point in found] == ["ddim at 4", "ddim at 32", "ode"]
+    assert points_at({"ddim": ddim}, ()) == [Point("ddim", None, ddim)]
 
 
 def test_curves_hold_each_budget_against_the_fine_solution_of_the_first_seed(curves: Evaluation) -> None:
-    exact = curves.report["exact"]
-    assert [row["nfe"] for row in exact["samplers"]["ddim"]] == [5, 33] and exact["score_error"] < 1e-5
-    for row in exact["samplers"]["ddim"]:  # the score is the exact one, and the latents are the same
-        assert row["total"] == pytest.approx(row["discretisation"], rel=1e-3) and row["total"] > 1e-3
+    exact = curves.report.exact
+    assert [row.nfe for row in exact.samplers["ddim"]] == [5, 33] and exact.score_error < 1e-5
+    for row in exact.samplers["ddim"]:  # the score is the exact one, and the latents are the same
+        assert row.total == pytest.approx(row.discretisation, rel=1e-3) and row.total > 1e-3
 
 
 def test_curves_are_told_and_drawn(curves: Evaluation, tmp_path: Path) -> None:
     text = text_table(curves.report)
     assert "ddim, NFE from which it is within the floor's mean + 2 sd: sliced Wasserstein-2" in text
-    metrics = {name: m for name, m in curves.report["metrics"].items() if m["kind"] == "quality"}
+    metrics = {name: m for name, m in curves.report.metrics.items() if m.kind == "quality"}
     (tmp_path / "curves.png").write_bytes(
-        report_plots.quality_curves(curves.report["curves"], metrics, curves.report["floors"])
+        report_plots.quality_curves(curves.report.curves, metrics, curves.report.floors)
     )
     assert np.std(Image.open(tmp_path / "curves.png").convert("L")) > 10
 
@@ -188,16 +220,18 @@ def test_budgets_that_cannot_be_spent_are_refused_before_anything_is_drawn(mixtu
     with pytest.raises(UserError, match="--nfe=0"):
         evaluate(mixture, {"ddim": DDIM()}, budgets=(0, 4))
     with pytest.raises(UserError, match="--nfe=4,x: give whole numbers"):
-        budgets(["4", "x"])
+        read_budgets(["4", "x"])
 
 
 def test_every_example_is_counted_once_whatever_the_batch(mixture: Any) -> None:
-    settings = LikelihoodSettings(n=60, probes=1, batch_size=25)  # 25, 25, 10: the last batch is padded
+    settings = LikelihoodSettings.from_config(
+        CONFIG, n=60, probes=1, batch_size=25
+    )  # 25, 25, 10: the last batch is padded
     summary, values, _ = likelihood(mixture, settings, budget=False)
     exact = LAW.at(VP(), VP().t_min).log_prob(jnp.asarray(mixture.dataset.test.x[:60]))
     np.testing.assert_allclose(values, exact, atol=3e-2)
-    assert summary["n"] == len(values) == 60
-    assert summary["se_probes"] is None
+    assert summary.n == len(values) == 60
+    assert summary.se_probes is None
 
 
 def test_draws_do_not_depend_on_the_batch(mixture: Any) -> None:
@@ -239,13 +273,15 @@ def test_a_solver_that_gives_up_is_told_with_its_remedy(mixture: Any) -> None:
 
 def test_samples_that_are_not_finite_are_told(mixture: Any) -> None:
     with pytest.raises(UserError, match="not finite"):
-        evaluate(mixture, {"em": Stretched(EM, np.inf)}, Settings(n=50, seeds=1, batch_size=50))
+        evaluate(mixture, {"em": Stretched(EM, np.inf)}, Settings.from_config(CONFIG, n=50, seeds=1, batch_size=50))
 
 
 @pytest.mark.parametrize("setting", ["n", "seeds", "likelihood_n", "probes"])
 def test_settings_out_of_range_are_named(setting: str) -> None:
     with pytest.raises(UserError, match=f"--{setting} is 0"):
-        Settings(**{setting: 0})
+        Settings.from_config(CONFIG, **{setting: 0})
+    with pytest.raises(UserError, match=f"--{setting} is 0"):
+        Settings.check({setting: 0})  # as it is told before a run is loaded
 
 
 def test_too_little_data_to_compare_with(mixture: Any) -> None:
@@ -253,15 +289,29 @@ def test_too_little_data_to_compare_with(mixture: Any) -> None:
     run = SimpleNamespace(**{**vars(mixture), "dataset": small})
     undrawn: Any = SimpleNamespace()  # has no run(): said before anything is drawn
     with pytest.raises(UserError, match="15 examples"):
-        evaluate(run, {"em": undrawn}, Settings(n=20, seeds=1, batch_size=20))
+        evaluate(run, {"em": undrawn}, Settings.from_config(CONFIG, n=20, seeds=1, batch_size=20))
     run.dataset = Dataset("tiny", mixture.dataset.train, Split(mixture.dataset.test.x[:1]), None)
     with pytest.raises(UserError, match=r"1 example\(s\)"):
-        evaluate(run, {"em": undrawn}, Settings(n=20, seeds=1, batch_size=20))
+        evaluate(run, {"em": undrawn}, Settings.from_config(CONFIG, n=20, seeds=1, batch_size=20))
+
+
+def test_settings_are_the_config_s_but_for_those_that_are_given() -> None:
+    config = whole_config({"eval": {"n": 77, "seed": 5, "rtol": 0.5, "probes": 9}})
+    found = Settings.from_config(config, seeds=2, seed=None)
+    assert (found.n, found.seeds, found.seed, found.rtol, found.atol) == (77, 2, 5, 0.5, CONFIG.eval.atol)
+    of_likelihood = LikelihoodSettings.from_config(config, k=3)
+    assert (of_likelihood.n, of_likelihood.probes, of_likelihood.k) == (None, 9, 3)  # eval.n counts samples
+
+
+def test_a_seed_that_numpy_does_not_take_is_told() -> None:
+    with pytest.raises(UserError, match=r"--seed is 4294967296: give less than 4294967296"):
+        Settings.from_config(CONFIG, seed=2**32)
 
 
 def test_plain_values_are_what_json_knows() -> None:
     given = {"a": np.float32(1.5), "b": (np.int64(2), float("nan")), "c": np.array([np.inf, 1.0]), 3: None}
     assert plain(given) == {"a": 1.5, "b": [2, None], "c": [None, 1.0], "3": None}
+    assert plain({"f": Floor(None, np.float64(2), [], 3)}) == {"f": {"mean": None, "sd": 2.0, "values": [], "size": 3}}
 
 
 def test_files_of_images_are_grey_values(tmp_path: Path) -> None:

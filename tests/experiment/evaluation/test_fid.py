@@ -25,17 +25,17 @@ from experiment.data.dataset import Dataset, Split
 from experiment.data.scaling import Scaling
 from experiment.errors import UserError
 from experiment.evaluation import fid as fid_module
+from experiment.evaluation import inception, opening
 from experiment.evaluation.fid import (
     FidSettings,
-    checked_weights,
-    compare_images,
+    Reference,
     fid,
     fid_lines,
     fid_of_run,
     grey_values,
-    library,
     reference_images,
 )
+from experiment.evaluation.inception import FidMetrics, Weights, checked_weights, compare_images, library
 from experiment.evaluation.metrics import frechet
 from sde_lib import VP, EulerMaruyama, ExactScore
 from sde_lib import sample as draw_samples
@@ -99,7 +99,7 @@ def sets() -> tuple[Array, Array]:
 @pytest.fixture(scope="module")
 def found(
     weights: Path, sets: tuple[Array, Array], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[dict[str, float], dict[str, float]]:
+) -> tuple[FidMetrics, FidMetrics]:
     """The metrics of the samples, and of the reference itself, in one cache; nothing may be fetched meanwhile."""
     import torch
 
@@ -135,8 +135,8 @@ def features(weights: Path, sets: tuple[Array, Array], found: Any) -> tuple[Arra
 @pytest.mark.slow
 def test_fid_is_frechets_distance_of_the_features(found: Any, features: tuple[Array, Array]) -> None:
     with threadpool_limits(1):
-        assert found[0]["fid"] == pytest.approx(frechet(*features), rel=1e-3)
-    assert abs(found[1]["fid"]) < 1e-4 * found[0]["fid"]  # the reference against itself, in another order
+        assert found[0].fid == pytest.approx(frechet(*features), rel=1e-3)
+    assert abs(found[1].fid) < 1e-4 * found[0].fid  # the reference against itself, in another order
 
 
 @pytest.mark.slow
@@ -148,8 +148,8 @@ def test_kid_is_the_unbiased_mmd_of_the_features(found: Any, features: tuple[Arr
         return (a @ b.T / 2048 + 1) ** 3
 
     within = sum((kernel(z, z).sum() - np.trace(kernel(z, z))) / (32 * 31) for z in (x, y))
-    assert found[0]["kid"] == pytest.approx(within - 2 * kernel(x, y).mean(), rel=1e-3)
-    assert found[0]["kid_subset_size"] == 32 and found[0]["kid_sd"] < 1e-3 * found[0]["kid"]
+    assert found[0].kid == pytest.approx(within - 2 * kernel(x, y).mean(), rel=1e-3)
+    assert found[0].kid_subset_size == 32 and found[0].kid_sd < 1e-3 * found[0].kid
 
 
 @pytest.mark.slow
@@ -161,10 +161,10 @@ def test_precision_is_of_the_samples_and_recall_of_the_reference(found: Any, fea
     x, y = features
     precision, recall = share_inside(x, y), share_inside(y, x)
     assert precision != recall
-    assert (found[0]["precision"], found[0]["recall"]) == pytest.approx(
+    assert (found[0].precision, found[0].recall) == pytest.approx(
         (precision, recall), abs=0.04
     )  # one picture may lie on an edge
-    assert (found[1]["precision"], found[1]["recall"]) == (1, 1)
+    assert (found[1].precision, found[1].recall) == (1, 1)
 
 
 @pytest.mark.slow
@@ -210,30 +210,39 @@ def test_the_command_on_a_trained_run(weights: Path, tmp_path: Path) -> None:
 def compared(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Array, Array]]:
     """Instead of Inception: the images that it would have been given."""
     given: list[tuple[Array, Array]] = []
-    metrics = ("fid", "kid", "kid_sd", "precision", "recall", "inception_score", "inception_score_sd")
 
-    def record(x: Array, y: Array, *_: Any) -> dict[str, float]:
+    def record(x: Array, y: Array, *_: Any) -> FidMetrics:
         given.append((x, y))
-        return {**dict.fromkeys(metrics, 0.5), "kid_subset_size": 1000}
+        return FidMetrics(0.5, 0.5, 0.5, 100, 1000, 0.5, 0.5, 3, 0.5, 0.5)
 
-    monkeypatch.setattr(fid_module, "library", lambda: SimpleNamespace(__version__="0"))
-    monkeypatch.setattr(fid_module, "compare_images", record)
-    monkeypatch.setattr(fid_module, "checked_weights", lambda *_: (None, {"published": True}))
-    monkeypatch.setattr(fid_module, "_provenance", dict)
+    monkeypatch.setattr(inception, "library", lambda: SimpleNamespace(__version__="0"))
+    monkeypatch.setattr(inception, "compare_images", record)
+    monkeypatch.setattr(inception, "checked_weights", lambda *_: (Path("w"), Weights("w", "", published=True)))
+    monkeypatch.setattr(fid_module, "_origin", lambda: {"versions": {"jax": "1"}, "date": "today"})
     return given
 
 
 def test_the_samples_of_the_seed_are_compared_as_grey_values(run: Any, compared: list[tuple[Array, Array]]) -> None:
     em = EulerMaruyama(steps=20, denoise=True)
     samplers = [("em", em), ("plain", EulerMaruyama(steps=8))]
-    rows = list(fid(run, samplers, FidSettings("w", n=30, seed=5)))
+    rows = list(fid(run, samplers, FidSettings(weights="w", n=30, seed=5)))
     by_hand = draw_samples(em, run.score_fn, jax.random.key(5), 30, run.shape).x
     x, y = compared[0]
     np.testing.assert_array_equal(x, Scaling(17).to_uint8(Scaling(17).to_data(by_hand)))
     np.testing.assert_array_equal(y, Scaling(17).to_uint8(run.dataset.train.x))
     assert x.dtype == y.dtype == np.uint8
-    assert [row["nfe"] for row in rows] == [21, 8] and [row["final_denoising"] for row in rows] == [True, False]
-    assert [row["seed"] for row in rows] == [5, 5] and rows[1]["settings"]["class"] == "EulerMaruyama"
+    assert [row.nfe for row in rows] == [21, 8] and [row.final_denoising for row in rows] == [True, False]
+    assert [row.seed for row in rows] == [5, 5] and rows[1].settings["class"] == "EulerMaruyama"
+    saved = rows[0].to_json()
+    assert (saved["fid"], saved["kid_subset_size"], saved["versions"], saved["date"]) == (
+        0.5,
+        1000,
+        {"jax": "1"},
+        "today",
+    )
+    assert saved["reference"] == {"name": "pictures", "split": "train", "images": 40, "shape": [4, 4, 1]}
+    assert saved["inception_weights"] == {"file": "w", "sha256": "", "published": True}
+    assert not {"metrics", "origin"} & set(saved)
     assert "30 samples each against 40 images of pictures (train)" in "\n".join(fid_lines(rows))
 
 
@@ -242,7 +251,7 @@ def test_no_note_about_fifty_thousand_samples_and_the_published_weights() -> Non
 
 
 def test_rows_that_are_there_stay(run: Any, compared: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fid_module, "load_run", lambda _: run)
+    monkeypatch.setattr(opening, "load_run", lambda _: run)
     given = {"weights": "w", "n": 10}
     _, path = fid_of_run("here", ["em"], given, budgets=[4, 8])
     lines, path = fid_of_run("here", ["ddim", " ode"], given)
@@ -265,15 +274,15 @@ def test_references(run: Any, tmp_path: Path) -> None:
     for i, image in enumerate(images):
         Image.fromarray(image[..., 0]).save(tmp_path / "folder" / f"{i:02d}.png")
     np.savez(tmp_path / "adm.npz", images)
-    assert reference_images(run, "train")[1] == {"name": "pictures", "split": "train", "images": 40, "shape": [4, 4, 1]}
+    assert reference_images(run, "train")[1] == Reference("pictures", "train", 40, [4, 4, 1])
     np.testing.assert_array_equal(reference_images(run, "test")[0], Scaling(17).to_uint8(run.dataset.test.x))
     for path in ("folder", "adm.npz"):  # no tenth of it is held out
         x, told = reference_images(run, str(tmp_path / path))
         assert sorted(z.tobytes() for z in x) == sorted(z.tobytes() for z in images)
-        assert told == {"name": Path(path).stem, "split": "all", "images": 21, "shape": [4, 4, 1]}
+        assert told == Reference(Path(path).stem, "all", 21, [4, 4, 1])
     run.shape = (8, 8, 1)
     x, told = reference_images(run, "digits")
-    assert (told["split"], told["images"], x.max()) == ("train", 1500, 255)
+    assert (told.split, told.images, x.max()) == ("train", 1500, 255)
 
 
 def test_references_that_will_not_do(run: Any, tmp_path: Path) -> None:
@@ -298,7 +307,7 @@ def test_runs_that_have_no_images_are_refused(run: Any, compared: Any) -> None:
     for levels, shape, told in ((None, (2,), "vectors"), (256, (4, 4, 2), "images of 2 channels")):
         run.scaling, run.shape = Scaling(levels), shape
         with pytest.raises(UserError, match=told):
-            next(fid(run, [("em", EulerMaruyama(steps=8))], FidSettings("w", n=30)))
+            next(fid(run, [("em", EulerMaruyama(steps=8))], FidSettings(weights="w", n=30, seed=0)))
 
 
 class Malicious:
@@ -365,5 +374,5 @@ def test_torch_beside_another_torchvision_is_told(tmp_path: Path, monkeypatch: p
 
 
 def test_torch_is_imported_by_nothing_else() -> None:
-    done = fresh("-c", "import sys, experiment.fid, experiment.report; print('torch' in sys.modules)")
+    done = fresh("-c", "import sys, experiment.evaluation.fid, experiment.report.report; print('torch' in sys.modules)")
     assert (done.status, done.out) == (0, "False\n"), done.err

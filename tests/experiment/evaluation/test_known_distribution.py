@@ -1,4 +1,4 @@
-"""Evaluation against a known law: every number has a closed form here."""
+"""Evaluation against a known distribution: every number has a closed form here."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -14,14 +14,10 @@ from PIL import Image
 from experiment.config import whole_config
 from experiment.data.load import load_dataset
 from experiment.errors import UserError
-from experiment.evaluation.known_distribution import (
-    Drawn,
-    against_the_law,
-    draws_noise,
-    entropy,
-    exact_metrics,
-    with_exact_score,
-)
+from experiment.evaluation.drawing import Drawn
+from experiment.evaluation.known_distribution import draws_noise, entropy, exact_errors, exact_metrics, with_exact_score
+from experiment.evaluation.points import Point
+from experiment.evaluation.results import ExactResult
 from experiment.plots import evaluation as report_plots
 from experiment.report.tables import exact_rows
 from experiment.run.load import Run
@@ -41,9 +37,16 @@ def run_of(score_law: Any) -> Any:
     )
 
 
-def drawn(sampler: Any, score_law: Any) -> Drawn:
+def drawn(name: str, sampler: Any, score_law: Any) -> Drawn:
     result = sample(sampler, ExactScore(score_law, VP()), KEY, N, (2,))
-    return Drawn(sampler, result.nfe, np.asarray(result.x, float))
+    x = np.asarray(result.x, float)
+    return Drawn(Point(name, None, sampler), [x], x, result.nfe, seconds=1.0, compile_seconds=1.0)
+
+
+def errors(run: Any, *points: Drawn) -> ExactResult:
+    found = exact_errors(run, points, KEY)
+    assert found is not None
+    return found
 
 
 def test_entropy_of_a_gaussian_and_of_peaks_far_apart() -> None:
@@ -78,22 +81,22 @@ def test_mode_weights_are_compared_by_total_variation() -> None:
 
 
 def test_with_the_exact_score_all_error_is_discretisation() -> None:
-    rows = {
-        "ddim": [drawn(DDIM(steps=n), LAW) for n in (16, 32)],
-        "denoised": [drawn(UniPC(steps=200, denoise=True), LAW)],
-        "em": [drawn(EulerMaruyama(steps=10), LAW)],
-    }
-    found = against_the_law(run_of(LAW), rows, KEY)
-    assert found["score_error"] < 1e-5
-    few, more = found["samplers"]["ddim"]
-    assert few["total"] == pytest.approx(few["discretisation"], rel=1e-4)
-    assert few["discretisation"] / more["discretisation"] == pytest.approx(2, rel=0.1)  # DDIM's order is 1
+    found = errors(
+        run_of(LAW),
+        *(drawn("ddim", DDIM(steps=n), LAW) for n in (16, 32)),
+        drawn("denoised", UniPC(steps=200, denoise=True), LAW),
+        drawn("em", EulerMaruyama(steps=10), LAW),
+    )
+    assert found.score_error < 1e-5
+    few, more = found.samplers["ddim"]
+    assert few.total == pytest.approx(few.discretisation, rel=1e-4)
+    assert few.discretisation / more.discretisation == pytest.approx(2, rel=0.1)  # DDIM's order is 1
     assert (
-        found["samplers"]["denoised"][0]["total"] < 1e-4
+        found.samplers["denoised"][0].total < 1e-4
     )  # held against denoised samples: the noise of t_min alone is 0.014
-    (em,) = found["samplers"]["em"]
-    assert em["discretisation"] is em["total"] is None
-    assert em["kl"] == pytest.approx(
+    (em,) = found.samplers["em"]
+    assert em.discretisation is em.total is None
+    assert em.kl == pytest.approx(
         gaussian_kl(EulerMaruyama(steps=10), VP(), LAW.means[0], np.diag(VARIANCES)), rel=1e-3
     )
 
@@ -101,35 +104,35 @@ def test_with_the_exact_score_all_error_is_discretisation() -> None:
 def test_the_score_error_is_the_distance_of_two_flows() -> None:
     # The flow of N(m, v) carries x_T to alpha m + (x_T - alpha_T m) sqrt((alpha² v + sigma²)/(alpha_T² v + sigma_T²))
     # along each axis.
-    found = against_the_law(run_of(OTHER), {"unipc": [drawn(UniPC(steps=60), OTHER)]}, KEY)
+    found = errors(run_of(OTHER), drawn("unipc", UniPC(steps=60), OTHER))
     sde, start = VP(), np.asarray(VP().prior((2,)).std)
     ends = []
     for v in (VARIANCES, np.array([0.6, 0.08])):
         total = lambda t, v=v: sde.alpha(t) ** 2 * v + sde.sigma(t) ** 2  # noqa: E731
         ends.append(np.sqrt(total(sde.t_min) / total(sde.t_max)) * start)
     expected = np.sqrt(np.sum((ends[0] - ends[1]) ** 2))
-    assert found["score_error"] == pytest.approx(expected, rel=4 / np.sqrt(2 * N))
-    (row,) = found["samplers"]["unipc"]
-    assert row["total"] == pytest.approx(found["score_error"], rel=1e-2) and row["discretisation"] < 1e-3
+    assert found.score_error == pytest.approx(expected, rel=4 / np.sqrt(2 * N))
+    (row,) = found.samplers["unipc"]
+    assert row.total == pytest.approx(found.score_error, rel=1e-2) and row.discretisation < 1e-3
 
 
 def test_the_kl_of_scores_that_are_wrong_early_and_late() -> None:
     sampler = SDEDPMSolverPP2M(steps=20, denoise=True)
-    (row,) = against_the_law(run_of(LAW), {"s": [drawn(sampler, LAW)]}, KEY)["samplers"]["s"]
+    (row,) = errors(run_of(LAW), drawn("s", sampler, LAW)).samplers["s"]
     gaussian = VP(), LAW.means[0], np.diag(VARIANCES)
-    assert row["kl"] == pytest.approx(gaussian_kl(replace(sampler, denoise=False), *gaussian), rel=1e-3)
+    assert row.kl == pytest.approx(gaussian_kl(replace(sampler, denoise=False), *gaussian), rel=1e-3)
     late = gaussian_kl(SDEDPMSolverPP2M(steps=512), *gaussian, error=pulse(1.5, 3.5, 0.3))
-    assert row["kl_late"] == pytest.approx(late, rel=1e-3)
-    assert row["kl_early"] != row["kl_late"]
+    assert row.kl_late == pytest.approx(late, rel=1e-3)
+    assert row.kl_early != row.kl_late
 
 
-def test_no_kl_on_a_mixture_and_nothing_without_a_law() -> None:
+def test_no_kl_on_a_mixture_and_nothing_without_a_known_distribution() -> None:
     run = run_of(APART)
     run.dataset.law = APART
-    (row,) = against_the_law(run, {"em": [drawn(EulerMaruyama(steps=4), APART)]}, KEY)["samplers"]["em"]
-    assert row["kl"] is row["kl_early"] is None
+    (row,) = errors(run, drawn("em", EulerMaruyama(steps=4), APART)).samplers["em"]
+    assert row.kl is row.kl_early is None
     run.dataset.law = None
-    assert against_the_law(run, {}, KEY) == {}
+    assert exact_errors(run, [], KEY) is None
 
 
 @pytest.mark.parametrize(
@@ -148,8 +151,8 @@ def test_which_samplers_draw_noise(sampler: Any, noisy: bool) -> None:
 
 
 def test_the_table_leaves_out_what_is_not_known_and_the_curves_are_drawn(tmp_path: Path) -> None:
-    rows = {"ddim": [drawn(DDIM(steps=n), OTHER) for n in (8, 16)], "pc": [drawn(PredictorCorrector(steps=8), OTHER)]}
-    found = against_the_law(run_of(OTHER), rows, KEY)
+    points = [drawn("ddim", DDIM(steps=n), OTHER) for n in (8, 16)]
+    found = errors(run_of(OTHER), *points, drawn("pc", PredictorCorrector(steps=8), OTHER))
     header, *cells = exact_rows(found)
     assert header == [
         "sampler",

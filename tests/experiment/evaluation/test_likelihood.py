@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,7 +28,12 @@ from tests.commands import ROOT, Command, train
 from tests.oracles import random_mixture
 
 LAW = random_mixture(seed=3, d=4, spread=0.4)
+CONFIG = whole_config({})
 FAST: Any = {"probes": 2, "rtol": 1e-3, "atol": 1e-3, "batch_size": 16}
+
+
+def settings_of(**given: Any) -> LikelihoodSettings:
+    return LikelihoodSettings.from_config(CONFIG, **given)
 
 
 def run_of(levels: int | None, n: int = 40) -> Any:
@@ -63,17 +69,17 @@ jax.tree_util.register_pytree_node(ClassScore, lambda s: ((), None), lambda *_: 
 
 
 def test_vectors_are_given_their_log_density() -> None:
-    found, values, _ = likelihood(VECTORS, LikelihoodSettings(**FAST))
+    found, values, _ = likelihood(VECTORS, settings_of(**FAST))
     exact = LAW.at(VP(), 0.01).log_prob(jnp.asarray(VECTORS.dataset.test.x))
-    assert (found["unit"], found["n"], found["k"], found["dequantization"]) == ("nats", 40, 1, None)
-    assert abs(found["mean"] - float(exact.mean())) < 4 * found["se_probes"] + 2e-3
-    assert found["se_images"] == pytest.approx(values.std(ddof=1) / 40**0.5)
-    assert 0 < abs(found["tolerance_change"]) < 1e-2 and found["se_dequantization"] is None
+    assert (found.unit, found.n, found.k, found.dequantization) == ("nats", 40, 1, None)
+    assert abs(found.mean - float(exact.mean())) < 4 * found.se_probes + 2e-3
+    assert found.se_images == pytest.approx(values.std(ddof=1) / 40**0.5)
+    assert 0 < abs(found.tolerance_change) < 1e-2 and found.se_dequantization is None
 
 
 @pytest.mark.parametrize("dequantization", ["uniform", "truncated_normal"])
 def test_bits_are_those_of_the_density_over_the_bin(dequantization: str) -> None:
-    settings = LikelihoodSettings(**{**FAST, "probes": 16}, dequantization=dequantization, k=8)
+    settings = settings_of(**{**FAST, "probes": 16}, dequantization=dequantization, k=8)
     found, values, _ = likelihood(PICTURES, settings)
     # log P(x) = log of the integral of p_{t_min} over the bin, here from many uniform draws of its own.
     levels, rng, sde = PICTURES.dataset.test.x.reshape(40, 4), np.random.default_rng(0), VP(t_min=0.01)
@@ -81,33 +87,31 @@ def test_bits_are_those_of_the_density_over_the_bin(dequantization: str) -> None
     scale = 1.0 if dequantization == "uniform" else sde.alpha(0.01)  # the bins tile x, or alpha x
     log_p = np.asarray(LAW.at(sde, 0.01).log_prob(jnp.asarray(scale * z, jnp.float32)), float).reshape(40, 2000)
     exact = -(np.log(np.mean(np.exp(log_p), axis=1)) + 4 * np.log(2 / 17 * scale)) / (4 * np.log(2))
-    assert found["unit"] == "bits/dim"
-    budget = np.hypot(found["se_probes"], found["se_dequantization"])
-    assert abs(found["mean"] - exact.mean()) < 4 * budget + 3e-3
+    assert found.unit == "bits/dim"
+    budget = np.hypot(found.se_probes, found.se_dequantization)
+    assert abs(found.mean - exact.mean()) < 4 * budget + 3e-3
     assert np.corrcoef(values, exact)[0, 1] > 0.9
 
 
 def test_the_standard_error_over_draws_is_that_of_repeated_draws() -> None:
     coarse, settings = run_of(4), {**FAST, "probes": 16}
-    means = [
-        likelihood(coarse, LikelihoodSettings(**settings, seed=seed), budget=False)[0]["mean"] for seed in range(12)
-    ]
-    found, _, _ = likelihood(coarse, LikelihoodSettings(**settings))
-    assert found["se_dequantization"] > found["se_probes"]
-    assert 0.4 < np.std(means, ddof=1) / np.hypot(found["se_dequantization"], found["se_probes"]) < 2
+    means = [likelihood(coarse, settings_of(**settings, seed=seed), budget=False)[0].mean for seed in range(12)]
+    found, _, _ = likelihood(coarse, settings_of(**settings))
+    assert found.se_dequantization > found.se_probes
+    assert 0.4 < np.std(means, ddof=1) / np.hypot(found.se_dequantization, found.se_probes) < 2
 
 
 def test_the_bound_lies_beside_the_ode_s_value_and_says_its_terms() -> None:
-    found, _, arrays = likelihood(PICTURES, LikelihoodSettings(**FAST, bound=True))
-    bound, per_unit = found["bound"], 1 / (4 * np.log(2))
+    found, _, arrays = likelihood(PICTURES, settings_of(**FAST, bound=True))
+    bound, per_unit = found.bound, 1 / (4 * np.log(2))
     x = Scaling(17).to_model(PICTURES.dataset.test.x)
     direct = vlb(PICTURES.score_fn, x, jax.random.key(9), times=256, centres=Scaling(17).to_model(np.arange(17)))
     expected = -per_unit * float(direct.nats.mean())
     assert (
-        abs(bound["mean"] - expected)
-        < 4 * bound["se_times_at_most"] + 4 * per_unit * float(direct.nats.std()) / (40 * 256) ** 0.5 + 0.01
+        abs(bound.mean - expected)
+        < 4 * bound.se_times_at_most + 4 * per_unit * float(direct.nats.std()) / (40 * 256) ** 0.5 + 0.01
     )
-    assert bound["mean"] == pytest.approx(bound["prior"] + bound["reconstruction"] + bound["diffusion"], rel=1e-4)
+    assert bound.mean == pytest.approx(bound.prior + bound.reconstruction + bound.diffusion, rel=1e-4)
     assert arrays["per_time"].shape == arrays["log_snr"].shape == (40, 64)
     assert any("variational bound" in line for line in likelihood_lines(found))
 
@@ -124,8 +128,8 @@ def unsolved(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("unsolved")
 def test_the_chain_s_elbo_lies_beside_it_in_its_three_terms() -> None:
     # Few enough steps that all are taken, with the chain that one would write down: the SDE's own at even times.
-    found, _, arrays = likelihood(PICTURES, LikelihoodSettings(chain=20, batch_size=40))
-    chain, per_unit = found["chain"], 1 / (4 * np.log(2))
+    found, _, arrays = likelihood(PICTURES, settings_of(chain=20, batch_size=40))
+    chain, per_unit = found.chain, 1 / (4 * np.log(2))
     x, times, sde = Scaling(17).to_model(PICTURES.dataset.test.x), np.linspace(0.01, 1, 20), VP(t_min=0.01)
     direct = elbo(
         ReverseChain(NoiseOfScore(PICTURES.score_fn, times)),
@@ -137,10 +141,10 @@ def test_the_chain_s_elbo_lies_beside_it_in_its_three_terms() -> None:
     for name in ("prior", "denoising", "reconstruction"):
         term = per_unit * np.asarray(getattr(direct, name), float)
         spread = term.reshape(20, 40).std(axis=0)  # over draws, for each example
-        assert abs(chain[name] - term.mean()) < 4 * np.sqrt(np.mean(spread**2) / 40) + 1e-5, name
-    assert chain["mean"] == pytest.approx(chain["prior"] + chain["denoising"] + chain["reconstruction"], rel=1e-6)
-    assert (chain["draws"], chain["se_draws"], chain["steps"]) == (None, None, 20)
-    assert arrays["elbo_step_nats"].shape == (40, 19) and "bound" not in found
+        assert abs(getattr(chain, name) - term.mean()) < 4 * np.sqrt(np.mean(spread**2) / 40) + 1e-5, name
+    assert chain.mean == pytest.approx(chain.prior + chain.denoising + chain.reconstruction, rel=1e-6)
+    assert (chain.draws, chain.se_draws, chain.steps) == (None, None, 20)
+    assert arrays["elbo_step_nats"].shape == (40, 19) and found.bound is None
     text = "\n".join(likelihood_lines(found))
     assert (
         "of the discrete chain's model, 20 steps" in text
@@ -151,14 +155,14 @@ def test_the_chain_s_elbo_lies_beside_it_in_its_three_terms() -> None:
 
 @pytest.mark.usefixtures("unsolved")
 def test_a_long_chain_draws_its_steps_and_nears_the_sde_s_bound() -> None:
-    found, _, arrays = likelihood(PICTURES, LikelihoodSettings(bound=True, chain=200, betas="log_snr", batch_size=40))
-    chain, bound = found["chain"], found["bound"]
-    assert chain["draws"] == 128 and arrays["elbo_steps"].shape == (40, 128)
+    found, _, arrays = likelihood(PICTURES, settings_of(bound=True, chain=200, betas="log_snr", batch_size=40))
+    chain, bound = found.chain, found.bound
+    assert chain.draws == 128 and arrays["elbo_steps"].shape == (40, 128)
     # The same integral, but for half a step of log SNR (see test_ddpm).
     h = (VP().log_snr(0.01) - VP().log_snr(1.0)) / 199
-    difference = chain["denoising"] / (1 + h / 2) - bound["diffusion"]
-    assert abs(difference) < 4 * np.hypot(chain["se_draws"], bound["se_times_at_most"])
-    assert 0.03 < chain["se_draws"] < 0.1
+    difference = chain.denoising / (1 + h / 2) - bound.diffusion
+    assert abs(difference) < 4 * np.hypot(chain.se_draws, bound.se_times_at_most)
+    assert 0.03 < chain.se_draws < 0.1
 
 
 def test_the_draws_standard_error_is_that_of_repeated_draws() -> None:
@@ -197,11 +201,11 @@ def test_a_class_conditional_network_is_told_the_classes() -> None:
         **{**vars(PICTURES), "score_fn": ClassScore(), "dataset": dataset, "config": whole_config({})}
     )
     run.config.model.class_conditional = True
-    found, _, _ = likelihood(run, LikelihoodSettings(chain=10))
-    assert abs(found["chain"]["denoising"]) < 1e-4  # each class is one picture, and the score knows which
+    found, _, _ = likelihood(run, settings_of(chain=10))
+    assert abs(found.chain.denoising) < 1e-4  # each class is one picture, and the score knows which
     run.config.model.class_conditional = False
     with pytest.raises(ValueError, match="None"):  # what this score says of no class
-        likelihood(run, LikelihoodSettings(chain=10))
+        likelihood(run, settings_of(chain=10))
 
 
 def test_the_picture_s_parts_hold_the_means_of_their_steps() -> None:
@@ -233,7 +237,7 @@ def test_the_prior_s_mismatch_is_the_kl_of_the_data_s_moments() -> None:
 
 
 def test_a_killed_computation_goes_on_and_ends_in_the_same_figures(tmp_path: Path) -> None:
-    settings = LikelihoodSettings(**FAST, bound=True, dequantization="truncated_normal", k=2, chain=200)
+    settings = settings_of(**FAST, bound=True, dequantization="truncated_normal", k=2, chain=200)
     whole, values, _ = likelihood(PICTURES, settings, tmp_path / "a")
     files = sorted((tmp_path / "a").iterdir())
     assert len(files) == 3  # 40 examples, 16 at a time
@@ -244,8 +248,7 @@ def test_a_killed_computation_goes_on_and_ends_in_the_same_figures(tmp_path: Pat
     again, repeated, _ = likelihood(PICTURES, settings, tmp_path / "b")
     assert {name: (tmp_path / "b" / name).stat().st_mtime_ns for name in kept} == kept
     np.testing.assert_array_equal(repeated, values)
-    untimed = {k: v for k, v in whole.items() if k != "seconds_per_example"}
-    assert {k: v for k, v in again.items() if k != "seconds_per_example"} == untimed
+    assert replace(again, seconds_per_example=0.0) == replace(whole, seconds_per_example=0.0)
     once_more, _, _ = likelihood(
         PICTURES, settings, tmp_path / "b"
     )  # nothing is computed, and the seconds are those kept
@@ -254,8 +257,8 @@ def test_a_killed_computation_goes_on_and_ends_in_the_same_figures(tmp_path: Pat
 
 def test_every_example_has_its_own_draws_whatever_the_batch() -> None:
     settings = {**FAST, "rtol": 1e-5, "atol": 1e-5, "probes": 1}
-    one = likelihood(PICTURES, LikelihoodSettings(**{**settings, "batch_size": 40}, n=24), budget=False)[1]
-    two = likelihood(PICTURES, LikelihoodSettings(**{**settings, "batch_size": 7}, n=24), budget=False)[1]
+    one = likelihood(PICTURES, settings_of(**{**settings, "batch_size": 40}, n=24), budget=False)[1]
+    two = likelihood(PICTURES, settings_of(**{**settings, "batch_size": 7}, n=24), budget=False)[1]
     np.testing.assert_allclose(one, two, atol=2e-3)
 
 
@@ -274,29 +277,31 @@ def test_every_example_has_its_own_draws_whatever_the_batch() -> None:
 )
 def test_settings_out_of_range_are_told(settings: Any, word: str) -> None:
     with pytest.raises(UserError, match=word):
-        LikelihoodSettings(**settings)
+        settings_of(**settings)
+    with pytest.raises(UserError, match=word):
+        LikelihoodSettings.check(settings)  # as it is told before a run is loaded
 
 
 def test_what_the_data_do_not_allow_is_told() -> None:
     with pytest.raises(UserError, match="holds vectors"):
-        likelihood(VECTORS, LikelihoodSettings(k=2))
+        likelihood(VECTORS, settings_of(k=2))
     with pytest.raises(UserError, match="--chain is for data with levels, and ours holds vectors: leave it out"):
-        likelihood(VECTORS, LikelihoodSettings(chain=10))
+        likelihood(VECTORS, settings_of(chain=10))
     exploding = SimpleNamespace(**{**vars(PICTURES), "score_fn": ExactScore(LAW, VE())})
     with pytest.raises(UserError, match="which VE is not: take another --betas, linear, cosine, log_snr"):
-        likelihood(exploding, LikelihoodSettings(chain=10))
+        likelihood(exploding, settings_of(chain=10))
     empty = SimpleNamespace(
         **{**vars(VECTORS), "dataset": Dataset("none", VECTORS.dataset.train, Split(VECTORS.dataset.test.x[:0]), None)}
     )
     with pytest.raises(UserError, match="has 0 example"):
-        likelihood(empty, LikelihoodSettings())
+        likelihood(empty, settings_of())
 
 
 def test_a_network_that_never_ends_a_solve_is_told_with_the_remedy() -> None:
     wild = GaussianMixture(np.ones(1), np.full((1, 4), np.nan), np.eye(4)[None])
     run = SimpleNamespace(**{**vars(VECTORS), "score_fn": ExactScore(wild, VP())})
     with pytest.raises(UserError, match="max_steps"):
-        likelihood(run, LikelihoodSettings(**FAST, n=2), budget=False)
+        likelihood(run, settings_of(**FAST, n=2), budget=False)
 
 
 def test_a_chain_without_the_likelihood_is_told() -> None:
