@@ -15,7 +15,6 @@ from experiment.evaluation.metrics import (
     AUC_MLP,
     ENERGY,
     MEMORISATION_METRICS,
-    MIN_SIZE,
     SLICED_W2,
     ClassFeatures,
     Metric,
@@ -26,7 +25,7 @@ from experiment.evaluation.metrics import (
     nearest_distances,
 )
 from experiment.evaluation.results import MEMORISATION, QUALITY, Floor, MetricDescription, Spread, Value
-from experiment.evaluation.settings import Settings
+from experiment.evaluation.settings import MIN_SIZE, Settings
 from experiment.sampling import progress
 
 Array = np.ndarray

@@ -17,7 +17,6 @@ from experiment.evaluation.curves import quality_curve
 from experiment.evaluation.drawing import Drawn, Strip, draw_point, draw_strip, sample_key
 from experiment.evaluation.known_distribution import exact_errors, with_exact_score
 from experiment.evaluation.likelihood import LikelihoodSettings, count_of_examples, likelihood
-from experiment.evaluation.metrics import FOLDS
 from experiment.evaluation.opening import open_run, samplers_of
 from experiment.evaluation.points import points_at, settings_of
 from experiment.evaluation.results import (
@@ -30,7 +29,7 @@ from experiment.evaluation.results import (
     SamplerResult,
     Value,
 )
-from experiment.evaluation.settings import Settings
+from experiment.evaluation.settings import FOLDS, Settings
 from experiment.run.load import Run
 from sde_lib import ExactScore
 

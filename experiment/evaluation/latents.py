@@ -324,8 +324,8 @@ SETTINGS = ("points", "of", "n", "probes", "seed")
 def latents_of_run(workdir: str, given: dict[str, Any], out: str | None = None) -> str:
     """Do the whole of `python -m experiment.latents`; returns the line that says what was done.
 
-    given: the flags by name, None where one was not given. Raises UserError unless exactly one mode is given, for a flag
-    that it does not have, and for whatever else the user can mend.
+    given: the flags by name, None where one was not given. Raises UserError unless exactly one mode is given, for a
+    flag that it does not have, and for whatever else the user can mend.
     """
     from experiment.run.load import load_run
 

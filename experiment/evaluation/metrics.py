@@ -24,12 +24,12 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
+from experiment.evaluation.settings import FOLDS, MIN_SIZE
+
 Array = np.ndarray
 Statistic = Callable[[Array, Array], float]
 
-FOLDS = 5
 MOST_TO_FIT = 10_000  # examples for the classifier whose features are compared
-MIN_SIZE = 2 * FOLDS  # points on each side: every fold holds out two of each
 
 
 @dataclass(frozen=True)

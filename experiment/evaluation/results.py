@@ -36,6 +36,11 @@ class Protocol(Settings):
     splits: int
     folds: int
 
+    @classmethod
+    def of_config(cls) -> list[str]:
+        """The names of the settings, which alone config.eval has."""
+        return Settings.of_config()
+
 
 @dataclass(frozen=True)
 class MetricDescription:

@@ -23,7 +23,7 @@ from experiment.evaluation.curves import nfe_inside
 from experiment.evaluation.evaluate import Evaluation, evaluate
 from experiment.evaluation.likelihood import LikelihoodSettings, likelihood, likelihood_unit, se_probes
 from experiment.evaluation.points import Point, points_at, read_budgets
-from experiment.evaluation.results import CurvePoint, Floor, Report, Value, plain
+from experiment.evaluation.results import CurvePoint, Floor, MetricDescription, Report, Value, plain
 from experiment.evaluation.settings import Settings
 from experiment.plots import evaluation as report_plots
 from experiment.report.tables import text_table
@@ -163,7 +163,16 @@ def test_curves_say_from_which_nfe_a_sampler_is_inside_its_floor(curves: Evaluat
     assert found["unipc"].points[1].metrics["sliced_w2"].excess < 2
     assert found["unipc"].inside["sliced_w2"] in (5, 33) and found["ddim"].inside["sliced_w2"] in (33, None)
     assert all(set(curve.inside) == set(QUALITY) for curve in found.values())
-    assert set(curves.report.samplers) == {"ddim", "unipc", "ode"}
+    assert list(curves.report.samplers) == ["ddim", "unipc", "ode"]
+
+
+def test_the_report_is_of_each_sampler_at_its_largest_budget(curves: Evaluation) -> None:
+    for name, sampler in curves.report.samplers.items():
+        last = curves.report.curves[name].points[-1]
+        assert (sampler.nfe, sampler.metrics) == (last.nfe, last.metrics)
+    assert curves.report.samplers["unipc"].nfe == 33 and curves.report.samplers["unipc"].settings["steps"] == 32
+    one, many = curves.report.curves["ddim"].points
+    assert one.metrics["sliced_w2"].mean > many.metrics["sliced_w2"].mean
 
 
 @pytest.mark.parametrize(
@@ -311,6 +320,7 @@ def test_a_seed_that_numpy_does_not_take_is_told() -> None:
 def test_plain_values_are_what_json_knows() -> None:
     given = {"a": np.float32(1.5), "b": (np.int64(2), float("nan")), "c": np.array([np.inf, 1.0]), 3: None}
     assert plain(given) == {"a": 1.5, "b": [2, None], "c": [None, 1.0], "3": None}
+    assert plain(MetricDescription("quality", "a", "b")) == {"kind": "quality", "label": "a", "meaning": "b"}
     assert plain({"f": Floor(None, np.float64(2), [], 3)}) == {"f": {"mean": None, "sd": 2.0, "values": [], "size": 3}}
 
 
