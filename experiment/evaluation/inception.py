@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from experiment.errors import UserError
+from experiment.errors import UserError, one_line
 
 Array = np.ndarray
 
@@ -74,9 +74,9 @@ def library() -> Any:
             warnings.simplefilter("ignore")  # torchvision tells of its image decoders, which are not used here
             import torch_fidelity
     except ImportError as error:
-        raise UserError(f"--fid needs torch-fidelity ({error}): pip install -e '.[fid]'") from None
+        raise UserError(f"--fid needs torch-fidelity ({one_line(error)}): pip install -e '.[fid]'") from None
     except RuntimeError as error:  # what torchvision raises beside another torch than it was built for
-        reason = f"cannot import torch_fidelity ({error})"
+        reason = f"cannot import torch_fidelity ({one_line(error)})"
         raise UserError(f"{reason}: torch and torchvision must be built for each other; install both afresh") from None
     return torch_fidelity
 
