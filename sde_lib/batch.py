@@ -1,4 +1,4 @@
-"""The idioms of arrays whose first axis counts samples: one number, one sum, one key and one draw of noise for each."""
+"""Idioms of arrays whose first axis counts samples: a number, a sum, a key or a draw of noise for each."""
 
 import jax
 import jax.numpy as jnp

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,9 @@ def sources():
     for room in ("experiment", "benchmarks"):
         for path in (ROOT / room).rglob("*.py"):
             yield path.name, path.read_text()
+    for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        for block in re.findall(r"^```python\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL):
+            yield path.name, block
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         cells = [cell["source"] for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
         lines = "".join("".join(source) + "\n" for source in cells).splitlines(keepends=True)
