@@ -147,9 +147,7 @@ def _sampler_result(measured: Measured) -> SamplerResult:
 
 
 def _curve(measured: Sequence[Measured], quality: Sequence[str]) -> Curve:
-    single = len(measured) == 1
-    points = [CurvePoint(None if single else m.drawn.point.budget, m.drawn.nfe, m.metrics) for m in measured]
-    return quality_curve(points, quality)
+    return quality_curve([CurvePoint(m.drawn.point.budget, m.drawn.nfe, m.metrics) for m in measured], quality)
 
 
 def _describe(dataset: Any) -> DataDescription:

@@ -175,6 +175,12 @@ def test_the_report_is_of_each_sampler_at_its_largest_budget(curves: Evaluation)
     assert one.metrics["sliced_w2"].mean > many.metrics["sliced_w2"].mean
 
 
+def test_a_single_budget_is_told_too(mixture: Any) -> None:
+    few = Settings.from_config(CONFIG, n=20, seeds=1, likelihood_n=2, probes=1, rtol=1e-2, atol=1e-2)
+    (point,) = evaluate(mixture, {"ddim": DDIM(denoise=True)}, few, budgets=(4,)).report.curves["ddim"].points
+    assert (point.budget, point.nfe) == (4, 5)
+
+
 @pytest.mark.parametrize(
     ("excesses", "inside"),
     [
