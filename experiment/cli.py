@@ -151,11 +151,12 @@ def _quiet() -> None:
 def convolutions_on_all_cores() -> None:
     """Give convolutions on CPU to Eigen; call it before the first use of a device.
 
-    XLA's own choice in jax 0.10, YNNPACK, runs each convolution on one core; benchmarks/training.py measures it. Other
-    versions, which may not know the flag and would abort, are left as they are.
+    XLA's own choice since jax 0.10, YNNPACK, trains convolutional networks more slowly; benchmarks/training.py measures
+    it. The flag was tried with jaxlib 0.10.2, 0.11.0 and 0.11.2. Other versions, which may not know it and would abort,
+    are left as they are.
     """
     flags = os.environ.get("XLA_FLAGS", "")
-    if "ynn_fusion_type" not in flags and importlib.metadata.version("jaxlib").startswith("0.10."):
+    if "ynn_fusion_type" not in flags and importlib.metadata.version("jaxlib").startswith(("0.10.", "0.11.")):
         os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_experimental_ynn_fusion_type=-individual_convolution".strip()
 
 
