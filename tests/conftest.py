@@ -1,8 +1,11 @@
-"""Settings of all tests: float32 as users have it, full-precision products, and one compilation cache, since JAX
-compiles slowly.
+"""Settings of all tests: float32 as users have it, full-precision products, one compilation cache, since JAX compiles
+slowly, and the order in which `make test` hands the files to its workers.
 """
 
+import gc
 import os
+import resource
+import sys
 import tempfile
 from pathlib import Path
 
@@ -17,13 +20,59 @@ _CACHE = Path(
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_CACHE)  # for the commands that tests start
 convolutions_on_all_cores()  # as the commands do
 jax.config.update("jax_compilation_cache_dir", str(_CACHE))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # what one worker compiled, the other reads
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+gc.set_threshold(50_000, 20, 20)  # what is traced stays: looking through it all the time takes a tenth of it
+
+# A worker with more than this gives up its compiled functions after each module: bytes, and pieces of address space,
+# of which Linux allows 65,530.
+_MEMORY, _MAPS = 3 << 30, 40_000
+
+# The files that take longest, so that they come first and the workers end together. Each is handed out whole; of the
+# notebooks, each alone.
+_LONGEST = (
+    "test_notebooks.py",
+    "samplers/test_family.py",
+    "models/test_models.py",
+    "devices/test_hosts.py",
+    "evaluation/test_evaluate.py",
+    "published/test_score_sde.py",
+    "sde_lib/test_likelihood.py",
+    "evaluation/test_likelihood.py",
+    "samplers/test_samplers.py",
+    "models/test_ncsnpp.py",
+    "models/test_golden.py",
+    "devices/test_sharding.py",
+    "training/test_resume.py",
+    "evaluation/test_latents.py",
+    "report/test_report.py",
+)
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sorts the tests, longest files first, and groups them for --dist=loadgroup."""
+
+    def rank(item: pytest.Item) -> int:
+        return next((i for i, name in enumerate(_LONGEST) if item.path.match(name)), len(_LONGEST))
+
+    items.sort(key=rank)
+    for item in items:
+        alone = item.path.match("test_notebooks.py") and "[" in item.name
+        group = item.name[item.name.index("[") + 1 : -1] if alone else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(f"{item.path.parent.name}.{group}"))
+
+
+def _is_full() -> bool:
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    maps = Path("/proc/self/maps")
+    return held > _MEMORY or (maps.exists() and len(maps.read_bytes().splitlines()) > _MAPS)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _forget_compiled_functions():
-    """Keeps the memory of a worker bounded: each module's compiled functions go with it."""
+    """Keeps the memory of a worker bounded. Modules share much that is compiled: it stays while there is room."""
     yield
-    jax.clear_caches()
+    if _is_full():
+        jax.clear_caches()
