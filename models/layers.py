@@ -150,7 +150,7 @@ def group_norm(channels: int, *, groups: int = 0, dtype: DTypeLike, rngs: nnx.Rn
 class SelfAttention(nnx.Module):
     """Multi-head self-attention over tokens, softmax(q k^T / sqrt(width/heads)) v. (n, tokens, width) -> same.
 
-    Knows no order of tokens. Plain matrix products, so that jvp (Hutchinson, MATHS.md section 4) passes through.
+    Knows no order of tokens. Plain matrix products, so that jvp (of Hutchinson's estimate) passes through.
     scale: of the last layer's initialiser. Raises ValueError if heads does not divide width.
     """
 

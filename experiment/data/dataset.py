@@ -29,7 +29,7 @@ class Split:
 class Dataset:
     """A named set of images (levels 2..256) or vectors (levels None) with classes 0..num_classes-1 (0: no labels).
 
-    law: the exact distribution of the vectors, a `sde_lib.GaussianMixture`, where it is known.
+    distribution: the exact distribution of the vectors, a `sde_lib.GaussianMixture`, where it is known.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Dataset:
     test: Split
     levels: int | None
     num_classes: int = 0
-    law: Any = None
+    distribution: Any = None
 
     @property
     def shape(self) -> tuple[int, ...]:

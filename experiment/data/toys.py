@@ -130,7 +130,7 @@ TOYS: dict[str, Callable[[np.random.Generator, int], Draw]] = {
 }
 
 # The exact distributions of the toys whose density and score have a closed form.
-LAWS = {"gaussian": gaussian_distribution, "mixture": mixture_distribution}
+DISTRIBUTIONS = {"gaussian": gaussian_distribution, "mixture": mixture_distribution}
 
 
 def load_toy(name: str) -> Dataset:
@@ -140,5 +140,5 @@ def load_toy(name: str) -> Dataset:
     labels = None if labels is None else labels.astype(np.int32)
     parts = slice(TRAIN), slice(TRAIN, None)
     train, test = (Split(x[part], None if labels is None else labels[part]) for part in parts)
-    law = LAWS[name]() if name in LAWS else None
-    return Dataset(name, train, test, levels=None, num_classes=class_count(train, test), law=law)
+    known = DISTRIBUTIONS[name]() if name in DISTRIBUTIONS else None
+    return Dataset(name, train, test, levels=None, num_classes=class_count(train, test), distribution=known)

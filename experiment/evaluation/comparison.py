@@ -108,7 +108,7 @@ def _metrics(run: Any, train: Array, test: Array) -> tuple[dict[str, Metric], di
         "energy": ENERGY,
         "auc": AUC,
         "auc_mlp": AUC_MLP,
-        **exact_metrics(run.dataset.law),
+        **exact_metrics(run.dataset.distribution),
     }
     name = f"fd_{run.dataset.name}"
     if run.dataset.levels is None:

@@ -1,7 +1,7 @@
 """Evaluation against a known distribution: the steps' error and the score's own, without a noise floor.
 
-On data with a known distribution (`Dataset.law`) the exact score is known too, and with it what a sampler would draw if
-the network were perfect:
+On data with a known distribution (`Dataset.distribution`) the exact score is known too, and with it what a sampler
+would draw if the network were perfect:
 
 * discretisation error: the sampler with the exact score against a fine solution with the exact score, from the same
 x_T;
@@ -47,12 +47,12 @@ MEANING = (
 
 def with_exact_score(run: Any) -> Any:
     """The run with its data's exact score instead of its network. Raises UserError where that is not known."""
-    if run.dataset.law is None:
-        from experiment.data.toys import LAWS
+    if run.dataset.distribution is None:
+        from experiment.data.toys import DISTRIBUTIONS
 
-        known = ", ".join(LAWS)
+        known = ", ".join(DISTRIBUTIONS)
         raise UserError(f"--exact_score: the distribution of {run.dataset.name} is not known; it is of {known}")
-    return replace(run, score_fn=ExactScore(run.dataset.law, run.score_fn.sde))
+    return replace(run, score_fn=ExactScore(run.dataset.distribution, run.score_fn.sde))
 
 
 def exact_metrics(distribution: GaussianMixture | None) -> dict[str, Metric]:
@@ -114,7 +114,7 @@ def exact_errors(run: Any, drawn: Sequence[Drawn], key: jax.Array) -> ExactResul
 
     drawn: each name's points by rising budget; their first samples come from `key`.
     """
-    distribution, sde = run.dataset.law, run.score_fn.sde
+    distribution, sde = run.dataset.distribution, run.score_fn.sde
     if distribution is None:
         return None
     n, shape = len(drawn[0].samples[0]), tuple(run.shape)

@@ -65,7 +65,7 @@ def test_mixture_is_the_one_that_its_parameters_say():
 
 
 def test_gaussian_is_the_one_of_its_law():
-    law = load_dataset("gaussian").law
+    law = load_dataset("gaussian").distribution
     np.testing.assert_allclose(np.linalg.eigvalsh(law.covariances[0]), [0.2, 1.8], rtol=1e-5)
     white = np.linalg.solve(np.linalg.cholesky(np.asarray(law.covariances[0], float)), points("gaussian").T)
     assert all(stats.kstest(row, "norm").pvalue > 1e-3 for row in white)

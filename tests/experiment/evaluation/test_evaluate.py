@@ -71,7 +71,7 @@ def mixture() -> Any:
     x = np.asarray(LAW.sample(jax.random.key(9), 3300))
     return SimpleNamespace(
         config=whole_config({}),
-        dataset=Dataset("mixture", Split(x[:3000]), Split(x[3000:]), None, law=LAW),
+        dataset=Dataset("mixture", Split(x[:3000]), Split(x[3000:]), None, distribution=LAW),
         score_fn=ExactScore(LAW, VP()),
         scaling=Scaling(None),
         shape=(2,),

@@ -33,7 +33,7 @@ N, KEY = 512, jax.random.key(3)
 
 def run_of(score_law: Any) -> Any:
     return SimpleNamespace(
-        dataset=SimpleNamespace(law=LAW, name="ours"), score_fn=ExactScore(score_law, VP()), shape=(2,)
+        dataset=SimpleNamespace(distribution=LAW, name="ours"), score_fn=ExactScore(score_law, VP()), shape=(2,)
     )
 
 
@@ -57,7 +57,7 @@ def test_entropy_of_a_gaussian_and_of_peaks_far_apart() -> None:
 
 
 def test_entropy_of_peaks_that_overlap_is_the_mean_of_minus_log_p() -> None:
-    law = load_dataset("mixture").law
+    law = load_dataset("mixture").distribution
     x = law.sample(jax.random.key(0), 200_000)
     log_p = np.asarray(law.log_prob(x), float)
     assert entropy(law) == pytest.approx(-log_p.mean(), abs=4 * log_p.std() / 200_000**0.5)
@@ -128,10 +128,10 @@ def test_the_kl_of_scores_that_are_wrong_early_and_late() -> None:
 
 def test_no_kl_on_a_mixture_and_nothing_without_a_known_distribution() -> None:
     run = run_of(APART)
-    run.dataset.law = APART
+    run.dataset.distribution = APART
     (row,) = errors(run, drawn("em", EulerMaruyama(steps=4), APART)).samplers["em"]
     assert row.kl is row.kl_early is None
-    run.dataset.law = None
+    run.dataset.distribution = None
     assert exact_errors(run, [], KEY) is None
 
 
@@ -176,7 +176,7 @@ def test_the_exact_score_takes_the_network_s_place() -> None:
     exact = with_exact_score(run)
     x = jnp.asarray([[0.3, 0.4]])
     np.testing.assert_allclose(
-        exact.score_fn(x, 0.3), ExactScore(load_dataset("mixture").law, VP(beta_max=15.0))(x, 0.3)
+        exact.score_fn(x, 0.3), ExactScore(load_dataset("mixture").distribution, VP(beta_max=15.0))(x, 0.3)
     )
     config.data.name = "two_moons"
     with pytest.raises(UserError, match="two_moons is not known; it is of gaussian, mixture"):
