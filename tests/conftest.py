@@ -11,6 +11,8 @@ from pathlib import Path
 
 import jax
 import pytest
+import scipy.linalg  # noqa: F401 - brings a BLAS of its own, which is limited too
+from threadpoolctl import threadpool_limits
 
 from experiment.cli import convolutions_on_all_cores
 
@@ -19,6 +21,9 @@ _CACHE = Path(
 )
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_CACHE)  # for the commands that tests start
 convolutions_on_all_cores()  # as the commands do
+# One thread for NumPy's products: they are small, and the threads of two workers wait for each other on two cores.
+threadpool_limits(1, "blas")
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # of the commands too
 jax.config.update("jax_compilation_cache_dir", str(_CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # what one worker compiled, the other reads
 jax.config.update("jax_default_matmul_precision", "highest")

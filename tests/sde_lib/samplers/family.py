@@ -3,6 +3,9 @@ over.
 """
 
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from sde_lib.samplers import (
     DDIM,
@@ -26,6 +29,8 @@ from sde_lib.samplers import (
     in_log_snr,
     in_rho,
 )
+from sde_lib.samplers.linear import Table, table_of
+from sde_lib.sde import SDE
 
 
 @dataclass(frozen=True)
@@ -77,3 +82,42 @@ FAMILY = {
     "heun": Method(Heun(), 2),
     "heun, churn 5": Method(Heun(churn=5.0), 2, True),
 }
+
+
+@dataclass(frozen=True)
+class Padded(LinearSampler):
+    """Another sampler with its table filled up to `rows` rows that change nothing and four columns, so that all
+    samplers and step counts of a kind share one compiled scan.
+
+    Args:
+        inner: the sampler; `steps` and the grid of its own count.
+        rows: of the table; at least the inner one's.
+    """
+
+    inner: LinearSampler = DDIM()  # noqa: RUF009 - immutable
+    rows: int = 0
+
+    @property
+    def model(self) -> Any:  # type: ignore[override]
+        return self.inner.model
+
+    def update(self, sde: SDE, times: Any) -> Table:
+        table = table_of(self.inner, sde)
+        more = self.rows - len(table.a)
+
+        def rows(values: Any, fill: str) -> Any:
+            wide = np.asarray(values)
+            return np.pad(wide, [(0, more), *[(0, 0)] * (wide.ndim - 1)], mode=fill)
+
+        def wide(values: Any, columns: int) -> Any:
+            return rows(np.pad(values, [(0, 0), (0, columns - values.shape[1])]), "constant")
+
+        point = table.point and table.point._replace(p=rows(table.point.p, "edge"), q=wide(table.point.q, 3))
+        a = np.concatenate([table.a, np.ones(more)])
+        t, t_next = rows(table.t, "edge"), rows(table.t_next, "edge")
+        return Table(t, t_next, a, wide(table.b, 4), None if table.c is None else rows(table.c, "constant"), point)
+
+
+def padded(sampler: LinearSampler, rows: int) -> Padded:
+    """The sampler, its table filled up to so many rows."""
+    return Padded(steps=sampler.steps, inner=sampler, rows=rows)

@@ -51,7 +51,7 @@ from sde_lib.samplers import (
 )
 from sde_lib.samplers.linear import run_linear, table_of
 from tests.oracles import ALL_SDE_IDS, ALL_SDES, SDE_IDS, SDES, calls_of, random_mixture
-from tests.sde_lib.samplers.family import FAMILY
+from tests.sde_lib.samplers.family import FAMILY, padded
 
 each_method = pytest.mark.parametrize("name", FAMILY)
 each_sde = pytest.mark.parametrize("sde", ALL_SDES, ids=ALL_SDE_IDS)
@@ -74,7 +74,7 @@ def test_the_law_on_a_gaussian_converges_with_the_method_s_order(name, sde):
     half = replace(sde, t_min=float(sde.time_of_log_snr(0.0)))
     # The first steps of a multistep method are of lower order: after some hundred steps, at errors of 1e-7, theirs is
     # what is left.
-    steps = [method.settled, 2 * method.settled, 4 * method.settled]
+    steps = [method.settled, 2 * method.settled]
     errors = [gaussian_kl(replace(method.sampler, steps=n), half, MEAN, COVARIANCE) ** 0.5 for n in steps]
     assert slope(steps, errors) == pytest.approx(method.order, abs=0.2), errors
     assert gaussian_kl(replace(method.sampler, steps=method.settled), sde, MEAN, COVARIANCE) < 0.25  # and whole
@@ -94,7 +94,8 @@ def test_the_order_on_a_mixture_is_the_theory_s(sde):
         steps, wrong = [80, 160, 320], {}
         for name, method in FAMILY.items():
             if not method.noisy:
-                found = [run_linear(replace(method.sampler, steps=n), score_fn, x, keys, None, 0)[0] for n in steps]
+                tables = [padded(replace(method.sampler, steps=n), 2 * steps[-1]) for n in steps]
+                found = [run_linear(table, score_fn, x, keys, None, 0)[0] for table in tables]
                 errors = [float(jnp.sqrt(jnp.mean((y - reference[UniPC]) ** 2))) for y in found]
                 if abs(slope(steps, errors) - method.order) > 0.2:
                     wrong[name] = (slope(steps, errors), errors)
@@ -112,7 +113,7 @@ def observable(x):
 def test_the_weak_order_on_a_mixture_is_the_theory_s(name):
     # Exactly, by quadrature: E[x² - tanh 2x] of the sampler's result against the data's.
     method = FAMILY[name]
-    steps = [40, 80, 160]
+    steps = [40, 80]
     errors = [abs(weak_error(replace(method.sampler, steps=n), VP(), *LINE, observable)) for n in steps]
     assert abs(slope(steps, errors) - method.order) < 0.2, errors
     assert method.sampler.convergence == method.order
@@ -519,14 +520,12 @@ def test_runge_kutta_spends_the_budget_that_it_is_given(solver, denoise):
 @pytest.mark.parametrize("sde", SDES, ids=SDE_IDS)
 def test_under_jit_the_tables_are_traced_and_agree(sde):
     score_fn, key = ExactScore(random_mixture(1, 2), sde), jax.random.key(0)
-    for sampler in (
-        UniPC(steps=6),
-        Heun(steps=4, churn=1.0),
-        DPMSolverPP3M(steps=6),
-        DEIS(steps=4, variable=in_log_snr),
-    ):
-        plain = sample(sampler, score_fn, key, 4, (2,)).x
-        jitted = jax.jit(lambda score_fn, sampler=sampler: sample(sampler, score_fn, key, 4, (2,)).x)(score_fn)
+    samplers = (UniPC(steps=6), Heun(steps=4, churn=1.0), DPMSolverPP3M(steps=6), DEIS(steps=4, variable=in_log_snr))
+
+    def draw(score_fn):
+        return [sample(sampler, score_fn, key, 4, (2,)).x for sampler in samplers]
+
+    for plain, jitted in zip(draw(score_fn), jax.jit(draw)(score_fn), strict=True):
         np.testing.assert_allclose(plain, jitted, rtol=2e-2, atol=2e-2)
 
 
