@@ -11,12 +11,13 @@ import logging
 import os
 import runpy
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags
 from absl import logging as absl_logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from experiment.config import KEYS, check_config, check_key, describe, nearest, whole_config
 from experiment.errors import UserError
@@ -119,11 +120,22 @@ def _define_config(argv: list[str], file: str, values: flags.FlagValues) -> list
         if argument.startswith("-") and name.startswith("config."):
             check_key(name.removeprefix("config."))
         rest.append(argument)
-    config = whole_config(runpy.run_path(file)["get_config"]())
+    config = whole_config(_given_by(file))
     told = "A file with get_config(). Each of its keys, and every other, is also --config.section.key=value."
     config_flags.DEFINE_config_dict("config", config, told, values, lock_config=True, sys_argv=rest)
     values["config"].default_as_str = f"'{file}'"
     return rest
+
+
+def _given_by(file: str) -> Any:
+    """Return what the file's get_config() gives. Raises UserError for a file without one, and for no config."""
+    get_config = runpy.run_path(file).get("get_config")
+    if not callable(get_config):
+        raise UserError(f"config file {file} has no get_config(): write one, as configs/digits.py does")
+    config = get_config()
+    if not isinstance(config, Mapping | ConfigDict):
+        raise UserError(f"get_config() of {file} returns {type(config).__name__}: return a ConfigDict")
+    return config
 
 
 def _check_file(name: str) -> None:

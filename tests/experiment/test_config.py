@@ -211,6 +211,28 @@ def test_a_mistake_on_the_command_line_is_told(parse: Callable[..., Any], argume
     assert COMMAND_LINES[argument] in str(told.value)
 
 
+FILES = {
+    "x = 1": "has no get_config(): write one",
+    "get_config = 3": "has no get_config()",
+    "def get_config():\n    pass": "returns NoneType: return a ConfigDict",
+    "def get_config():\n    return {'train': {'stpes': 3}}": "did you mean config.train.steps?",
+}
+
+
+@pytest.mark.parametrize("text", FILES)
+def test_a_mistake_in_a_config_file_is_told(parse: Callable[..., Any], text: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(UserError) as told:
+        parse(f"--config={tmp_path / 'mine.py'}")
+    assert FILES[text] in str(told.value)
+
+
+def test_a_config_file_may_be_a_plain_dictionary_of_what_differs(parse: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def get_config():\n    return {'train': {'steps': 3}, 'sde': {'name': 've'}}")
+    config = parse("--config", str(tmp_path / "mine.py"), "--config.sde.t_min=0.01", "--config.train.batch_size=4")
+    assert set_keys(config) == {"train.steps": 3, "sde.name": "ve", "sde.t_min": 0.01, "train.batch_size": 4}
+
+
 def test_mistakes_become_one_line_and_bugs_keep_their_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended, cli.mistakes_in_one_line():
         raise UserError("first\n  second")
