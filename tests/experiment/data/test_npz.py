@@ -53,22 +53,32 @@ def test_splits_of_the_file_are_kept(tmp_path):
 
 WITH_NAN = np.where(np.arange(40)[:, None] == 3, np.nan, VECTORS)
 MISTAKES = {
-    "nan": ({"x": WITH_NAN}, "x has NaN or infinity in 1 row(s), first in row 3"),
+    "nan": ({"x": WITH_NAN}, "x has NaN or infinity in 1 row(s), first in row 3; drop them"),
     "beyond float32": ({"x": VECTORS * 1e300}, "infinity"),
-    "objects": ({"x": np.array([{}, None], object)}, "holds Python objects"),
-    "float images": ({"x": IMAGES / 255}, "x is float64 of shape (40, 5, 6, 3)"),
+    "objects": ({"x": np.array([{}, None], object)}, "holds Python objects; save plain arrays with numpy.savez"),
+    "float images": ({"x": IMAGES / 255}, "x is float64 of shape (40, 5, 6, 3); it must be uint8 images"),
     "int64 images": ({"x": IMAGES.astype(int)}, "x is int64"),
     "channels first": ({"x": np.zeros((9, 3, 32, 32), np.uint8)}, "(9, 3, 32, 32)"),
-    "empty": ({"x": np.zeros((0, 3))}, "empty"),
+    "empty": ({"x": np.zeros((0, 3))}, "save at least 2 examples"),
     "one example": ({"x": VECTORS[:1]}, "at least 2"),
-    "no data": ({"weights": VECTORS}, "weights"),
-    "labels of another length": ({"x": IMAGES, "y": LABELS[:5]}, "y is int64 of shape (5,)"),
+    "no data": ({"weights": VECTORS}, "no data among weights; name them x, images or arr_0"),
+    "labels of another length": (
+        {"x": IMAGES, "y": LABELS[:5]},
+        "y is int64 of shape (5,); labels must be 40 integers",
+    ),
     "float labels": ({"x": IMAGES, "y": LABELS / 2}, "y is float64"),
-    "negative labels": ({"x": IMAGES, "y": LABELS - 1}, "from -1 to 2"),
-    "beyond the levels": ({"x": np.full((9, 4, 4), 17, np.uint8), "levels": 17}, "value 17, outside its levels 0..16"),
-    "impossible levels": ({"x": GREY, "levels": 1000}, "levels must be one integer"),
+    "labels beyond int32": ({"x": IMAGES, "y": LABELS + 2**31 - 4}, "to 2147483647; labels count from 0"),
+    "negative labels": ({"x": IMAGES, "y": LABELS - 1}, "from -1 to 2; labels count from 0"),
+    "beyond the levels": (
+        {"x": np.full((9, 4, 4), 17, np.uint8), "levels": 17},
+        "value 17, outside its levels 0..16; correct one of them",
+    ),
+    "impossible levels": ({"x": GREY, "levels": 1000}, "levels must be one integer from 2 to 256"),
     "splits that differ": ({"x_train": IMAGES, "x_test": GREY}, "save both alike"),
-    "half labelled": ({"x_train": IMAGES, "x_test": IMAGES, "y_train": LABELS}, "only one of x_train and x_test"),
+    "half labelled": (
+        {"x_train": IMAGES, "x_test": IMAGES, "y_train": LABELS},
+        "only one of x_train and x_test has labels; save y_train and y_test",
+    ),
 }
 
 
@@ -88,5 +98,5 @@ def test_damaged_files_are_named(tmp_path, content):
     whole = open(path, "rb").read()
     with open(path, "wb") as file:
         file.write(whole[: len(whole) // 2] if content == "cut" else content)
-    with pytest.raises(UserError, match=r"cannot read .*set.npz.*damaged"):
+    with pytest.raises(UserError, match=r"cannot read .*set.npz.*damaged or no .npz file; save plain arrays"):
         load_dataset("", path)
