@@ -48,6 +48,8 @@ def test_dequantised_values_are_uniform_in_their_bin(levels):
     k = np.repeat(np.array([0, levels // 2, levels - 1], np.uint8)[:, None], 50_000, axis=1)
     u = (np.asarray(Scaling(levels).to_model(k, jax.random.key(1)), np.float64) + 1) * levels / 2 - k
     assert u.min() >= 0 and u.max() < 1
+    # On the midpoints of 4096 cells: no edge is met, and the mean is 1/2 to the last bit.
+    np.testing.assert_allclose(u * 4096 % 1, 0.5, atol=0.1)
     for row in u:
         assert stats.kstest(row, "uniform").pvalue > 1e-3
     assert abs(np.corrcoef(u)[0, 1]) < 4 / np.sqrt(50_000)  # each value has its own u
