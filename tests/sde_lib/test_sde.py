@@ -47,6 +47,15 @@ def test_the_rectified_flow_is_the_straight_path():
     np.testing.assert_allclose(sde.g2(t), 2 * t / (1 - t), rtol=1e-12)
 
 
+def test_constants_that_are_not_given_are_the_published_ones():
+    """Song et al. 2021, appendix C, with the sampling cut-offs of their code; Nichol & Dhariwal 2021, section 3.2."""
+    assert VP() == VP(beta_min=0.1, beta_max=20.0, t_min=1e-3, t_max=1.0)
+    assert SubVP() == SubVP(beta_min=0.1, beta_max=20.0, t_min=1e-3, t_max=1.0)
+    assert VE() == VE(sigma_min=0.01, sigma_max=50.0, t_min=1e-5, t_max=1.0)
+    assert CosineVP() == CosineVP(s=0.008, t_min=1e-3, t_max=0.9946)  # t_max as in DPM-Solver, appendix D.4
+    assert RectifiedFlow() == RectifiedFlow(t_min=1e-3, t_max=0.999)
+
+
 OTHERS = [VP(beta_min=0.3, beta_max=8.0), SubVP(beta_min=0.02, beta_max=12.0), VE(sigma_min=0.05, sigma_max=380.0)]
 
 
