@@ -1,11 +1,14 @@
 """Exact targets that tests share: the same shapes throughout, so that they share compiled code too."""
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 import jax
 import numpy as np
 
-from sde_lib import VE, VP, ExactScore, GaussianMixture, SubVP
+from sde_lib import SDE, VE, VP, ExactScore, GaussianMixture, SubVP
+from sde_lib.batch import per_row
+from sde_lib.pytree import register_dataclass
 from sde_lib.sde import CosineVP, RectifiedFlow
 
 SDES = [VP(), SubVP(), VE()]
@@ -32,6 +35,19 @@ def two_peaks(weight: float = 0.8, distance: float = 2.0, std: float = 0.25) -> 
 def normal(std: float = 0.5, d: int = 2) -> GaussianMixture:
     """N(0, std² I), written with two components so that it compiles with `two_peaks`."""
     return GaussianMixture([0.5, 0.5], np.zeros((2, d)), np.broadcast_to(std**2 * np.eye(d), (2, d, d)))
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class ToldScore:
+    """The exact score of data from N(cond, std² I), a mean that only its condition tells."""
+
+    sde: SDE
+    std: float = 0.5
+
+    def __call__(self, x, t, cond=None, *, key=None):
+        alpha, sigma = per_row(self.sde.alpha(t), x), per_row(self.sde.sigma(t), x)
+        return -(x - alpha * cond) / ((self.std * alpha) ** 2 + sigma**2)
 
 
 class CountingScore:

@@ -11,7 +11,7 @@ from scipy.stats import norm
 from sde_lib import VE, VP, ExactScore, GaussianMixture, RectifiedFlow, bits_per_dim, log_prob
 from sde_lib.bounds import clean_offset, vlb
 from sde_lib.dequantization import TruncatedNormalDequantization, UniformDequantization, importance_weighted
-from tests.oracles import ALL_SDE_IDS, ALL_SDES, random_mixture
+from tests.oracles import ALL_SDE_IDS, ALL_SDES, ToldScore, random_mixture
 
 WEIGHTS, CENTRES, WIDTH = np.array([0.1, 0.4, 0.2, 0.05, 0.25]), 2 * (np.arange(5) + 0.5) / 5 - 1, 0.4
 ENTROPY = -np.sum(WEIGHTS * np.log(WEIGHTS))
@@ -166,6 +166,17 @@ def test_the_reconstruction_is_its_quadrature():
     logits = norm.logpdf(z[:, None], alpha * CENTRES, sigma)
     exact = (np.logaddexp.reduce(logits, axis=1) - logits[:, level]) @ weights / weights.sum()
     assert exact > 0.02 and abs(float(found.mean()) - exact) < 4 * float(found.std()) / np.sqrt(n)
+
+
+def test_the_score_is_told_its_condition():
+    # The exact score of data that are the point told makes no error: nothing is left of the diffusion's term.
+    x = jnp.array([[3.0, 0.0], [-1.0, 2.0], [0.5, 0.5]])
+    score_fn = ToldScore(VP(), 0.0)
+    np.testing.assert_allclose(vlb(score_fn, x, jax.random.key(0), times=4, cond=x).diffusion, 0, atol=1e-5)
+    z, offset = clean_offset(score_fn, x, jax.random.key(0), cond=x)
+    alpha, sigma = score_fn.sde.alpha(1e-3), score_fn.sde.sigma(1e-3)
+    noise = (z - alpha * x) / sigma
+    np.testing.assert_allclose(offset, 2 * np.log(alpha) + 0.5 * jnp.sum(noise**2, axis=1), rtol=1e-3, atol=1e-3)
 
 
 def test_a_row_of_the_bound_does_not_depend_on_its_batch():

@@ -19,7 +19,7 @@ from sde_lib import (
 )
 from sde_lib.bounds import vlb
 from sde_lib.dequantization import TruncatedNormalDequantization, UniformDequantization
-from tests.oracles import ALL_SDE_IDS, ALL_SDES, SDE_IDS, SDES, calls_of, random_mixture
+from tests.oracles import ALL_SDE_IDS, ALL_SDES, SDE_IDS, SDES, ToldScore, calls_of, random_mixture
 
 each_sde = pytest.mark.parametrize("sde", SDES, ids=SDE_IDS)
 
@@ -49,6 +49,20 @@ def test_the_default_prior_costs_exactly_its_mismatch(sde):
     result = log_prob(score_fn, x)
     mismatch = sde.prior((2,)).log_prob(result.latent) - prior.log_prob(result.latent)
     np.testing.assert_allclose(result.nats - exact, mismatch, atol=1e-3)
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_the_score_is_told_its_condition(per_sample):
+    sde, cond = VP(), jnp.array([[3.0, 0.0], [-1.0, 2.0], [0.5, 0.5]])
+    alpha = sde.alpha(sde.t_min)
+    std = float(np.sqrt((0.5 * alpha) ** 2 + sde.sigma(sde.t_min) ** 2))
+    x = alpha * cond + jnp.array([[0.1, -0.4], [0.3, 0.2], [-0.6, 0.0]])
+    exact = -jnp.sum((x - alpha * cond) ** 2, axis=1) / (2 * std**2) - 2 * np.log(std * np.sqrt(2 * np.pi))
+    result = log_prob(ToldScore(sde), x, cond=cond, per_sample=per_sample)
+    left = (
+        jnp.sum((result.latent - sde.alpha(1.0) * cond) ** 2 - result.latent**2, axis=1) / 2
+    )  # the prior knows no cond
+    np.testing.assert_allclose(result.nats - left, exact, atol=2e-3)
 
 
 @pytest.mark.parametrize("d", [2, 50])

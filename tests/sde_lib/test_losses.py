@@ -35,7 +35,7 @@ from sde_lib.times import (
     uniform_log_snr,
     uniform_t,
 )
-from tests.oracles import ALL_SDE_IDS, ALL_SDES, SDE_IDS, SDES
+from tests.oracles import ALL_SDE_IDS, ALL_SDES, SDE_IDS, SDES, ToldScore
 
 N, DATA_STD, MODEL_STD = 10_000, 0.5, 0.8
 each_sde = pytest.mark.parametrize("sde", SDES, ids=SDE_IDS)
@@ -337,14 +337,18 @@ def test_times_are_drawn_at_stratified_u_unless_given():
 
 
 def test_the_dropout_key_reaches_the_network_and_differs_from_the_noise():
-    seen = []
-
+    # A network that puts out normal noise from its key: with the key of x_t's own noise it would be right each time.
     def apply(params, x, c_noise, cond, key):
-        seen.append(key is not None)
-        return jnp.zeros_like(x)
+        return jax.random.normal(key, x.shape)
 
-    loss_of(NetworkScore(apply, {}, SDES[0], EDMPreconditioning(0.5)), jnp.ones((8, 2)), jax.random.key(0))
-    assert seen == [True]
+    losses = loss_of(NetworkScore(apply, {}, SDES[0], EpsilonPrediction()), jnp.ones((4000, 2)), jax.random.key(0))
+    assert abs(float(losses.mean()) - 2) < 4 * float(losses.std()) / 4000**0.5  # E (z - z')² = 2
+
+
+def test_the_score_is_told_its_condition():
+    # The exact score of data that are the point told makes no error.
+    x0 = jax.random.normal(jax.random.key(1), (8, 2))
+    np.testing.assert_allclose(denoising_score_matching(ToldScore(VP(), 0.0), x0, jax.random.key(0), x0), 0, atol=1e-6)
 
 
 def cosine(params, x, c_noise, cond, key):

@@ -10,6 +10,7 @@ from sde_lib import (
     EpsilonPrediction,
     ExactScore,
     NetworkScore,
+    RawEpsilonPrediction,
     RectifiedFlow,
     VelocityPrediction,
     VPrediction,
@@ -125,6 +126,16 @@ def test_the_network_s_input_has_unit_variance(sde):
         (EDMPreconditioning(0.3), 0.3),
     ):
         np.testing.assert_allclose(p.c_in(alpha, sigma) ** 2 * ((alpha * data_std) ** 2 + sigma**2), 1.0, rtol=1e-5)
+
+
+def test_the_network_is_told_its_condition_and_its_key():
+    def told(params, x, c_noise, cond, key):
+        return x + cond + jax.random.normal(key, x.shape)
+
+    x, cond, key = jnp.ones((4, 2)), jnp.arange(8.0).reshape(4, 2), jax.random.key(3)
+    score_fn = NetworkScore(told, {}, VP(), RawEpsilonPrediction())
+    expected = -(x + cond + jax.random.normal(key, x.shape)) / VP().sigma(0.5)
+    np.testing.assert_allclose(score_fn(x, 0.5, cond, key=key), expected, rtol=1e-5)
 
 
 def zeros(params, x, c_noise, cond, key):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sde_lib import VP, ExactScore, GaussianMixture, ProbabilityFlow, decode, encode, sample
-from tests.oracles import SDE_IDS, SDES, calls_of, normal, random_mixture
+from tests.oracles import SDE_IDS, SDES, ToldScore, calls_of, normal, random_mixture
 
 each_sde = pytest.mark.parametrize("sde", SDES, ids=SDE_IDS)
 
@@ -50,6 +50,15 @@ def test_encode_is_the_exact_map_of_a_gaussian(sde):
     late = replace(sde, t_min=0.3)  # far enough from 0 that an end elsewhere would show
     ratio = float(jnp.sqrt(data.at(late, late.t_max).variances[0, 0] / data.at(late, 0.3).variances[0, 0]))
     np.testing.assert_allclose(decode(ExactScore(data, late), ratio * x).x, x, rtol=1e-3)
+
+
+def test_both_ways_are_told_the_condition():
+    sde, cond = VP(), jnp.array([[3.0, 0.0], [-1.0, 2.0]])
+    x = sde.alpha(sde.t_min) * cond + 0.3
+    at_start, at_end = (np.sqrt((0.5 * sde.alpha(t)) ** 2 + sde.sigma(t) ** 2) for t in (sde.t_min, sde.t_max))
+    latent = sde.alpha(sde.t_max) * cond + 0.3 * at_end / at_start
+    np.testing.assert_allclose(encode(ToldScore(sde), x, cond=cond).x, latent, atol=1e-3)
+    np.testing.assert_allclose(decode(ToldScore(sde), latent, cond=cond).x, x, atol=1e-3)
 
 
 @pytest.mark.parametrize(

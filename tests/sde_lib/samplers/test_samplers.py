@@ -3,6 +3,7 @@ Gaussian.
 """
 
 import functools
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +11,10 @@ import numpy as np
 import pytest
 
 from sde_lib import VE, VP, EulerMaruyama, ExactScore, PredictorCorrector, ProbabilityFlow, ReverseDiffusion, sample
-from sde_lib.samplers import UniformT
+from sde_lib.samplers import AdaptiveSDE, UniformT
 from sde_lib.samplers.linear import table_of
 from sde_lib.samplers.predictor_corrector import langevin_step_size
-from tests.oracles import SDE_IDS, SDES, calls_of, normal, random_mixture, two_peaks
+from tests.oracles import SDE_IDS, SDES, ToldScore, calls_of, normal, random_mixture, two_peaks
 
 N = 20_000
 SAMPLERS = {
@@ -216,20 +217,26 @@ def test_block_until_ready_reaches_the_arrays_of_a_result():
 
 
 def test_each_sample_keeps_its_own_condition_in_any_batch():
-    class Shifted:
-        """The score of N(cond, 0.25 I)."""
-
-        sde = VP()
-
-        def __call__(self, x, t, cond=None):
-            alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
-            return -(x - alpha * cond) / (0.25 * alpha**2 + sigma**2)
-
-    jax.tree_util.register_pytree_node(Shifted, lambda s: ((), None), lambda *_: Shifted())
     cond = jnp.arange(12.0)[:, None] * jnp.ones((1, 2)) * 10
-    for sampler in (EulerMaruyama(steps=200), ProbabilityFlow(), ProbabilityFlow(per_sample=True)):
-        x = sample(sampler, Shifted(), jax.random.key(0), 12, (2,), cond=cond, batch_size=5).x
+    for sampler in (
+        EulerMaruyama(steps=200),
+        ProbabilityFlow(),
+        ProbabilityFlow(per_sample=True),
+        PredictorCorrector(steps=200),
+        AdaptiveSDE(relative=0.1),
+    ):
+        x = sample(sampler, ToldScore(VP()), jax.random.key(0), 12, (2,), cond=cond, batch_size=5).x
         np.testing.assert_allclose(x, cond, atol=3.0)
+
+
+@pytest.mark.parametrize(
+    "sampler", [EulerMaruyama(steps=2), ProbabilityFlow(steps=2), AdaptiveSDE(relative=1.0)], ids=str
+)
+def test_the_final_denoising_is_told_the_condition(sampler):
+    # Of a single point the denoiser is the point, wherever x is.
+    cond = jnp.arange(3.0)[:, None] * jnp.ones((1, 2)) * 10
+    x = sample(replace(sampler, denoise=True), ToldScore(VP(), 0.0), jax.random.key(0), 3, (2,), cond=cond).x
+    np.testing.assert_allclose(x, cond, atol=1e-2)
 
 
 def test_the_corrector_s_scale_is_song_s():
