@@ -25,6 +25,7 @@ def test_the_rate_leaves_out_compiling_and_the_caller_s_time(monkeypatch: pytest
     assert clock.rate() == 2 * 32 / 2
     now = 23.0  # a call of another length compiles anew
     clock.tick(5)
+    assert clock.rate() == 5 * 32 / 12
     now = 24.0
     clock.tick(5)
     assert clock.rate() == 5 * 32 / 1
