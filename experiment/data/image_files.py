@@ -149,7 +149,9 @@ def _in_zip(path: Path, stack: ExitStack) -> Iterator[ImageFile]:
         name = member.filename.replace("\\", "/")
         parts = tuple(part for part in name.split("/") if part not in ("", "."))
         if name.startswith("/") or ".." in parts or (parts and ":" in parts[0]):
-            raise UserError(f"{path}: member {member.filename!r} reaches outside the zip; such an archive is not read")
+            raise UserError(
+                f"{path}: member {member.filename!r} reaches outside the zip: pack it again, or give the folder"
+            )
         if not parts or member.is_dir() or not _is_image(parts):
             continue
         if member.file_size > MAX_BYTES:
