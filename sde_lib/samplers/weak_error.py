@@ -60,7 +60,7 @@ def weak_error(
     table = table_of(sampler, sde)
     rows, depth = table.b.shape
     if sampler.model is not denoiser:
-        raise ValueError(f"weak_error: {type(sampler).__name__} goes by the noise")
+        raise ValueError(f"weak_error: {type(sampler).__name__} goes by the noise: give a sampler in the denoiser")
     weights, means, stds = (np.asarray(v, float) for v in (weights, means, stds))
     z, weight = _normal_quadrature(nodes)
     c = np.zeros(rows) if table.c is None else table.c
