@@ -1,12 +1,16 @@
 """What the commands share, as a user meets it: in a fresh process, with no JAX variable set."""
 
+import importlib.metadata
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from experiment import cli
+from experiment.cli import convolutions_on_all_cores
 from tests.commands import ROOT, Done, train_flags
 
 
@@ -39,3 +43,33 @@ def test_the_second_command_compiles_nothing(tmp_path: Path) -> None:
     assert entries(cache) == after_sampling
     first, second = (np.load(tmp_path / name / "samples.npz")["arr_0"] for name in ("first", "second"))
     np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize(
+    "version, before, after",
+    [
+        ("0.10.2", "", "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"),
+        ("0.10.0", "--xla_x=1", "--xla_x=1 --xla_cpu_experimental_ynn_fusion_type=-individual_convolution"),
+        ("0.10.2", "--xla_cpu_experimental_ynn_fusion_type=dot", "--xla_cpu_experimental_ynn_fusion_type=dot"),
+        ("0.11.0", "--xla_x=1", "--xla_x=1"),  # may not know the flag, and would abort
+    ],
+)
+def test_convolutions_are_asked_for_on_all_cores_of_jax_0_10_alone(
+    version: str, before: str, after: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XLA_FLAGS", before)
+    monkeypatch.setattr(importlib.metadata, "version", lambda package: {"jaxlib": version}[package])
+    convolutions_on_all_cores()
+    assert os.environ["XLA_FLAGS"] == after
+
+
+def test_a_cache_that_the_user_chose_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")  # what it sets besides
+    for given in ("/their/own", ""):  # "": nowhere
+        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", given)
+        cli._compilation_cache()
+        assert os.environ["JAX_COMPILATION_CACHE_DIR"] == given
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/large/cache")
+    cli._compilation_cache()
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "/large/cache/noise_compass/compiled"
