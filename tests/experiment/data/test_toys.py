@@ -36,6 +36,12 @@ def test_same_points_every_time_and_none_held_out_twice(name):
 
 
 @pytest.mark.parametrize("name", TOYS)
+def test_the_draws_are_those_of_one_seed_for_ever(name):
+    x, _ = TOYS[name](np.random.default_rng(2011), 22_000)
+    np.testing.assert_array_equal(points(name), x.astype(np.float32))
+
+
+@pytest.mark.parametrize("name", TOYS)
 def test_train_and_test_have_one_law(name):
     dataset = load_dataset(name)
     for axis in range(2):
