@@ -459,3 +459,11 @@ def test_impossible_constants_are_told_in_one_line(told):
     with pytest.raises(ValueError, match=told) as error:
         MISTAKES[told]()
     assert "\n" not in str(error.value) and "must be" in str(error.value)
+
+
+def test_constants_that_are_not_given_are_the_published_ones():
+    assert MinSNR() == MinSNR(gamma=5.0)  # Hang et al. 2023
+    assert EDMWeighting() == EDMWeighting(sigma_data=0.5) and SoftMinSNR() == SoftMinSNR(sigma_data=0.5)
+    assert LogNormal() == LogNormal(mean=-1.2, std=1.2)  # Karras et al. 2022, table 1
+    assert LogitNormal() == LogitNormal(mean=0.0, std=1.0)  # Esser et al. 2024
+    assert LossSecondMoment.init().history == 10  # Nichol & Dhariwal 2021

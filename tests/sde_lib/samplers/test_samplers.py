@@ -3,6 +3,7 @@ Gaussian.
 """
 
 import functools
+import math
 from dataclasses import replace
 
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from sde_lib import VE, VP, EulerMaruyama, ExactScore, PredictorCorrector, ProbabilityFlow, ReverseDiffusion, sample
-from sde_lib.samplers import AdaptiveSDE, UniformT
+from sde_lib.samplers import DDIM, DEIS, IPNDM, AdaptiveSDE, Heun, Karras, UniformT, UniPC
 from sde_lib.samplers.linear import table_of
 from sde_lib.samplers.predictor_corrector import langevin_step_size
 from tests.oracles import SDE_IDS, SDES, ToldScore, calls_of, normal, random_mixture, two_peaks
@@ -247,3 +248,12 @@ def test_the_corrector_s_scale_is_song_s():
     beta = sde.beta_min + table.t * (sde.beta_max - sde.beta_min)
     np.testing.assert_allclose(sampler.scale(sde, table) / 0.2**2, 1 - beta / 1000, atol=3e-4)
     np.testing.assert_allclose(sampler.scale(VE(), table_of(EulerMaruyama(steps=1000), VE())), 0.2**2, rtol=1e-12)
+
+
+def test_constants_that_are_not_given_are_the_published_ones():
+    assert PredictorCorrector().snr == 0.16 and PredictorCorrector().corrector_steps == 1  # Song et al. 2021, VE
+    assert Karras().rho == 7  # Karras et al. 2022
+    assert (Heun().churn, Heun().churn_noise, Heun().churn_max) == (0.0, 1.0, math.inf)
+    assert (IPNDM().order, DEIS().order, UniPC().order) == (4, 3, 3)
+    assert (EulerMaruyama().eta, DDIM().eta) == (1.0, 0.0)
+    assert (ProbabilityFlow().rtol, ProbabilityFlow().atol) == (1e-5, 1e-5)
