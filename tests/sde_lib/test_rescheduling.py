@@ -21,12 +21,16 @@ def test_the_inner_score_is_told_its_condition_and_its_key():
     np.testing.assert_allclose(found, -0.3 / (0.25 + VE().sigma(0.4) ** 2) * np.ones((3, 2)), rtol=1e-3)
 
 
-def test_the_range_is_the_one_that_both_know():
-    inner, outer = VP(t_min=0.01), VE()
+@pytest.mark.parametrize("inner, outer", [(VP(t_min=0.01), VE()), (VE(sigma_min=0.1), VP(t_min=1e-5))])
+def test_the_range_is_the_one_that_both_know(inner, outer):
+    # Less noise than the first time of the score, or more than its last one, it was never told.
     sde = reschedule(ToldScore(inner), outer).sde
-    np.testing.assert_allclose(sde.log_snr(sde.t_min), inner.log_snr(0.01), rtol=1e-9)  # VE reaches less noise
-    np.testing.assert_allclose(sde.t_max, 1.0 if outer.log_snr(1.0) > inner.log_snr(1.0) else sde.t_max)
-    low = max(inner.log_snr(1.0), outer.log_snr(1.0))
+    assert inner.log_snr(inner.t_min) < outer.log_snr(outer.t_min)
+    np.testing.assert_allclose(sde.log_snr(sde.t_min), inner.log_snr(inner.t_min), rtol=1e-9)
+    low = max(inner.log_snr(inner.t_max), outer.log_snr(outer.t_max))
     np.testing.assert_allclose(sde.log_snr(sde.t_max), low, rtol=1e-9)
+
+
+def test_ranges_with_nothing_in_common_are_refused():
     with pytest.raises(ValueError, match="no log SNR in common; choose other constants"):
         reschedule(ToldScore(VE(sigma_min=20.0)), VP(t_max=0.1))

@@ -73,6 +73,7 @@ def test_mixture_is_the_one_that_its_parameters_say():
 def test_gaussian_is_the_one_of_its_law():
     law = load_dataset("gaussian").distribution
     np.testing.assert_allclose(np.linalg.eigvalsh(law.covariances[0]), [0.2, 1.8], rtol=1e-5)
+    np.testing.assert_allclose(law.covariances[0], [[1.4, 0.4 * 3**0.5], [0.4 * 3**0.5, 0.6]], rtol=1e-5)  # 30 degrees
     white = np.linalg.solve(np.linalg.cholesky(np.asarray(law.covariances[0], float)), points("gaussian").T)
     assert all(stats.kstest(row, "norm").pvalue > 1e-3 for row in white)
     assert abs(stats.pearsonr(*white).statistic) < 4 / np.sqrt(white.shape[1])
