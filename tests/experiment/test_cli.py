@@ -51,10 +51,11 @@ def test_the_second_command_compiles_nothing(tmp_path: Path) -> None:
         ("0.10.2", "", "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"),
         ("0.10.0", "--xla_x=1", "--xla_x=1 --xla_cpu_experimental_ynn_fusion_type=-individual_convolution"),
         ("0.10.2", "--xla_cpu_experimental_ynn_fusion_type=dot", "--xla_cpu_experimental_ynn_fusion_type=dot"),
-        ("0.11.0", "--xla_x=1", "--xla_x=1"),  # may not know the flag, and would abort
+        ("0.11.2", "", "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"),
+        ("0.12.0", "--xla_x=1", "--xla_x=1"),  # may not know the flag, and would abort
     ],
 )
-def test_convolutions_are_asked_for_on_all_cores_of_jax_0_10_alone(
+def test_convolutions_are_given_to_eigen_by_the_versions_that_know_the_flag(
     version: str, before: str, after: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XLA_FLAGS", before)
