@@ -13,7 +13,7 @@ from flax import nnx
 
 from models import MLP, DiT, NCSNpp, OneKey, UNet, split
 from models.dit import DiTBlock, patchify, unpatchify
-from models.layers import Linear, SelfAttention, group_norm, layer_norm, noise_embedding
+from models.layers import Linear, SelfAttention, group_norm, initialiser, layer_norm, noise_embedding
 from models.mlp import MLPBlock
 from models.resample import downsample, upsample
 from models.unet import ResBlock
@@ -403,6 +403,16 @@ def test_network_learns_the_denoiser_of_a_gaussian(name, tolerance):
         params, state = step(params, state, key)
     x, c_noise, target = batch(jax.random.key(1), 500)
     assert relative(call(apply, params, x, c_noise), target) < tolerance
+
+
+@pytest.mark.parametrize("shape, fans", [((200, 400), 300), ((3, 3, 40, 80), 9 * 60)])
+def test_weights_start_uniform_of_the_variance_over_the_mean_fan(shape, fans):
+    w = np.asarray(initialiser(0.7)(jax.random.key(0), shape, jnp.float32), float)
+    limit = np.sqrt(3 * 0.7 / fans)
+    assert 0.999 * limit < np.abs(w).max() <= limit * (1 + 1e-6)
+    assert abs(w.mean()) < 5 * w.std() / np.sqrt(w.size)
+    np.testing.assert_allclose(w.var(), 0.7 / fans, rtol=0.05)
+    assert not initialiser(0.0)(jax.random.key(0), shape, jnp.float32).any()
 
 
 def test_linear_keeps_leading_axes():

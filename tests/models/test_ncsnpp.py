@@ -136,6 +136,25 @@ def test_embeddings():
     np.testing.assert_allclose(fourier(label), np.concatenate([np.sin(phase), np.cos(phase)], 1), atol=1e-3)
 
 
+def test_layers_start_at_the_published_scales():
+    """Ho et al.'s NIN starts at 0.1, Song et al.'s last layers at 1e-10 for 0: of the variance over the mean fan."""
+    params = split(NCSNpp((8, 8, 2), width=64, channel_mults=(1, 2), blocks=1, attention=(4,), rngs=nnx.Rngs(0)))[1]
+
+    def scale(kernel):
+        return float(np.var(np.asarray(kernel, float))) * np.prod(kernel.shape[:-2]) * sum(kernel.shape[-2:]) / 2
+
+    block, attention = params["down"]["01"]["blocks"]["00"], params["down"]["01"]["attention"]["00"]
+    for kernel, expected in (
+        (block["conv0"]["kernel"], 1.0),
+        (block["conv1"]["kernel"], 1e-10),
+        (block["shortcut"]["kernel"], 1.0),
+        (attention["query"]["kernel"], 0.1),
+        (attention["value"]["kernel"], 0.1),
+        (attention["out"]["kernel"], 1e-10),
+    ):
+        np.testing.assert_allclose(scale(kernel), expected, rtol=0.1)
+
+
 TINY = {"shape": (8, 8, 2), "width": 8, "channel_mults": (1, 2), "blocks": 1, "attention": (4,)}
 OPTIONS = {
     "biggan": {},
