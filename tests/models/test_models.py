@@ -12,8 +12,8 @@ import pytest
 from flax import nnx
 
 from models import MLP, DiT, NCSNpp, OneKey, UNet, split
-from models.dit import DiTBlock, patchify, unpatchify
-from models.layers import Linear, SelfAttention, group_norm, initialiser, layer_norm, noise_embedding
+from models.dit import DiTBlock, patchify, sincos_positions, unpatchify
+from models.layers import Condition, Linear, SelfAttention, group_norm, initialiser, layer_norm, noise_embedding
 from models.mlp import MLPBlock
 from models.resample import downsample, upsample
 from models.unet import ResBlock
@@ -403,6 +403,77 @@ def test_network_learns_the_denoiser_of_a_gaussian(name, tolerance):
         params, state = step(params, state, key)
     x, c_noise, target = batch(jax.random.key(1), 500)
     assert relative(call(apply, params, x, c_noise), target) < tolerance
+
+
+def with_random_weights(module, seed=0):
+    """The module with random numbers for weights: layers that start at zero would hide what comes before them."""
+    graphdef, state = nnx.split(module)
+    rng = np.random.default_rng(seed)
+    return nnx.merge(
+        graphdef, jax.tree.map(lambda p: jnp.asarray(0.4 * rng.standard_normal(p.shape), jnp.float32), state)
+    )
+
+
+def dense(layer, x):
+    return x @ np.asarray(layer.kernel[...]) + np.asarray(layer.bias[...])
+
+
+def silu(x):
+    return x / (1 + np.exp(-x))
+
+
+@pytest.mark.parametrize("labels", [None, [2, 0, 3]])
+def test_condition_against_numpy(labels):
+    condition = with_random_weights(Condition(8, 3, rngs=nnx.Rngs(0)))
+    c_noise = np.float32([-1.0, 0.2, 1.5])
+    h = dense(condition.inner, np.asarray(noise_embedding(jnp.asarray(c_noise))))
+    h = h + np.asarray(condition.labels[...])[[3, 3, 3] if labels is None else labels]
+    found = condition(jnp.asarray(c_noise), None if labels is None else jnp.asarray(labels))
+    np.testing.assert_allclose(found, silu(dense(condition.outer, silu(h))), rtol=1e-4, atol=1e-5)
+
+
+def test_the_perceptron_against_numpy():
+    network = with_random_weights(MLP((3,), width=8, depth=2, rngs=nnx.Rngs(0)))
+    x, c_noise = np.random.default_rng(1).normal(size=(5, 3)).astype(np.float32), jnp.linspace(-1.0, 1.0, 5)
+    modulation = np.split(dense(network.modulation, np.asarray(network.condition(c_noise, None))), 4, axis=-1)
+    h = dense(network.inner, x)
+    for block, scale, shift in zip(network.blocks.values(), modulation[::2], modulation[1::2], strict=True):
+        h = h + dense(block.outer, silu(dense(block.inner, silu(h)) * (1 + scale) + shift))
+    np.testing.assert_allclose(network(jnp.asarray(x), c_noise), dense(network.outer, silu(h)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("outputs, heads", [(4, 0), (6, 0), (6, 2)])
+def test_a_residual_block_is_its_formula(outputs, heads):
+    block = with_random_weights(ResBlock(4, outputs, 8, heads, 0.0, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    x, embedding = jax.random.normal(jax.random.key(0), (2, 4, 4, 4)), jax.random.normal(jax.random.key(1), (2, 8))
+    scale, shift = np.split(dense(block.modulation, np.asarray(embedding))[:, None, None], 2, axis=-1)
+    h = block.conv1(jnp.asarray(silu(np.asarray(block.norm1(x)))))
+    h = block.conv2(jnp.asarray(silu(np.asarray(block.norm2(h)) * (1 + scale) + shift)))
+    h = h + (x if outputs == 4 else dense(block.shortcut, np.asarray(x)))
+    if heads:
+        tokens = block.attention.norm(h).reshape(2, 16, outputs)
+        h = h + block.attention.attention(tokens).reshape(h.shape)
+    np.testing.assert_allclose(block(x, embedding, None), h, rtol=1e-4, atol=1e-4)
+
+
+def test_a_transformer_block_is_its_formula():
+    block = with_random_weights(DiTBlock(8, 2, 0.0, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    h = jax.random.normal(jax.random.key(0), (2, 5, 8))
+    modulation = jax.random.normal(jax.random.key(1), (6, 2, 8))
+    shift1, scale1, gate1, shift2, scale2, gate2 = modulation
+    expected = h + gate1[:, None] * block.attention(layer_norm(h, scale1, shift1))
+    inside = jax.nn.gelu(jnp.asarray(dense(block.inner, np.asarray(layer_norm(expected, scale2, shift2)))))
+    expected = expected + gate2[:, None] * dense(block.outer, np.asarray(inside))
+    np.testing.assert_allclose(block(h, list(modulation), None), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_positions_are_sines_and_cosines_of_row_and_column():
+    table = sincos_positions(3, 5, 10)
+    w = 1e4 ** (-np.arange(2) / 2)
+    for place in range(15):
+        row, column = divmod(place, 5)
+        expected = np.concatenate([np.sin(row * w), np.cos(row * w), np.sin(column * w), np.cos(column * w), [0, 0]])
+        np.testing.assert_allclose(table[place], expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("shape, fans", [((200, 400), 300), ((3, 3, 40, 80), 9 * 60)])
