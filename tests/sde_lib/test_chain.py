@@ -129,6 +129,7 @@ def test_linear_betas_are_the_published_ones_and_near_vp_at_any_length():
         assert 0.5 * of_alpha < off_alpha < of_alpha, off_alpha
         assert 0.5 * of_sigma < off_sigma < of_sigma, off_sigma
     assert linear_betas(20).max() == 0.999
+    assert linear_betas(10, max_beta=0.6).max() == 0.6 == cosine_betas(10, max_beta=0.6).max()
     assert linear_betas(21).max() < 0.999
     assert Chain(linear_betas(1)).alpha[-1] < 1
 
