@@ -169,6 +169,14 @@ def test_a_damaged_checkpoint_falls_back(copied: Path, like: Any, damage: str) -
     assert len(files) > 20 and int(state_of(copied, like)["step"]) == 400
 
 
+def test_loading_a_run_changes_nothing_in_it(copied: Path) -> None:
+    """Its training may go on meanwhile, and is the one that sets a damaged checkpoint aside."""
+    truncate(copied / "checkpoints" / "400" / "sha256.json")
+    before = {path: path.stat().st_mtime_ns for path in copied.rglob("*")}
+    assert load_run(copied).step == 388
+    assert {path: path.stat().st_mtime_ns for path in copied.rglob("*")} == before
+
+
 def test_a_name_that_changes_in_the_digests_is_damage(copied: Path, like: Any) -> None:
     """Wherever its byte falls: a name that is no item's would leave its file unchecked."""
     digests = copied / "checkpoints" / "400" / "sha256.json"
