@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from sde_lib import VE, VP, ExactScore, GaussianMixture, RectifiedFlow, bits_per_dim, log_prob
+from sde_lib import (
+    VE,
+    VP,
+    ExactScore,
+    GaussianMixture,
+    NetworkScore,
+    RawEpsilonPrediction,
+    RectifiedFlow,
+    bits_per_dim,
+    log_prob,
+)
 from sde_lib.bounds import clean_offset, vlb
 from sde_lib.dequantization import TruncatedNormalDequantization, UniformDequantization, importance_weighted
 from tests.oracles import ALL_SDE_IDS, ALL_SDES, ToldScore, random_mixture
@@ -166,6 +176,22 @@ def test_the_reconstruction_is_its_quadrature():
     logits = norm.logpdf(z[:, None], alpha * CENTRES, sigma)
     exact = (np.logaddexp.reduce(logits, axis=1) - logits[:, level]) @ weights / weights.sum()
     assert exact > 0.02 and abs(float(found.mean()) - exact) < 4 * float(found.std()) / np.sqrt(n)
+
+
+def test_noise_levels_and_noise_are_independent():
+    # A score that is 0 leaves the noise itself: ½ eps² is of mean ½ wherever in its part of the range a level lies.
+    sde, n = VP(), 4000
+    score_fn = NetworkScore(lambda params, x, *_: 0 * x, {}, sde, RawEpsilonPrediction())
+    bound = vlb(score_fn, jnp.zeros((n, 1)), jax.random.key(0), times=3)
+    high, low = sde.log_snr(sde.t_min), sde.log_snr(sde.t_max)
+    place = (high - np.asarray(bound.log_snr, float)) / (high - low) * 3 - np.arange(3)
+    per_time = np.asarray(bound.per_time, float)
+    assert place.min() > -1e-3 and place.max() < 1 + 1e-3
+    np.testing.assert_allclose(per_time.mean(0), 0.5, atol=5 * np.sqrt(0.5 / n))
+    for j in range(3):
+        for of_place in (place[:, j], np.abs(place[:, j] - 0.5)):
+            assert abs(np.corrcoef(of_place, per_time[:, j])[0, 1]) < 5 / np.sqrt(n)
+            assert abs(np.corrcoef(per_time[:, j], per_time[:, j - 1])[0, 1]) < 5 / np.sqrt(n)
 
 
 def test_the_score_is_told_its_condition():
