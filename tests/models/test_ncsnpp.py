@@ -174,16 +174,23 @@ OPTIONS = {
 }
 
 
+def random_network(**options):
+    """(apply, params, the generator of their random numbers)."""
+    apply, shapes = split(nnx.eval_shape(lambda: NCSNpp(rngs=OneKey(), **TINY, **options)))
+    rng = np.random.default_rng(1)
+
+    def draw(leaf):
+        return jnp.asarray(rng.normal(size=leaf.shape) / np.sqrt(max(leaf.shape[-1], 1)), jnp.float32)
+
+    return apply, jax.tree.map(draw, shapes), rng
+
+
 @pytest.mark.parametrize("name", OPTIONS)
 def test_every_weight_but_the_frozen_ones_learns(name):
     """Random weights; the gradient of a random function of the output. A weight that nothing reads has none, nor has a
     key's bias.
     """
-    apply, shapes = split(nnx.eval_shape(lambda: NCSNpp(rngs=OneKey(), **TINY, **OPTIONS[name])))
-    rng = np.random.default_rng(1)
-    params = jax.tree.map(
-        lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) / np.sqrt(max(leaf.shape[-1], 1)), jnp.float32), shapes
-    )
+    apply, params, rng = random_network(**OPTIONS[name])
     x, v = (jnp.asarray(rng.normal(size=(4, 8, 8, 2)), jnp.float32) for _ in range(2))
     cond = jnp.array([0, 1, 2, 3]) if "num_classes" in OPTIONS[name] else None
     gradient = jax.grad(lambda p: jnp.vdot(v, apply(p, x, jnp.linspace(0.1, 1.0, 4), cond)))
@@ -200,10 +207,8 @@ def test_every_weight_but_the_frozen_ones_learns(name):
 
 @pytest.mark.parametrize("remat", ["none", "blocks"])
 def test_images_in_the_unit_interval_are_centred_inside(remat):
-    apply, params = split(NCSNpp(rngs=nnx.Rngs(0), **TINY, init_scale=1.0))
-    other, _ = split(
-        nnx.eval_shape(lambda: NCSNpp(rngs=nnx.Rngs(0), **TINY, init_scale=1.0, centered=False, remat=remat))
-    )
+    apply, params, _ = random_network()
+    other, _, _ = random_network(centered=False, remat=remat)
     x, label = jax.random.uniform(jax.random.key(0), (2, 8, 8, 2)), jnp.array([1.0, 500.0])
     run = partial(jax.jit, static_argnums=0)(lambda apply, x: apply(params, x, label))
     np.testing.assert_allclose(run(other, x), run(apply, 2 * x - 1), rtol=1e-4, atol=1e-5)

@@ -20,13 +20,15 @@ def chain_log_snr(betas):
     return 2 * np.log(chain.alpha / chain.sigma)
 
 
-def test_formulas():
-    ve, vp = VE(sigma_min=0.02, sigma_max=30.0), VP(beta_max=12.0)
-    t = np.asarray(TIMES, np.float64)
-    np.testing.assert_allclose(LogSigmaLabel()(ve, TIMES), np.log(0.02) + t * np.log(1500), rtol=1e-5)
-    np.testing.assert_allclose(TimeLabel()(vp, TIMES), 999 * t, rtol=1e-6)
-    np.testing.assert_allclose(ReversedTimeLabel()(ve, TIMES), 999 * (1 - t), rtol=1e-5, atol=1e-4)
-    np.testing.assert_allclose(LogSNRLabel()(vp, TIMES), np.log(vp.sigma(t) / vp.alpha(t)) / 4, rtol=1e-4, atol=1e-5)
+def test_labels_at_times_that_can_be_done_by_hand():
+    """Half-way, VE is at the geometric mean of its ends, and beta from 2 to 10 has the integral 2: alpha² is e^-2."""
+    ve, vp = VE(sigma_min=0.01, sigma_max=100.0), VP(beta_min=2.0, beta_max=10.0)
+    t = jnp.array([0.0, 0.5, 1.0])
+    np.testing.assert_allclose(LogSigmaLabel()(ve, t), [-4.605170, 0.0, 4.605170], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(TimeLabel()(vp, jnp.array([0.0, 0.2, 1.0])), [0.0, 199.8, 999.0], rtol=1e-6)
+    np.testing.assert_allclose(ReversedTimeLabel()(ve, jnp.array([0.0, 0.2, 1.0])), [999.0, 799.2, 0.0], atol=1e-3)
+    # log(sigma/alpha)/4 = log(e^2 - 1)/8 at t = 0.5, and log(e^6 - 1)/8 at t = 1
+    np.testing.assert_allclose(LogSNRLabel()(vp, jnp.array([0.5, 1.0])), [0.2318233, 0.7496897], rtol=1e-5)
 
 
 @pytest.mark.parametrize("sde", [VP(), CosineVP(), SubVP(), VE()], ids=["vp", "cosine", "subvp", "ve"])
