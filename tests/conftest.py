@@ -15,6 +15,7 @@ import scipy.linalg  # noqa: F401 - brings a BLAS of its own, which is limited t
 from threadpoolctl import threadpool_limits
 
 from experiment.cli import convolutions_on_all_cores
+from tests import shapes
 
 _CACHE = Path(
     os.environ.get("JAX_COMPILATION_CACHE_DIR", Path(tempfile.gettempdir()) / f"noise_compass_tests_{os.getuid()}")
@@ -28,6 +29,7 @@ jax.config.update("jax_compilation_cache_dir", str(_CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # what one worker compiled, the other reads
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+shapes.check_from_now_on()
 gc.set_threshold(50_000, 20, 20)  # what is traced stays: looking through it all the time takes a tenth of it
 
 # A worker with more than this gives up its compiled functions after each module: bytes, and pieces of address space,
