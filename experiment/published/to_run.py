@@ -90,8 +90,8 @@ def arranged(network: NCSNpp, names: Mapping[str, str], weights: Mapping[str, np
     params = jax.tree.map(place, paths, shapes)
     if wrong:
         raise UserError(
-            f"the checkpoint's {_some(wrong)} are of other shapes than the network that its other weights show: give it as "
-            "it was published"
+            f"the checkpoint's {_some(wrong)} are of other shapes than the network that its other weights show: give "
+            "it as it was published"
         )
     return params
 
