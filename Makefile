@@ -28,7 +28,7 @@ demo: $(VENV)/done
 	$(BIN)/python evaluate.py --workdir=$(RUN) --n=256 --seeds=1 --likelihood_n=128
 
 test: $(VENV)/done
-	$(BIN)/python -m pytest -n 2 --dist=loadgroup
+	$(BIN)/python -m pytest -n 2 --dist=loadfile
 
 notebooks: $(VENV)/done
 	$(BIN)/python -m pip install --quiet --editable '.[notebooks]'

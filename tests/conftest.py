@@ -8,6 +8,7 @@ import resource
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
@@ -61,18 +62,28 @@ def pytest_configure(config: pytest.Config) -> None:
     config.option.loadscopereorder = False  # xdist would put the files with most tests first
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Sorts the tests, longest files first, and groups them for --dist=loadgroup."""
+    """Sorts the tests, longest files first."""
 
     def rank(item: pytest.Item) -> int:
         return next((i for i, name in enumerate(_LONGEST) if item.path.match(name)), len(_LONGEST))
 
     items.sort(key=rank)
-    for item in items:
-        alone = item.path.match("test_notebooks.py") and "[" in item.name
-        group = item.name[item.name.index("[") + 1 : -1] if alone else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(f"{item.path.parent.name}.{group}"))
+
+
+@pytest.hookimpl(optionalhook=True)  # of xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Hands out whole files, and notebooks one by one. xdist's own groups are lost on pytest 9.2."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class FilesAndNotebooks(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return nodeid if file.endswith("test_notebooks.py") and "[" in nodeid else file
+
+    return FilesAndNotebooks(config, log)
 
 
 def _is_full() -> bool:
