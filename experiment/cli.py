@@ -134,7 +134,7 @@ def _given_by(file: str) -> Any:
         raise UserError(f"config file {file} has no get_config(): write one, as configs/digits.py does")
     config = get_config()
     if not isinstance(config, Mapping | ConfigDict):
-        raise UserError(f"get_config() of {file} returns {type(config).__name__}: return a ConfigDict")
+        raise UserError(f"get_config() of {file} returns {type(config).__name__}: give a ConfigDict of what differs")
     return config
 
 

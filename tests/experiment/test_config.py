@@ -310,7 +310,7 @@ def test_a_mistake_on_the_command_line_is_told(parse: Callable[..., Any], argume
 FILES = {
     "x = 1": "has no get_config(): write one",
     "get_config = 3": "has no get_config()",
-    "def get_config():\n    pass": "returns NoneType: return a ConfigDict",
+    "def get_config():\n    pass": "returns NoneType: give a ConfigDict",
     "def get_config():\n    return {'train': {'stpes': 3}}": "did you mean config.train.steps?",
 }
 
