@@ -195,6 +195,8 @@ def test_rows_are_means_over_their_steps(compiled: Trainer) -> None:
         fine, coarse = ([row[name] for row in r] for r in rows)
         np.testing.assert_allclose(coarse, np.reshape(fine, (2, 4)).mean(1), rtol=1e-5)
     assert [row["lr"] for row in rows[1]] == [rows[0][3]["lr"], rows[0][7]["lr"]]
+    warming = [0.01 * min(1, k / 5) for k in range(1, 9)]  # of the update that was made last
+    np.testing.assert_allclose([row["lr"] for row in rows[0]], warming, rtol=1e-6)
 
 
 def test_several_steps_in_a_call_are_the_single_steps(compiled: Trainer) -> None:
