@@ -168,6 +168,19 @@ def test_prepare_dequantises_and_flips() -> None:
     np.testing.assert_allclose(x, (images + 0.5) / 2 - 1)
 
 
+def test_a_class_conditional_network_is_given_each_example_s_class() -> None:
+    moons = load_dataset("two_moons")
+    trainer = Trainer(config_with(model_class_conditional=True), moons)
+    rows = batch_indices(0, 3, 16, len(moons.train))
+    batch = trainer.batch(3)
+    np.testing.assert_array_equal(batch["cond"], moons.train.labels[rows])
+    np.testing.assert_array_equal(batch["x"], moons.train.x[rows])
+    assert set(Trainer(config_with(), moons).batch(3)) == {"x"}
+    params = jax.tree.map(lambda x: x + 0.1, trainer.initial_state()["params"])  # off the zero of the last layer
+    loss = jax.jit(lambda cond: trainer.loss(params, {}, {"x": batch["x"], "cond": cond}, jax.random.key(0))[0])
+    assert loss(batch["cond"]) != loss(1 - batch["cond"])
+
+
 @pytest.mark.parametrize("log_every", [7, 100])
 def test_a_loss_that_is_not_finite_names_its_step(compiled: Trainer, dataset: Dataset, log_every: int) -> None:
     """One example is infinite: training stops at the first batch that holds it, and yields no bad state."""
