@@ -205,6 +205,18 @@ def test_every_weight_but_the_frozen_ones_learns(name):
     assert still == {name for name in found if name.endswith(("key/bias", "frequencies"))}
 
 
+@pytest.mark.parametrize("rescale, gain", [(True, 0.5**0.5), (False, 1.0)])
+def test_every_sum_of_two_branches_is_over_root_two_or_none_is(rescale, gain):
+    options = {**TINY, **OPTIONS["residual both ways"], "skip_rescale": rescale}
+    network = nnx.eval_shape(lambda: NCSNpp(rngs=OneKey(), **options))
+    gains = [module.gain for _, module in network.published_order() if hasattr(module, "gain")]
+    assert len(gains) > 8 and {network.gain, *gains} == {gain}
+    one = jnp.ones(2)
+    joined, pyramid = network._join_input(lambda x: 3 * x, one, one)
+    np.testing.assert_allclose(joined, 4 * gain)
+    np.testing.assert_array_equal(pyramid, joined)
+
+
 @pytest.mark.parametrize("remat", ["none", "blocks"])
 def test_images_in_the_unit_interval_are_centred_inside(remat):
     apply, params, _ = random_network()
