@@ -76,9 +76,10 @@ def test_density_gives_the_score_of_its_log():
 @pytest.mark.parametrize(
     "weights, means, covariances, word",
     [
-        ([0.5, 0.6], np.zeros((2, 1)), np.ones((2, 1, 1)), "sum to 1"),
+        ([0.5, 0.6], np.zeros((2, 1)), np.ones((2, 1, 1)), "sum to 1, not .*: divide them by their sum"),
+        ([1.5, -0.5], np.zeros((2, 1)), np.ones((2, 1, 1)), "must be positive"),
         ([1.0], np.zeros((1, 2)), np.ones((1, 2)), r"covariances \(k, d, d\)"),
-        ([1.0], np.zeros((1, 2)), [[[1.0, 0.5], [0.0, 1.0]]], "symmetric"),
+        ([1.0], np.zeros((1, 2)), [[[1.0, 0.5], [0.0, 1.0]]], r"symmetric: use 0.5 \* \(S \+ S.T\)"),
         ([1.0], np.zeros((1, 2)), [[[1.0, 2.0], [2.0, 1.0]]], "semi-definite"),
     ],
 )
