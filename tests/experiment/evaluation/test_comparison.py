@@ -84,3 +84,31 @@ def test_the_reference_is_the_split_that_was_asked_for(monkeypatch: pytest.Monke
 def test_too_few_examples_are_told() -> None:
     with pytest.raises(UserError, match=r"test split of numbers has 19 examples, too few .*: at least 20 are needed"):
         points_each_side(run_on(test=19), settings(reference="test"))
+
+
+def test_the_feature_classifier_is_fitted_to_the_training_split_and_judged_on_the_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Memory:
+        """A classifier that knows the examples it was fitted to, and no others."""
+
+        def __init__(self, x: Any, labels: Any):
+            self.known = {float(row[0]): int(label) for row, label in zip(x, labels, strict=True)}
+
+        def accuracy(self, x: Any, labels: Any) -> float:
+            return float(
+                np.mean([self.known.get(float(row[0])) == label for row, label in zip(x, labels, strict=True)])
+            )
+
+    monkeypatch.setattr(comparison, "ClassFeatures", Memory)
+    run = run_on()
+    run.dataset = Dataset(
+        "numbers",
+        Split(run.dataset.train.x, np.arange(60) % 2),
+        Split(np.concatenate([run.dataset.train.x[:6], run.dataset.test.x]), np.arange(30) % 2),  # six of 30 are known
+        256,
+        2,
+    )
+    metrics, left_out = comparison._metrics(run, run.dataset.train.x, run.dataset.test.x)
+    assert "The classifier labels 20.0% of held-out examples correctly." in metrics["fd_numbers"].meaning
+    assert left_out == {}
