@@ -1,10 +1,12 @@
 """What the names in a config mean: a run's config.json must be read alike for ever."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import models
 import sde_lib
@@ -15,6 +17,8 @@ from experiment.build.objects import (
     PARAMETERIZATIONS,
     SCHEDULES,
     SDES,
+    abstract_network,
+    build_network,
     build_parameterization,
     build_sde,
     compute_dtype,
@@ -118,3 +122,34 @@ def test_the_compute_dtype_is_float32_on_cpu_unless_told() -> None:
         "float32",
         "bfloat16",
     ]
+
+
+def data(shape: tuple[int, ...], num_classes: int = 0) -> Any:
+    return SimpleNamespace(shape=shape, num_classes=num_classes)
+
+
+def test_weights_are_drawn_from_the_config_s_seed() -> None:
+    model = {"name": "mlp", "width": 8, "depth": 1}
+    first, again, other = (
+        build_network(check_config({"seed": seed, "model": model}), data((2,)))[1]["inner"]["kernel"]
+        for seed in (3, 3, 4)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert np.all(first != other)
+
+
+@pytest.mark.parametrize("centered, dtype, classes", [(True, "float32", 0), (False, "bfloat16", 3)])
+def test_the_network_is_told_of_the_data(centered: bool, dtype: str, classes: int) -> None:
+    options = {"name": "ncsnpp", "width": 8, "channel_mults": (1,), "blocks": 1, "dtype": dtype}
+    model = {**options, "class_conditional": classes > 0}
+    config = check_config({"model": model, "data": {"centered": centered}})
+    apply, shapes = abstract_network(config, data((4, 4, 2), 3))
+    network: Any = nnx.merge(apply.graphdef, shapes)
+    assert (network.shape, network.centered, network.dtype) == ((4, 4, 2), centered, dtype)
+    assert (shapes["labels"].shape if classes else shapes.get("labels")) == ((4, 32) if classes else None)
+
+
+def test_classes_of_data_without_labels_are_a_mistake() -> None:
+    config = check_config({"model": {"class_conditional": True}})
+    with pytest.raises(UserError, match=r"class_conditional is true, but digits has no labels: set it to false"):
+        abstract_network(config, data((4, 4, 2)))
