@@ -258,6 +258,13 @@ def test_differences_name_the_keys_that_matter() -> None:
     assert differences(old, old) == []
 
 
+@pytest.mark.parametrize("name", KEYS)
+def test_a_run_goes_on_under_another_length_rhythm_or_machine_and_nothing_else(name: str) -> None:
+    train = "steps log_every checkpoint_every keep snapshot_every fsdp steps_per_call".split()
+    free = name in {f"train.{key}" for key in train} | {"data.cache"} or name.startswith(("sample.", "eval."))
+    assert (differences({name: 1}, {name: 2}, FREE_ON_RESUME) == []) == free
+
+
 @pytest.fixture
 def parse(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     def parsed(*arguments: str) -> Any:
