@@ -24,7 +24,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -107,17 +107,19 @@ def sampling_run(config: ConfigDict, dataset: Dataset, batch: int, steps: int) -
     return run
 
 
-def ours(kind: str, dtype: str, args: argparse.Namespace) -> tuple[dict[str, Run], dict[str, Run], dict[str, Any]]:
-    """Prepare this project's contenders.
+def ours(
+    make_config: Callable[[int], ConfigDict], args: argparse.Namespace
+) -> tuple[dict[str, Run], dict[str, Run], dict[str, Any]]:
+    """Prepare this project's contenders. make_config: the config with so many steps in a call.
 
     Returns:
         training, sampling: {name: a call}.
         analysis: that of the training step, from `analysis`.
     """
     dataset, several = random_images(), 1 if jax.default_backend() == "cpu" else args.steps_per_call
-    trainers = {f"jax, {k} a call": Trainer(config_of(kind, args, dtype, k), dataset) for k in sorted({1, several})}
+    trainers = {f"jax, {k} a call": Trainer(make_config(k), dataset) for k in sorted({1, several})}
     about = analysis(next(iter(trainers.values())))
-    config = config_of(kind, args, dtype, 1)
+    config = make_config(1)
     return (
         {name: training_run(trainer) for name, trainer in trainers.items()},
         {"jax": sampling_run(config, dataset, args.batch, args.steps)},
@@ -197,8 +199,10 @@ def torch_sampling(network: Any, model: Any, kind: str, dtype: str, args: argpar
     return run
 
 
-def opponents(kind: str, dtype: str, args: argparse.Namespace) -> tuple[dict[str, Run], dict[str, Run]]:
-    """Prepare PyTorch's contenders.
+def opponents(
+    kind: str, dtype: str, args: argparse.Namespace, only: Collection[str] = ()
+) -> tuple[dict[str, Run], dict[str, Run]]:
+    """Prepare PyTorch's contenders, all or `only` those of these names.
 
     There are none without PyTorch, or where jax is on an accelerator that PyTorch does not see.
 
@@ -220,7 +224,7 @@ def opponents(kind: str, dtype: str, args: argparse.Namespace) -> tuple[dict[str
     variants = [(name, layout, False) for name, layout in layouts.items()]
     if not on_cpu:
         variants += [(f"{name}, compiled", layout, True) for name, layout in layouts.items()]
-    for name, layout, compiled in variants:
+    for name, layout, compiled in [variant for variant in variants if not only or variant[0] in only]:
         network = NCSNpp("ncsnpp" if kind == "ncsnpp" else "ddpmpp", nf=args.width, blocks=args.blocks)
         network = network.to("cpu" if on_cpu else "cuda", memory_format=layout)  # type: ignore[call-overload]
         model = torch.compile(network) if compiled else network
@@ -260,7 +264,7 @@ def rows_of(seconds: dict[str, list[float]], images: int) -> Iterator[tuple[str,
 
 def measure(kind: str, dtype: str, args: argparse.Namespace) -> dict[str, Any]:
     """Measure training and sampling of one network and compute type, beside XLA's analysis of the step."""
-    training, sampling, about = ours(kind, dtype, args)
+    training, sampling, about = ours(lambda steps: config_of(kind, args, dtype, steps), args)
     their_training, their_sampling = opponents(kind, dtype, args)
     images = args.batch * args.steps
     found = {
@@ -268,13 +272,18 @@ def measure(kind: str, dtype: str, args: argparse.Namespace) -> dict[str, Any]:
         "sampling": dict(rows_of(rounds_of({**sampling, **their_sampling}, args.rounds), images)),
         **about,
     }
-    device = jax.devices()[0].device_kind
-    peak = next((flops for name, flops in PEAK.items() if device.startswith(name)), None)
+    peak = peak_flops()
     if about["flops"]:
         speeds = [row["images_per_second"] for name, row in found["training"].items() if name.startswith("jax")]
         found["flops_per_second"] = about["flops"] * max(speeds) / args.batch
         found["of_peak"] = found["flops_per_second"] / peak if peak else None
     return found
+
+
+def peak_flops() -> float | None:
+    """Return the device's peak in bfloat16 products, where it is known."""
+    device = jax.devices()[0].device_kind
+    return next((flops for name, flops in PEAK.items() if device.startswith(name)), None)
 
 
 def show(kind: str, dtype: str, found: dict[str, Any]) -> None:
