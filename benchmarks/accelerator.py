@@ -17,6 +17,7 @@ import argparse
 import importlib.metadata
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+GRACE = 15.0  # seconds that a part may take longer than its share
 SHARES = {"checks": 0.2, "cifar10": 0.5, "speed": 0.3}  # of the minutes, where all three run
 # What the parts import; neither tensorflow-datasets nor PyTorch is among it.
 NEEDED = (
@@ -81,14 +83,16 @@ def run_part(name: str, seconds: float, args: argparse.Namespace, scratch: Path)
     }
     start, why = time.perf_counter(), None
     with open(log, "w") as file:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
         try:
-            done = subprocess.run(
-                command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, timeout=seconds + 15
-            )
-            if done.returncode:
-                why = f"ended with status {done.returncode}"
+            if status := process.wait(seconds + GRACE):
+                why = f"ended with status {status}"
         except subprocess.TimeoutExpired:
-            why = f"was stopped after {seconds + 15:.0f} s"
+            os.killpg(process.pid, signal.SIGKILL)  # with what it started, such as train.py
+            process.wait()
+            why = f"was stopped after {seconds + GRACE:.0f} s"
     result = json.loads(found.read_text()) if found.is_file() else {}
     result["seconds"] = round(time.perf_counter() - start, 1)
     if why:
@@ -98,19 +102,18 @@ def run_part(name: str, seconds: float, args: argparse.Namespace, scratch: Path)
 
 def markdown(results: dict[str, Any]) -> str:
     """Write the results as a page."""
-    lines = ["# On an accelerator", "", f"Command: `{results['command']}`.", ""]
+    lines = ["# On an accelerator", ""]
     for name in SHARES:
         if name not in results:
             continue
         part = results[name]
-        lines += [f"## {name}", "", f"{part.get('device', 'no device')}, {part['seconds']:.0f} s."]
-        lines += [f"**Did not end:** {part['failed']}"] if "failed" in part else []
+        lines += [f"## {name}", "", f"`{part['command']}`", ""]
+        lines += [f"{part.get('device', 'no device')}, {part['seconds']:.0f} s. {part.get('note', '')}".strip()]
+        lines += [f"It {part['failed'].split(':')[0]}, and has these rows:"] if "failed" in part else []
         lines += ["", "| what | measured |", "|---|---|"]
         lines += [f"| {what} | {value} |" for what, value in part.get("rows", {}).items()]
         lines += [""]
-    versions = next(
-        (part["versions"] for part in results.values() if isinstance(part, dict) and "versions" in part), {}
-    )
+    versions = next((part["versions"] for part in results.values() if "versions" in part), {})
     lines += ["Versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()) + "."]
     return "\n".join(lines) + "\n"
 
@@ -144,10 +147,11 @@ def main() -> int:
         args.out, args.data = args.out.resolve(), args.data.resolve()
         deadline = time.perf_counter() + 60 * args.minutes - 10
         args.data = unpacked(args.data, scratch)
-        results: dict[str, Any] = {"command": " ".join(["python", "benchmarks/accelerator.py", *sys.argv[1:]])}
+        results: dict[str, Any] = {}
         for i, name in enumerate(parts):
             share = SHARES[name] / sum(SHARES[other] for other in parts[i:])
-            results[name] = run_part(name, max(share * (deadline - time.perf_counter()) - 15, 5), args, scratch)
+            results[name] = run_part(name, max(share * (deadline - time.perf_counter()) - GRACE, 5), args, scratch)
+            results[name]["command"] = " ".join(["python", "benchmarks/accelerator.py", *sys.argv[1:]])
             (args.out / "accelerator.json").write_text(json.dumps(results, indent=2) + "\n")
             (args.out / "accelerator.md").write_text(markdown(results))
             print(f"{name}: {results[name].get('failed', 'done')}, {results[name]['seconds']:.0f} s", flush=True)

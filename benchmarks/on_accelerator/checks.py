@@ -130,7 +130,7 @@ def memory(part: Part) -> None:
 
 def main() -> None:
     part = Part("checks")
-    for check in (compute_types, likelihoods, memory, samplers):
+    for check in (compute_types, likelihoods, samplers, memory):
         check(part)
 
 
