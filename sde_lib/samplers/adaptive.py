@@ -39,7 +39,7 @@ class AdaptiveSDE:
     tolerances converge. The halves are even in S, the `steps` in log SNR. Two score calls a step, also of those taken
     back.
 
-    The defaults are enough for Gaussians of widths 0.01 to 2 to come within 1.5 % in the standard deviation.
+    The defaults are enough, as `LinearSampler` says it.
 
     Args:
         relative, absolute: tolerances of a step's error, in units of sigma and of x.

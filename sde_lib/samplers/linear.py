@@ -72,6 +72,10 @@ def no_correction(
 class LinearSampler:
     """A method that is a table: its subclasses define `update`, and if need be what follows.
 
+    Each says how many steps are enough: with them the standard deviation of N(m, w² I) is within 1.5 % of that at
+    t_min, for narrow and wide data alike, w from 0.01 to 2, on every SDE here and with the method's own grid. It is
+    the exact law's, by `gaussian_law`. Data of about unit scale need far fewer.
+
     Args:
         steps: how many.
         grid: where they are, a value of `sde_lib.samplers.grids`.

@@ -4,6 +4,7 @@ The laws on Gaussians are exact (float64, no samples); the orders on a mixture a
 float64.
 """
 
+import re
 from dataclasses import replace
 
 import diffrax
@@ -64,6 +65,27 @@ MEAN, COVARIANCE = np.array([0.4, -0.3, 0.8]), 0.1 * np.eye(3) + 0.3 * _FACTOR @
 
 def slope(steps, errors):
     return -np.polyfit(np.log(steps), np.log(errors), 1)[0]
+
+
+TABLES = {type(method.sampler): method.sampler for method in reversed(FAMILY.values())}
+TABLES |= {AnnealedLangevin: AnnealedLangevin(step_size=0.1), Heun: Heun(), DDIM: DDIM(eta=1.0)}
+
+
+@pytest.mark.parametrize("cls", TABLES, ids=lambda cls: cls.__name__)
+def test_the_steps_that_a_docstring_calls_enough_are(cls):
+    # Narrow and wide data along four axes. The law is exact, from the prior that `sample` starts from.
+    widths, mean = np.array([0.01, 0.1, 1.0, 2.0]), np.full(4, 0.5)
+    steps, others = re.search(r"Enough steps: ([\d,]+)(?:, or ([\d,]+) on `UniformLogSNR`)?", cls.__doc__).groups()
+    sampler = replace(TABLES[cls], steps=int(steps.replace(",", "")))
+    cases = [(sampler, sde) for sde in ALL_SDES]
+    if others:  # 16,000 rows take a second: they are tried once
+        evenly = replace(sampler, grid=UniformLogSNR(), steps=int(others.replace(",", "")))
+        cases = [(evenly, sde) for sde in ALL_SDES] + ([(sampler, VP())] if cls is EulerMaruyama else [])
+    for sampler, sde in cases[:1] if cls is AnnealedLangevin else cases:
+        found, covariance = gaussian_law(sampler, sde, mean, np.diag(widths**2), prior=(0.0, sde.sigma(sde.t_max)))
+        alpha, std = sde.alpha(sde.t_min), np.hypot(sde.alpha(sde.t_min) * widths, sde.sigma(sde.t_min))
+        np.testing.assert_allclose(np.diag(covariance) ** 0.5, std, rtol=0.015)
+        assert (np.abs(found - alpha * mean) < 0.015 * std).all()
 
 
 FEW = {
