@@ -11,11 +11,12 @@ solver tables use; on jax arrays, in their own dtype and under any transformatio
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from types import ModuleType
-from typing import Any, dataclass_transform
+from typing import Any, ClassVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -29,11 +30,24 @@ from sde_lib.typing import Array, Scalar, ScalarT
 _BISECTIONS = 64
 # The step of the complex-step derivative is far below rounding, so the result is exact to machine precision.
 _COMPLEX_STEP = 1e-30
+# Where in [t_min, t_max] a formula is tried: odd places, where no table of a user's has a node.
+_PLACES = np.array([0.0371, 0.2113, 0.4637, 0.6871, 0.9229])
 
 
 def namespace(*values: object) -> ModuleType:
     """The module to compute with: numpy for host numbers, jax.numpy if a value lives on a device or is traced."""
     return jnp if any(isinstance(v, jax.Array) for v in values) else np
+
+
+def _at_each_time(formula: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """The formula with a value for each time, also where it is a constant."""
+
+    @functools.wraps(formula)
+    def broadcast(self: Any, t: Any) -> Any:
+        value = formula(self, t)
+        return value if np.shape(value) == np.shape(t) else namespace(t, value).broadcast_to(value, np.shape(t))
+
+    return broadcast
 
 
 @dataclass_transform(frozen_default=True)
@@ -43,24 +57,39 @@ class SDE:
 
     An SDE is a pytree whose leaves are its constants: other constants never recompile what uses it. `t_min` is the one
     cut-off of time: training, sampling and likelihood end there. A subclass is a frozen dataclass without saying so.
-    Its formulas must be analytic in t (no abs, no clip), since the host's derivative is a complex step.
+    Its formulas must be analytic in t (no abs, clip or interp), since the host's derivative is a complex step; one
+    that is not defines `alpha_and_derivative` or `sigma_and_derivative` itself. Constants may have any sign but for
+    those that `positive` names.
+
+    Raises ValueError for constants that are out of range, and for formulas that are no process's: not positive, with a
+    signal-to-noise ratio that does not fall, or with another derivative on the host than finite differences.
     """
 
     _: KW_ONLY
     t_min: float = 1e-3
     t_max: float = 1.0
 
+    positive: ClassVar[tuple[str, ...]] = ()  # the constants that must be
+
     def __init_subclass__(cls) -> None:
+        for name in ("alpha", "sigma"):
+            if name in cls.__dict__:
+                setattr(cls, name, _at_each_time(cls.__dict__[name]))
         register_dataclass(dataclass(frozen=True)(cls))
 
     def __post_init__(self) -> None:
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        if all(isinstance(v, (int, float)) for v in values.values()):  # traced constants cannot be checked
-            for name, value in values.items():
-                if not (math.isfinite(value) and value > 0):
-                    raise ValueError(f"{type(self).__name__}: {name} must be positive and finite, not {value}")
-            self._check_order("t_min", "t_max")
-            self._check()
+        if any(isinstance(v, jax.core.Tracer) for v in jax.tree.leaves(values)):
+            return  # traced constants cannot be checked
+        for name, value in values.items():
+            if not np.isfinite(value).all():
+                raise ValueError(f"{type(self).__name__}: {name} must be finite, not {value}")
+            if name in self.positive and not np.all(np.asarray(value) > 0):
+                raise ValueError(f"{type(self).__name__}: {name} must be positive, not {value}")
+        self._check_order("t_min", "t_max")
+        self._check()
+        with np.errstate(all="ignore"):  # what is not finite is refused in words
+            _check_formulas(host_sde(self))
 
     def _check(self) -> None:
         """Raise ValueError for constants that are out of order."""
@@ -74,7 +103,7 @@ class SDE:
 
     def namespace(self, t: Scalar) -> ModuleType:
         """The module to compute with at time t: see `namespace`."""
-        return namespace(t, *(getattr(self, field.name) for field in dataclasses.fields(self)))
+        return namespace(t, *jax.tree.leaves(self))
 
     def alpha(self, t: ScalarT) -> ScalarT:
         """The signal's scale: x_t given x_0 has mean alpha(t) x_0."""
@@ -108,27 +137,13 @@ class SDE:
         return 2 * (xp.log(self.alpha(t)) - xp.log(self.sigma(t)))
 
     def time_of_log_snr(self, log_snr: ScalarT) -> ScalarT:
-        """The time at which `log_snr` has this value, by bisection.
+        """The time at which `log_snr` has this value, by bisection; its derivatives by the implicit function theorem.
 
         Values outside the SDE's range give its nearest end.
         """
-        xp = self.namespace(log_snr)
-        target = xp.asarray(log_snr, dtype=None if xp is jnp else float)
-        low = xp.full(target.shape, self.t_min, target.dtype)
-        high = xp.full(target.shape, self.t_max, target.dtype)
-
-        def halve(_: int | jax.Array, interval: tuple[Array, Array]) -> tuple[Array, Array]:
-            low, high = interval
-            middle = 0.5 * (low + high)
-            early = self.log_snr(middle) > target
-            return xp.where(early, middle, low), xp.where(early, high, middle)
-
-        if xp is jnp:
-            low, high = jax.lax.fori_loop(0, _BISECTIONS, halve, (low, high))
-        else:
-            for i in range(_BISECTIONS):
-                low, high = halve(i, (low, high))
-        return 0.5 * (low + high)
+        if self.namespace(log_snr) is jnp:
+            return _time_of_log_snr(self, jnp.asarray(log_snr, jnp.result_type(log_snr, jnp.float32)))
+        return _bisect(self, np.asarray(log_snr, float))
 
     def prior(self, shape: tuple[int, ...]) -> IsotropicGaussian:
         """The Gaussian N(0, sigma(t_max)² I) over arrays of this shape.
@@ -140,7 +155,7 @@ class SDE:
     def _with_derivative(self, function: Callable[[Any], Any], t: ScalarT) -> tuple[ScalarT, ScalarT]:
         if self.namespace(t) is jnp:
             primal = jnp.asarray(t, jnp.result_type(t, jnp.float32))
-            return jax.jvp(function, (primal,), (jnp.ones_like(primal),))
+            return jax.jvp(lambda t: jnp.asarray(function(t), t.dtype), (primal,), (jnp.ones_like(primal),))
         value = function(np.asarray(t, float) + 1j * _COMPLEX_STEP)
         return value.real, value.imag / _COMPLEX_STEP
 
@@ -153,6 +168,8 @@ class _LinearBeta(SDE):
 
     beta_min: float = 0.1
     beta_max: float = 20.0
+
+    positive: ClassVar[tuple[str, ...]] = ("t_min", "beta_min", "beta_max")
 
     def _check(self) -> None:
         self._check_order("beta_min", "beta_max")
@@ -200,6 +217,8 @@ class VE(SDE):
     _: KW_ONLY
     t_min: float = 1e-5
 
+    positive: ClassVar[tuple[str, ...]] = ("t_min", "sigma_min", "sigma_max")
+
     def _check(self) -> None:
         self._check_order("sigma_min", "sigma_max")
 
@@ -223,6 +242,8 @@ class CosineVP(SDE):
     s: float = 0.008
     _: KW_ONLY
     t_max: float = 0.9946
+
+    positive: ClassVar[tuple[str, ...]] = ("t_min", "s")
 
     def _check(self) -> None:
         _check_before_one(self)
@@ -251,6 +272,8 @@ class RectifiedFlow(SDE):
     _: KW_ONLY
     t_max: float = 0.999
 
+    positive: ClassVar[tuple[str, ...]] = ("t_min",)
+
     def _check(self) -> None:
         _check_before_one(self)
 
@@ -261,11 +284,74 @@ class RectifiedFlow(SDE):
         return 1 * t
 
 
+def _bisect(sde: SDE, target: Any) -> Any:
+    """The time at which `log_snr` is `target`, in its namespace and dtype."""
+    xp = namespace(target)
+    low = xp.full(target.shape, sde.t_min, target.dtype)
+    high = xp.full(target.shape, sde.t_max, target.dtype)
+
+    def halve(_: int | jax.Array, interval: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = interval
+        middle = 0.5 * (low + high)
+        early = sde.log_snr(middle) > target
+        return xp.where(early, middle, low), xp.where(early, high, middle)
+
+    if xp is jnp:
+        low, high = jax.lax.fori_loop(0, _BISECTIONS, halve, (low, high))
+    else:
+        for i in range(_BISECTIONS):
+            low, high = halve(i, (low, high))
+    return 0.5 * (low + high)
+
+
+_time_of_log_snr = jax.custom_jvp(_bisect)
+
+
+@_time_of_log_snr.defjvp
+def _time_of_log_snr_jvp(
+    primals: tuple[SDE, jax.Array], tangents: tuple[SDE, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    """The derivative of t(target, constants) from log_snr(t, constants) = target; beyond an end, that of the end."""
+    (sde, target), (sde_dot, target_dot) = primals, tangents
+    t = _time_of_log_snr(sde, target)
+    _, log_snr_dot = jax.jvp(lambda sde: sde.log_snr(t), (sde,), (sde_dot,))
+    rate = -sde.g2(t) / sde.sigma(t) ** 2  # d(log SNR)/dt
+    beyond_start, beyond_end = target > sde.log_snr(sde.t_min), target < sde.log_snr(sde.t_max)
+    inside = (target_dot - log_snr_dot) / rate
+    return t, jnp.where(beyond_start, sde_dot.t_min, jnp.where(beyond_end, sde_dot.t_max, inside))
+
+
 def host_sde(sde: SDE) -> SDE:
     """The SDE with Python numbers for constants, so that tables come in float64; unchanged under a transformation."""
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(sde)):
         return sde
-    return jax.tree.map(float, sde)
+    return jax.tree.map(lambda leaf: np.asarray(leaf, float) if np.ndim(leaf) else float(leaf), sde)
+
+
+def _check_formulas(sde: SDE) -> None:
+    """Raise ValueError where alpha and sigma are no process's, or cannot be differentiated on the host."""
+    name, length = type(sde).__name__, sde.t_max - sde.t_min
+    t, step = sde.t_min + _PLACES * length, 1e-3 * length
+    for which in ("alpha", "sigma"):
+        function = getattr(sde, which)
+        at_ends = np.array([float(function(np.float64(end))) for end in (sde.t_min, sde.t_max)])
+        if not (np.isfinite(at_ends).all() and (at_ends > 0).all()):
+            raise ValueError(
+                f"{name}: {which}(t) must be positive and finite from t_min={sde.t_min:g} to "
+                f"t_max={sde.t_max:g}, where it is {at_ends[0]:g} and {at_ends[1]:g}"
+            )
+        try:
+            value, rate = getattr(sde, f"{which}_and_derivative")(t)
+        except (TypeError, ValueError):  # a function that takes no complex numbers
+            value, rate = np.inf, np.nan
+        change = np.asarray(function(t + step)) - np.asarray(function(t - step))
+        if not (np.abs(2 * step * rate - change) < 0.01 * np.abs(change) + 1e-6 * np.abs(value)).all():
+            raise ValueError(
+                f"{name}: the derivative of {which}(t) on the host, by a complex step, is wrong: write {which} without "
+                f"abs, clip or interp, or define {which}_and_derivative(t)"
+            )
+    if not (np.diff(sde.log_snr(np.array([sde.t_min, *t, sde.t_max]))) < 0).all():
+        raise ValueError(f"{name}: the signal-to-noise ratio alpha(t)/sigma(t) must fall from t_min to t_max")
 
 
 def _check_before_one(sde: SDE) -> None:

@@ -84,7 +84,7 @@ SAMPLERS = {
     "rk_tsit5": Named(
         ProbabilityFlow(solver=diffrax.Tsit5(), steps=100), "the ODE in t by Tsitouras 5, six calls a step"
     ),
-    "adaptive_sde": Named(AdaptiveSDE(), "stochastic Heun on the reverse SDE, each sample's own steps"),
+    "adaptive_sde": Named(AdaptiveSDE(), "midpoint steps of the reverse SDE, each sample's own"),
     "annealed_langevin": Named(
         AnnealedLangevin(), "NCSN's Langevin steps on a ladder of noise levels; --steps are its levels"
     ),

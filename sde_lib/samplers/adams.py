@@ -70,7 +70,7 @@ class DEIS(_Multistep):
     Zhang & Chen 2023, arXiv:2204.13902, eq. 14 and 15.
 
     C_j = alpha_s int_{rho_t}^{rho_s} l_j d rho, with l_j the Lagrange polynomials of the last `order` calls. The first
-    steps have fewer calls to go by, and are of lower order.
+    steps have fewer calls to go by, and are of lower order. Enough steps: 100.
 
     Args:
         order: calls that the polynomial goes through, 1 (DDIM) to 4.
@@ -106,7 +106,7 @@ class IPNDM(_Multistep):
 
     e = {e; 3/2, -1/2; 23/12, -16/12, 5/12; 55/24, -59/24, 37/24, -9/24}, as many as there have been calls, up to
     `order`. Those weights are exact for equal steps of a variable that the step is not linear in: order 2 at most, and
-    still among the best at ten calls.
+    still among the best at ten calls. Enough steps: 100.
     """
 
     order: int = 4

@@ -2,58 +2,80 @@
 
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from sde_lib.batch import fold_in_each, normal_like, per_row
+from sde_lib.batch import normal_like, per_row, sum_of_entries
 from sde_lib.conversions import denoiser
 from sde_lib.samplers.base import Samples
+from sde_lib.samplers.linear import kept_rows
 from sde_lib.score import ScoreFn
-from sde_lib.typing import PyTree
+from sde_lib.sde import SDE, host_sde
+from sde_lib.typing import Array, PyTree
+
+# How often one of the `steps` may be halved.
+_HALVINGS = 7
 
 
 @dataclass(frozen=True)
 class AdaptiveSDE:
-    """Stochastic Heun steps of the reverse SDE, as long as the last step's error allows.
+    """Midpoint steps of the reverse SDE, halved where the score moves too much over one of them.
 
-    With d = f x - g² s, Euler-Maruyama's step to x1 and a second one from there to x2,
+    In the clock S = alpha²/sigma², with y = alpha x/sigma² and D = E[x_0 | x], the reverse SDE of every linear Gaussian
+    path is dy = D dS + dw. A step from S_a over S_b to S_c = S_a + h, b in the middle, is
 
-        x1 = x - h d(x, t) + g(t) sqrt(h) z        x2 = x - h d(x1, t - h) + g(t - h) sqrt(h) z
+        y_b = y + ½ h D(y, S_a) + w_b        y_c = y + h D(y_b, S_b) + w_c
 
-    a step goes to (x1 + x2)/2, and its error is the root mean square of (x1 - x2)/2 over
-    absolute + relative max(|x|, |x1|). As in Jolicoeur-Martineau et al. 2021, arXiv:2105.14080, algorithm 1, but no
-    step is taken back: to draw new noise after having looked at the old one samples another distribution. The error
-    decides how long the next step is. Two score calls a step.
+    and its error, against Euler's step, is the root mean square of alpha_c h/S_c (D_b - D_a), over
+    absolute + relative sigma_c: a fraction of the noise that is left, so that neither the place nor the width of the
+    data matters. Where w_b happens to be small, D_b - D_a is scaled up to a usual one: a step is not long by chance.
+
+    As in Jolicoeur-Martineau et al. 2021, arXiv:2105.14080, a step whose error is above 1 is taken back. New noise for
+    the halves would then sample another distribution than the reverse SDE's. Here w is one Brownian path for each
+    sample, a tree of midpoints, so that the halves share the noise of the step that they replace: samples of smaller
+    tolerances converge. The halves are even in S, the `steps` in log SNR. Two score calls a step, also of those taken
+    back.
+
+    The defaults are enough, as `LinearSampler` says it.
 
     Args:
-        relative, absolute: tolerances of a step's error.
-        first_step: the first h, as a share of t_max - t_min.
+        relative, absolute: tolerances of a step's error, in units of sigma and of x.
+        steps: the fewest steps. None is halved more than seven times, whatever its error.
         max_steps: a sample that needs more raises RuntimeError.
         denoise: replace the last x by D(x, t_min).
     """
 
-    relative: float = 0.02
-    absolute: float = 0.005
-    first_step: float = 1e-3
+    relative: float = 0.1
+    absolute: float = 0.0
+    steps: int = 32
     max_steps: int = 10_000
     denoise: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("relative", "absolute", "first_step"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"AdaptiveSDE: {name} must be positive, not {getattr(self, name)}")
+        if not self.relative > 0:
+            raise ValueError(f"AdaptiveSDE: relative must be positive, not {self.relative}")
+        if not self.absolute >= 0:
+            raise ValueError(f"AdaptiveSDE: absolute must be 0 or more, not {self.absolute}")
+        if self.steps < 8:
+            raise ValueError(f"AdaptiveSDE: steps must be at least 8, not {self.steps}")
 
     def run(self, score_fn: ScoreFn, x: jax.Array, keys: jax.Array, cond: PyTree, frames: int) -> Samples:
         """Run the steps; see `sde_lib.samplers.base.Sampler`.
 
-        nfe is that of the sample with the most steps: the others wait for it.
+        nfe is that of the sample with the most steps: the others wait for it. Frames are kept at the ends of the
+        `steps`, which every sample reaches.
         """
-        sde = score_fn.sde
-        stops = jnp.linspace(sde.t_max, sde.t_min, max(frames, 2), dtype=x.dtype)
-        settings = jnp.asarray([self.relative, self.absolute, self.first_step], x.dtype)
+        nodes = _nodes(host_sde(score_fn.sde), self.steps)
+        finest = 2 << _HALVINGS  # nodes in each of the steps: of the shortest ones, and their midpoints
+        kept, frame = kept_rows(frames, self.steps)
+        kept = finest * kept
+        settings = jnp.asarray([self.relative, self.absolute], x.dtype)
+        nodes = jax.tree.map(lambda v: jnp.asarray(v, x.dtype), nodes)
         x, path, steps, done = _solve(
-            score_fn, x, keys, cond, stops, settings, frames > 0, self.max_steps, self.denoise
+            score_fn, x, keys, cond, nodes, settings, jnp.asarray(kept), self.max_steps, self.denoise
         )
         if not isinstance(steps, jax.core.Tracer):
             if not bool(done):
@@ -61,63 +83,104 @@ class AdaptiveSDE:
                     f"AdaptiveSDE: max_steps={self.max_steps} steps were not enough: raise it, or loosen the tolerances"
                 )
             steps = int(steps)
-        return Samples(x, 2 * steps + self.denoise, path, stops if frames else None)
+        nfe = 2 * steps + self.denoise
+        return Samples(x, nfe, path[frame], nodes.t[kept][frame]) if frames else Samples(x, nfe)
 
 
-# x, each sample's time and step, the frame that it aims at, the path, and the steps done.
-_State = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array | None, jax.Array]
+class _Nodes(NamedTuple):
+    """Where steps may begin and end: time, alpha and S, (N,) each."""
+
+    t: Array
+    alpha: Array
+    snr: Array
 
 
-@partial(jax.jit, static_argnums=(6, 7, 8))
+def _nodes(sde: SDE, steps: int) -> _Nodes:
+    """The ends of `steps` steps even in log SNR, and between them 2^(halvings + 1) - 1 points even in SNR."""
+    xp = sde.namespace(sde.t_min)
+    ends = xp.exp(xp.linspace(sde.log_snr(sde.t_max), sde.log_snr(sde.t_min), steps + 1))
+    share = np.arange(2 << _HALVINGS) / (2 << _HALVINGS)
+    snr = xp.reshape(ends[:-1, None] + (ends[1:] - ends[:-1])[:, None] * share[None], -1)
+    first, last = (xp.reshape(xp.asarray(t), 1) for t in (sde.t_max, sde.t_min))
+    t = xp.concatenate([first, sde.time_of_log_snr(xp.log(snr[1:])), last])
+    return _Nodes(t, sde.alpha(t), xp.concatenate([snr, ends[-1:]]))
+
+
+def _brownian(keys: jax.Array, x: jax.Array, step: jax.Array, level: jax.Array, part: jax.Array) -> list[jax.Array]:
+    """The increments of each sample's path over a part of a step and over that part's first half, each over its std.
+
+    With unit normals z for the step and for each of its parts, numbered as a heap, the increment n of a part has the
+    halves (n + z)/sqrt(2) and (n - z)/sqrt(2).
+
+    step, level, part: (n,) integers: the part is number `part` of the 2^level equal ones.
+    """
+
+    def normal(number: jax.Array) -> jax.Array:
+        node = jax.vmap(jax.random.fold_in)(keys, (step * (2 << _HALVINGS) + number).astype(jnp.uint32))
+        return normal_like(node, x)
+
+    def descend(k: jax.Array, n: jax.Array) -> jax.Array:
+        above = jnp.maximum(level - k, 1)  # levels between the part and its ancestor at level k
+        z = normal((1 << k) + (part >> above))
+        second = (part >> (above - 1)) & 1
+        halved = (n + per_row(1 - 2 * second, x) * z) * 0.5**0.5
+        return jnp.where(per_row(k < level, x).astype(bool), halved, n)
+
+    whole = jax.lax.fori_loop(0, jnp.max(level), descend, normal(jnp.zeros_like(part)))
+    return [whole, (whole + normal((1 << level) + part)) * 0.5**0.5]
+
+
+# x, each sample's node and how often its step is halved, the path, and the steps tried.
+_State = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
+
+
+@partial(jax.jit, static_argnums=(7, 8))
 def _solve(
     score_fn: ScoreFn,
     x: jax.Array,
     keys: jax.Array,
     cond: PyTree,
-    stops: jax.Array,
+    nodes: _Nodes,
     settings: jax.Array,
-    keeps_path: bool,
+    kept: jax.Array,
     max_steps: int,
     denoise: bool,
-) -> tuple[jax.Array, jax.Array | None, jax.Array, jax.Array]:
-    sde, (relative, absolute, first_step) = score_fn.sde, settings
-    n, t_end = x.shape[0], stops[-1]
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    (relative, absolute), sde, end = settings, score_fn.sde, len(nodes.t) - 1
 
-    def drift(x: jax.Array, t: jax.Array) -> jax.Array:
-        return per_row(sde.f(t), x) * x - per_row(sde.g2(t), x) * score_fn(x, t, cond)
+    def move(x: jax.Array, a: jax.Array, b: jax.Array, denoised: jax.Array, noise: jax.Array) -> jax.Array:
+        share = 1 - nodes.snr[a] / nodes.snr[b]
+        keep = nodes.snr[a] / nodes.snr[b] * nodes.alpha[b] / nodes.alpha[a]
+        spread = nodes.alpha[b] * jnp.sqrt(share / nodes.snr[b])
+        return per_row(keep, x) * x + per_row(nodes.alpha[b] * share, x) * denoised + per_row(spread, x) * noise
+
+    def rms(x: jax.Array) -> jax.Array:
+        return jnp.sqrt(sum_of_entries(x**2) / x[0].size)
 
     def step(state: _State) -> _State:
-        x, t, h, stop, path, i = state
-        active = t > t_end
-        aim = stops[stop]  # each sample stops at every frame's time
-        lands = h >= (t - aim) * (1 - 1e-6)
-        t_next = jnp.where(lands, aim, t - h)
-        taken = jnp.maximum(t - t_next, jnp.finfo(x.dtype).tiny)
-        noise = per_row(jnp.sqrt(taken), x) * normal_like(fold_in_each(keys, i), x)
-        euler = x - per_row(taken, x) * drift(x, t) + per_row(jnp.sqrt(sde.g2(t)), x) * noise
-        heun = x - per_row(taken, x) * drift(euler, t_next) + per_row(jnp.sqrt(sde.g2(t_next)), x) * noise
-        scale = absolute + relative * jnp.maximum(jnp.abs(x), jnp.abs(euler))
-        error = jnp.sqrt(jnp.mean(((euler - heun) / (2 * scale)).reshape(n, -1) ** 2, axis=1))
-        # The error is between h (of the noise's part) and h²; a step cut short by a stop says nothing of a longer one.
-        grown = taken * jnp.clip(0.9 * error**-0.9, 0.2, 3.0)
-        h = jnp.where(active, jnp.where(lands, jnp.maximum(h * (error <= 1), jnp.minimum(grown, h)), grown), h)
-        keep = per_row(active, x).astype(bool)
-        x = jnp.where(keep, 0.5 * (euler + heun), x)
-        if path is not None:
-            hit = per_row(active & lands, x).astype(bool)
-            path = jnp.where(
-                hit[None] & (jnp.arange(len(stops)).reshape(-1, *[1] * x.ndim) == per_row(stop, x)[None]),
-                x[None],
-                path,
-            )
-        stop = jnp.where(active & lands, jnp.minimum(stop + 1, len(stops) - 1), stop)
-        return x, jnp.where(active, t_next, t), h, stop, path, i + 1
+        x, at, level, path, i = state
+        active, a = at < end, jnp.minimum(at, end - 1)
+        length = (2 << _HALVINGS) >> level
+        b, c = a + length // 2, a + length
+        whole, half = _brownian(keys, x, a // (2 << _HALVINGS), level, a % (2 << _HALVINGS) // length)
+        start = denoiser(score_fn, x, nodes.t[a], cond)
+        middle = denoiser(score_fn, move(x, a, b, start, half), nodes.t[b], cond)
+        moved = nodes.alpha[c] * (1 - nodes.snr[a] / nodes.snr[c]) * rms(middle - start)
+        usual = jnp.maximum(1, 1 / jnp.maximum(rms(half), jnp.finfo(x.dtype).tiny))
+        error = moved * usual / (absolute + relative * nodes.alpha[c] / jnp.sqrt(nodes.snr[c]))
+        taken = active & ~((error > 1) & (level < _HALVINGS))  # also where it is not a number, which no step mends
+        x = jnp.where(per_row(taken, x).astype(bool), move(x, a, c, middle, whole), x)
+        at = jnp.where(taken, c, at)
+        # Two steps have 2^1.5 times the error; they begin where their parent does.
+        longer = taken & (error < 0.25) & (level > 0) & (at % (2 * length) == 0)
+        level = jnp.where(active, level + ~taken - longer, level)
+        path = jnp.where((kept[:, None] == at[None]).reshape(*path.shape[:2], *[1] * (x.ndim - 1)), x[None], path)
+        return x, at, level, path, i + 1
 
-    start = jnp.full((n,), stops[0])
-    path = jnp.zeros((len(stops), *x.shape), x.dtype).at[0].set(x) if keeps_path else None
-    state = (x, start, jnp.full((n,), first_step * (stops[0] - t_end)), jnp.ones((n,), int), path, jnp.zeros((), int))
-    x, t, _, _, path, steps = jax.lax.while_loop(lambda s: jnp.any(s[1] > t_end) & (s[5] < max_steps), step, state)
+    n, path = x.shape[0], jnp.broadcast_to(x, (len(kept), *x.shape))
+    state = (x, jnp.zeros(n, int), jnp.zeros(n, int), path, jnp.zeros((), int))
+    x, at, _, path, steps = jax.lax.while_loop(lambda s: jnp.any(s[1] < end) & (s[4] < max_steps), step, state)
     if denoise:
-        x = denoiser(score_fn, x, t_end, cond)
-        path = None if path is None else path.at[-1].set(x)
-    return x, path, steps, jnp.all(t <= t_end)
+        x = denoiser(score_fn, x, sde.t_min, cond)
+        path = jnp.where((kept == end).reshape(-1, *[1] * x.ndim), x[None], path)
+    return x, path, steps, jnp.all(at == end)

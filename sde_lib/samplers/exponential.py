@@ -52,6 +52,8 @@ class DDIM(LinearSampler):
 
     with e = (x - alpha_t D)/sigma_t and tau = eta² (1 - exp(-2h)). Song et al. 2021, arXiv:2010.02502, eq. 12 and 16.
     tau grows with eta until 1, so eta beyond 1 is refused.
+
+    Enough steps: 800.
     """
 
     grid: Grid = UniformLogSNR()  # noqa: RUF009 - immutable
@@ -78,7 +80,7 @@ class DPMSolverPP2M(LinearSampler):
 
         x' = (sigma_s/sigma_t) x + alpha_s phi_1 [(1 + 1/2r) D - (1/2r) D_{-1}],    r = h_{-1}/h
 
-    Lu et al. 2022, arXiv:2211.01095, algorithm 2. The first step is DDIM's.
+    Lu et al. 2022, arXiv:2211.01095, algorithm 2. The first step is DDIM's. Enough steps: 100.
     """
 
     grid: Grid = UniformLogSNR()  # noqa: RUF009 - immutable
@@ -100,7 +102,7 @@ class DPMSolverPP3M(LinearSampler):
         x' = (sigma_s/sigma_t) x + alpha_s [phi_1 D + phi_2 D' - phi_3 D'']
 
     By Newton's differences D'' = 2 (a0 - a1)/(r0 + r1) with a0 = (D - D_{-1})/r0, a1 = (D_{-1} - D_{-2})/r1,
-    r0 = h_{-1}/h, r1 = h_{-2}/h. The first two steps are of order 1 and 2.
+    r0 = h_{-1}/h, r1 = h_{-2}/h. The first two steps are of order 1 and 2. Enough steps: 100.
     """
 
     grid: Grid = UniformLogSNR()  # noqa: RUF009 - immutable
@@ -125,7 +127,7 @@ class DPMSolverPP3M(LinearSampler):
 class DPMSolverPP3MPublished(DPMSolverPP3M):
     """DPM-Solver++(3M) as its authors' code and those that follow it have it: order 2, not 3.
 
-    D'' is without the factor 2.
+    D'' is without the factor 2. Enough steps: 100.
     """
 
     convergence: ClassVar[int] = 2
@@ -139,6 +141,8 @@ class SDEDPMSolverPP1(LinearSampler):
     Lu et al. 2022, arXiv:2211.01095, eq. 18, there eta = 1.
 
     x' = (sigma_s/sigma_t) exp(-eta² h) x + alpha_s (1 - exp(-(1 + eta²) h)) D + sigma_s sqrt(1 - exp(-2 eta² h)) z
+
+    Enough steps: 800.
 
     eta: stochasticity, 0 the ODE, 1 the reverse SDE, more beyond. (k-diffusion's `eta` is eta².)
     """
@@ -165,6 +169,8 @@ class SDEDPMSolverPP2M(SDEDPMSolverPP1):
     """SDE-DPM-Solver++(2M), midpoint form: weak order 2 (Lu et al. 2022, arXiv:2211.01095, eq. 19, there eta = 1).
 
     The step of `SDEDPMSolverPP1` plus ½ alpha_s (1 - exp(-(1 + eta²) h)) (D - D_{-1})/r, r = h_{-1}/h.
+
+    Enough steps: 400.
     """
 
     grid: Grid = FlowTime()  # noqa: RUF009 - immutable
@@ -185,7 +191,7 @@ class SDEDPMSolverPP2M(SDEDPMSolverPP1):
 class SDEDPMSolverPP2MHeun(SDEDPMSolverPP2M):
     """SDE-DPM-Solver++(2M), Heun form: D exactly linear in lambda, weak order 2 (k-diffusion's `heun` solver).
 
-    The slope's weight is alpha_s [1 - (1 - exp(-H))/H] with H = (1 + eta²) h.
+    The slope's weight is alpha_s [1 - (1 - exp(-H))/H] with H = (1 + eta²) h. Enough steps: 400.
     """
 
     grid: Grid = FlowTime(shift=0.4)  # noqa: RUF009 - immutable

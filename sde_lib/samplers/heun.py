@@ -17,7 +17,7 @@ class Heun(LinearSampler):
     Karras et al. 2022, arXiv:2206.00364, algorithm 2. rho = sigma/alpha, EDM's sigma. Before each step but the first,
     whose x is at t_max already, churn adds noise up to rho (1 + gamma), gamma = min(churn/steps, sqrt(2) - 1) where
     churn_min <= rho <= churn_max. EDM's last step to rho = 0, by Euler, is here the final `denoise`. Two calls a step;
-    without churn, order 2.
+    without churn, order 2. Enough steps: 200.
 
     Args:
         churn: EDM's S_churn; 0 is the deterministic method.

@@ -10,6 +10,7 @@ import numpy as np
 
 from sde_lib.batch import fold_in_each, normal_like, per_row, row_keys, sum_of_entries
 from sde_lib.distributions import HasScore, Prior
+from sde_lib.samplers.linear import kept_rows
 
 
 class LangevinSamples(NamedTuple):
@@ -72,10 +73,11 @@ def langevin(
     if frames < 0 or frames == 1:
         raise ValueError(f"langevin: frames must be 0 (keep no path) or at least 2 (both ends), not {frames}")
     keys = row_keys(key, jnp.arange(x.shape[0]))
-    last = np.round(np.arange(frames) * sampler.steps / max(frames - 1, 1)).astype(int)
-    slots = jnp.asarray(np.searchsorted(last, np.arange(1, sampler.steps + 1)))
+    kept, frame = kept_rows(frames, sampler.steps)
+    slots = jnp.asarray(np.searchsorted(kept, np.arange(1, sampler.steps + 1)))
     settings = jnp.asarray([sampler.step_size, sampler.noise], x.dtype)
-    x, path, accepted = _chain(distribution, x, keys, settings, slots, frames, sampler.metropolis)
+    x, path, accepted = _chain(distribution, x, keys, settings, slots, len(kept), sampler.metropolis)
+    path = path if path is None or len(kept) == frames else path[frame]
     return LangevinSamples(x, path, accepted / sampler.steps, sampler.steps + sampler.metropolis)
 
 

@@ -72,6 +72,10 @@ def no_correction(
 class LinearSampler:
     """A method that is a table: its subclasses define `update`, and if need be what follows.
 
+    Each says how many steps are enough: with them the standard deviation of N(m, w² I) is within 1.5 % of that at
+    t_min, for narrow and wide data alike, w from 0.01 to 2, on every SDE here and with the method's own grid. It is
+    the exact law's, by `gaussian_law`. Data of about unit scale need far fewer.
+
     Args:
         steps: how many.
         grid: where they are, a value of `sde_lib.samplers.grids`.
@@ -126,13 +130,27 @@ class _ScanKind:
 
 def table_of(sampler: LinearSampler, sde: SDE) -> Table:
     """The sampler's table for the SDE. Raises ValueError for steps or a grid that it cannot take."""
+    return _times_and_table(sampler, host_sde(sde))[1]
+
+
+def _times_and_table(sampler: LinearSampler, sde: SDE) -> tuple[Array, Table]:
     if sampler.steps < sampler.min_steps:
         raise ValueError(f"{type(sampler).__name__}: steps must be at least {sampler.min_steps}, not {sampler.steps}")
-    sde = host_sde(sde)
     times = sampler.grid(sde, sampler.steps)
     if isinstance(times, np.ndarray):  # traced times cannot be checked
         check_grid(sde, times)
-    return sampler.update(sde, times)
+    return times, sampler.update(sde, times)
+
+
+def kept_rows(frames: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where a path of `steps` steps is kept: evenly, at both ends too. With more frames than that, some repeat.
+
+    Returns:
+        kept: the counts of steps done, increasing, without repetition.
+        frame: (frames,), which of them each frame is.
+    """
+    kept, frame = np.unique(np.round(np.arange(frames) * steps / max(frames - 1, 1)).astype(int), return_inverse=True)
+    return kept, frame
 
 
 def run_linear(
@@ -154,15 +172,19 @@ def run_linear(
         x: (n, *shape), the result.
         path, times: the frames and their times, or None without frames.
     """
-    table = table_of(sampler, score_fn.sde)
-    settings = correction(host_sde(score_fn.sde), table)
-    table, settings = jax.tree.map(lambda v: jnp.asarray(v, x.dtype), (table, settings))
-    # The row after which each frame is kept, as a count of rows done.
-    last = np.round(np.arange(frames) * sampler.steps / max(frames - 1, 1)).astype(int) * sampler.calls_per_step
+    sde = host_sde(score_fn.sde)
+    times, table = _times_and_table(sampler, sde)
+    settings = correction(sde, table)
+    times, table, settings = jax.tree.map(lambda v: jnp.asarray(v, x.dtype), (times, table, settings))
+    kept, frame = kept_rows(frames, sampler.steps)
+    last = kept * sampler.calls_per_step  # the row after which each frame is kept, as a count of rows done
     slots = jnp.asarray(np.searchsorted(last, np.arange(1, len(table.a) + 1)))
-    kind = _ScanKind(sampler.model, correct, frames, sampler.denoise)
+    kind = _ScanKind(sampler.model, correct, len(kept), sampler.denoise)
     x, path = _scan(score_fn, x, keys, cond, table, settings, slots, kind)
-    return x, path, (jnp.concatenate([table.t[:1], table.t_next])[last] if frames else None)
+    if path is None:
+        return x, None, None
+    path = path if len(kept) == frames else path[frame]
+    return x, path, jnp.concatenate([times[:1], table.t_next])[last][frame]
 
 
 # x, the last values of the model, and the path.

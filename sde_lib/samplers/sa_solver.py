@@ -23,7 +23,7 @@ class SASolver(SDEDPMSolverPP1):
     The corrector has the same noise, and polynomials through the denoiser at the predicted point and `corrector` - 1
     calls before: it costs no call, as in `UniPC`. It puts the noise's effect on D into the step where it belongs, which
     multistep methods put a step too late: with a corrector of 2 the weak order measures as 3, on Gaussians and on a
-    mixture.
+    mixture. Enough steps: 100.
 
     Args:
         predictor: calls that the predictor goes by, 1 to 4.

@@ -49,7 +49,7 @@ class UniPC(LinearSampler):
 
     with D_s the denoiser at the predicted point, which is the next step's D: a step begins at the corrected point, the
     network is called at predicted points, which are those of the path, and the last step is predicted only. rho and
-    rho' solve sum_i rho_i r_i^(j-1) = j! psi_j(-h)/B.
+    rho' solve sum_i rho_i r_i^(j-1) = j! psi_j(-h)/B. Enough steps: 100.
 
     Args:
         order: p, 1 to 3. The first steps have fewer calls to go by, and are of lower order.

@@ -1,10 +1,14 @@
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sde_lib import VE, VP, CosineVP, RectifiedFlow, SubVP
-from tests.oracles import SDE_IDS, SDES
+from sde_lib import SDE, VE, VP, CosineVP, RectifiedFlow, SubVP
+from sde_lib.samplers.linear import table_of
+from tests.oracles import ALL_SDE_IDS, ALL_SDES, SDE_IDS, SDES
+from tests.sde_lib.samplers.family import FAMILY
 
 TIMES = np.array([1e-5, 1e-3, 0.02, 0.3, 0.7, 1.0])
 
@@ -136,8 +140,149 @@ def test_tree_structures_of_two_sdes_differ():
         (lambda: CosineVP(t_max=1.0), "t_max must be less than 1"),
         (lambda: RectifiedFlow(t_max=1.5), "t_max must be less than 1"),
         (lambda: SubVP(beta_max=float("nan")), "beta_max"),
+        (lambda: VP(beta_min=np.float32(-1.0)), "beta_min must be positive"),
+        (lambda: VP(t_min=0.0), "t_min must be positive"),
+        (lambda: CosineVP(s=jnp.float32(0.0)), "s must be positive"),
+        (lambda: VDM(gamma_min=6.0), "must fall"),
+        (lambda: VDM(gamma_max=2000.0), "positive and finite"),
     ],
 )
 def test_constants_out_of_order_are_refused(make, word):
     with pytest.raises(ValueError, match=word):
         make()
+
+
+class VDM(SDE):
+    """Kingma et al. 2021's linear log SNR: -(gamma_min + t (gamma_max - gamma_min)), its constants of either sign."""
+
+    gamma_min: float = -13.3
+    gamma_max: float = 5.0
+
+    def _gamma(self, t):
+        return self.gamma_min + t * (self.gamma_max - self.gamma_min)
+
+    def alpha(self, t):
+        xp = self.namespace(t)
+        return 1 / xp.sqrt(1 + xp.exp(self._gamma(t)))
+
+    def sigma(self, t):
+        xp = self.namespace(t)
+        return 1 / xp.sqrt(1 + xp.exp(-self._gamma(t)))
+
+
+def test_a_constant_of_an_sde_may_be_negative_where_the_sde_does_not_say_otherwise():
+    sde = VDM()
+    np.testing.assert_allclose(sde.log_snr(TIMES), 13.3 - 18.3 * TIMES, rtol=1e-12)
+    np.testing.assert_allclose(sde.g2(TIMES), 18.3 * sde.sigma(TIMES) ** 2, rtol=1e-10)
+
+
+NODES = np.linspace(0.0, 1.0, 30)
+TABLE = 1 - 0.9 * NODES**2
+
+
+class OfNumpyTable(SDE):
+    def alpha(self, t):
+        return self.namespace(t).interp(t, NODES, TABLE)
+
+    def sigma(self, t):
+        return t
+
+
+class OfJaxTable(OfNumpyTable):
+    def alpha(self, t):
+        return jnp.interp(t, NODES, TABLE)
+
+
+class OfAbsoluteValue(OfNumpyTable):
+    def alpha(self, t):
+        return 1 - 0.9 * abs(t)
+
+
+class Clipped(OfNumpyTable):
+    def alpha(self, t):
+        return self.namespace(t).maximum(1 - abs(t) ** 2, 0.1)
+
+
+@pytest.mark.parametrize("cls", [OfNumpyTable, OfJaxTable, OfAbsoluteValue, Clipped])
+def test_a_formula_that_a_complex_step_cannot_differentiate_is_refused(cls):
+    with pytest.raises(ValueError, match="define alpha_and_derivative"):
+        cls()
+
+
+class WithItsDerivative(OfNumpyTable):
+    def alpha_and_derivative(self, t):
+        xp = self.namespace(t)
+        slopes = xp.asarray(np.diff(TABLE) / np.diff(NODES))
+        return self.alpha(t), slopes[xp.clip(xp.searchsorted(xp.asarray(NODES), t) - 1, 0, len(slopes) - 1)]
+
+
+def test_a_table_with_its_own_derivative_is_a_process_on_the_host_and_on_the_device():
+    sde, t = WithItsDerivative(), np.array([0.31, 0.5, 0.83])
+    step = 1e-6
+    f = (np.log(sde.alpha(t + step)) - np.log(sde.alpha(t - step))) / (2 * step)
+    g2 = 2 * t - 2 * f * t**2  # sigma = t
+    np.testing.assert_allclose(sde.g2(t), g2, rtol=1e-6)
+    np.testing.assert_allclose(sde.g2(jnp.asarray(t)), g2, rtol=1e-4)
+
+
+class ConstantAlpha(SDE):
+    """The VE process sigma = t of EDM, its alpha written as a number."""
+
+    t_max: float = 80.0
+
+    def alpha(self, t):
+        return 1.0
+
+    def sigma(self, t):
+        return t
+
+
+def test_a_formula_may_be_a_constant_for_every_sampler_and_on_the_device():
+    sde, t = ConstantAlpha(), np.array([0.1, 2.0])
+    for times in (t, jnp.asarray(t)):
+        np.testing.assert_allclose(sde.alpha(times), [1.0, 1.0])
+        np.testing.assert_allclose(sde.f(times), [0.0, 0.0])
+        np.testing.assert_allclose(sde.g2(times), 2 * t, rtol=1e-6)
+    for method in FAMILY.values():
+        table = table_of(replace(method.sampler, steps=8), sde)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(table))
+        assert len(table.a) == len(table.t)
+
+
+@pytest.mark.parametrize("sde", [*ALL_SDES, VDM()], ids=[*ALL_SDE_IDS, "VDM"])
+def test_derivatives_of_the_inverse_of_log_snr_are_those_of_finite_differences(sde):
+    # In log SNR and in every constant: by the implicit function theorem, not through the bisection. The differences
+    # are the host's.
+    leaves, structure = jax.tree.flatten(jax.tree.map(float, sde))
+    at = np.array([sde.log_snr(0.4 * sde.t_min + 0.6 * sde.t_max), *leaves])
+
+    def time(values):
+        return jax.tree.unflatten(structure, list(values[1:])).time_of_log_snr(values[0])
+
+    with jax.enable_x64(True):
+        gradient = np.asarray(jax.jit(jax.grad(time))(jnp.asarray(at)))
+        assert np.abs(gradient[0]) > 0
+        for i, e in enumerate(1e-5 * np.maximum(np.abs(at), 1e-2)[:, None] * np.eye(len(at))):
+            np.testing.assert_allclose(gradient[i], (time(at + e) - time(at - e)) / (2 * e[i]), rtol=1e-5, atol=1e-8)
+
+
+def test_the_inverse_of_log_snr_can_be_differentiated_twice():
+    # log SNR = gamma_0 - (gamma_1 - gamma_0) t' is linear, so t(log SNR; gamma_1) has a closed second derivative.
+    def time(values):
+        return VDM(gamma_max=values[1]).time_of_log_snr(values[0])
+
+    log_snr, gamma_max = 2.0, 5.0
+    range_, up = gamma_max + 13.3, 13.3 - log_snr  # t = up/range_
+    expected = [[0.0, 1 / range_**2], [1 / range_**2, 2 * up / range_**3]]
+    np.testing.assert_allclose(
+        jax.jit(jax.hessian(time))(jnp.array([log_snr, gamma_max])), expected, rtol=1e-4, atol=1e-7
+    )
+
+
+def test_beyond_its_range_the_inverse_of_log_snr_moves_with_the_end():
+    gradient = jax.jit(jax.grad(lambda sde, log_snr: sde.time_of_log_snr(log_snr)))
+    for log_snr, end in ((1e3, "t_min"), (-1e3, "t_max")):
+        moved = gradient(VP(), log_snr)
+        assert {name: float(value) for name, value in vars(moved).items()} == {
+            name: float(name == end) for name in ("t_min", "t_max", "beta_min", "beta_max")
+        }

@@ -8,38 +8,65 @@ import numpy as np
 import pytest
 
 from sde_lib import VP, ExactScore, sample
-from sde_lib.samplers import AdaptiveSDE, AnnealedLangevin, gaussian_kl, gaussian_law
-from tests.oracles import SDE_IDS, SDES, calls_of, normal, two_peaks
+from sde_lib.samplers import AdaptiveSDE, AnnealedLangevin, UniformLogSNR, gaussian_kl, gaussian_law
+from sde_lib.samplers.adaptive import _brownian
+from tests.oracles import ALL_SDE_IDS, ALL_SDES, SDE_IDS, SDES, calls_of, normal, two_peaks
 
 each_sde = pytest.mark.parametrize("sde", SDES, ids=SDE_IDS)
-N = 20_000
+N = 5_000
 
 
-@each_sde
-def test_adaptive_steps_sample_the_law(sde):
-    x = np.asarray(sample(AdaptiveSDE(), ExactScore(normal(), sde), jax.random.key(0), N, (2,)).x, float)
-    np.testing.assert_allclose(x.std(), 0.5, rtol=0.015)
-    np.testing.assert_allclose((x**4).mean() / (x**2).mean() ** 2, 3.0, atol=5 * np.sqrt(24 / x.size))
-    peaks = np.asarray(sample(AdaptiveSDE(), ExactScore(two_peaks(), sde), jax.random.key(1), N, (2,)).x, float)
-    assert abs((peaks[:, 0] < 0).mean() - 0.8) < 0.01
+@pytest.mark.parametrize("sde", ALL_SDES, ids=ALL_SDE_IDS)
+def test_adaptive_steps_sample_gaussians_of_any_width_and_the_weights_of_narrow_peaks(sde):
+    alpha, sigma = sde.alpha(sde.t_min), sde.sigma(sde.t_min)
+    for width in (0.01, 0.1, 2.0):
+        x = np.asarray(sample(AdaptiveSDE(), ExactScore(normal(width), sde), jax.random.key(0), N, (2,)).x, float)
+        std = np.sqrt((alpha * width) ** 2 + sigma**2)
+        np.testing.assert_allclose(x.std(), std, rtol=0.02)  # three standard errors
+        np.testing.assert_allclose(x.mean(), 0.0, atol=5 * std / np.sqrt(x.size))
+        np.testing.assert_allclose((x**4).mean() / (x**2).mean() ** 2, 3.0, atol=5 * np.sqrt(24 / x.size))
+        assert np.abs(x).max() < 7 * std
+    peaks = two_peaks(std=0.03)
+    x = sample(AdaptiveSDE(), ExactScore(peaks, sde), jax.random.key(1), N, (2,)).x
+    exact = peaks.at(sde, sde.t_min)
+    gained = np.asarray(exact.log_prob(x)) - np.asarray(exact.log_prob(exact.sample(jax.random.key(2), N)))
+    assert abs(gained.mean()) < 5 * gained.std() / np.sqrt(N)  # steps too long leave far too low densities
+    assert abs(np.mean(x[:, 0] < 0) - 0.8) < 5 * np.sqrt(0.16 / N)
 
 
-def test_a_tighter_tolerance_takes_more_steps_and_comes_closer_to_the_law():
-    score_fn, exact = ExactScore(normal(), VP()), np.sqrt(VP().alpha(1e-3) ** 2 * 0.25 + VP().sigma(1e-3) ** 2)
-    error, nfe = [], []
-    for scale in (40.0, 1.0):
-        result = sample(
-            AdaptiveSDE(relative=0.02 * scale, absolute=0.005 * scale), score_fn, jax.random.key(0), N, (2,)
-        )
-        error.append(abs(float(jnp.std(result.x)) - exact))
+def test_samples_of_smaller_tolerances_converge_and_cost_more():
+    # The halves of a step that is taken back have its noise: with new noise, samples would differ by as much as two
+    # draws do.
+    score_fn, found, nfe = ExactScore(two_peaks(), VP()), [], []
+    for relative in (0.4, 0.1, 0.025, 0.00625):
+        result = sample(AdaptiveSDE(relative=relative), score_fn, jax.random.key(0), 500, (2,))
+        found.append(np.asarray(result.x, float))
         nfe.append(result.nfe)
-    assert error[1] < error[0] / 3 and 2 * nfe[0] < nfe[1]
+    errors = [np.median(np.abs(x - found[-1])) for x in found[:-1]]
+    assert errors[0] > 1.5 * errors[1] > 2.25 * errors[2] and errors[2] < 0.02, errors
+    assert nfe[0] < nfe[1] < nfe[2] < nfe[3]
+
+
+def test_the_halves_of_a_step_share_its_noise():
+    keys, x = jax.random.split(jax.random.key(0), N), jnp.zeros((N, 1))
+
+    def increments(level, part):
+        whole, half = _brownian(keys, x, *(jnp.full((N,), v) for v in (3, level, part)))
+        return np.asarray(whole, float)[:, 0], np.asarray(half, float)[:, 0]
+
+    whole, half = increments(0, 0)
+    first, second = increments(1, 0)[0], increments(1, 1)[0]
+    np.testing.assert_allclose(first, half, atol=1e-6)
+    np.testing.assert_allclose((first + second) / np.sqrt(2), whole, atol=1e-6)
+    quarters = [increments(2, j)[0] for j in range(4)]
+    np.testing.assert_allclose((quarters[2] + quarters[3]) / np.sqrt(2), second, atol=1e-6)
+    np.testing.assert_allclose(np.cov(quarters), np.eye(4), atol=5 * np.sqrt(2 / N))
 
 
 def test_adaptive_frames_hold_the_marginals_at_their_times():
     sde = VP()
-    result = sample(AdaptiveSDE(), ExactScore(normal(), sde), jax.random.key(2), N, (2,), frames=4)
-    np.testing.assert_allclose(result.times, np.linspace(1.0, 1e-3, 4), rtol=1e-5)
+    result = sample(AdaptiveSDE(), ExactScore(normal(), sde), jax.random.key(2), N, (2,), frames=5)
+    np.testing.assert_allclose(result.times, UniformLogSNR()(sde, 4), rtol=1e-5)
     t = np.asarray(result.times, float)
     np.testing.assert_allclose(
         np.std(result.path, axis=(1, 2)), np.sqrt(0.25 * sde.alpha(t) ** 2 + sde.sigma(t) ** 2), rtol=0.02

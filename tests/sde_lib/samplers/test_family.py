@@ -4,6 +4,7 @@ The laws on Gaussians are exact (float64, no samples); the orders on a mixture a
 float64.
 """
 
+import re
 from dataclasses import replace
 
 import diffrax
@@ -28,7 +29,9 @@ from sde_lib.samplers import (
     DDIM,
     DEIS,
     IPNDM,
+    AdaptiveSDE,
     Ancestral,
+    AnnealedLangevin,
     DPMSolverPP2M,
     DPMSolverPP3M,
     EulerMaruyama,
@@ -50,7 +53,7 @@ from sde_lib.samplers import (
     weak_error,
 )
 from sde_lib.samplers.linear import run_linear, table_of
-from tests.oracles import ALL_SDE_IDS, ALL_SDES, SDE_IDS, SDES, calls_of, random_mixture
+from tests.oracles import ALL_SDE_IDS, ALL_SDES, SDE_IDS, SDES, calls_of, normal, random_mixture
 from tests.sde_lib.samplers.family import FAMILY, padded
 
 each_method = pytest.mark.parametrize("name", FAMILY)
@@ -62,6 +65,55 @@ MEAN, COVARIANCE = np.array([0.4, -0.3, 0.8]), 0.1 * np.eye(3) + 0.3 * _FACTOR @
 
 def slope(steps, errors):
     return -np.polyfit(np.log(steps), np.log(errors), 1)[0]
+
+
+TABLES = {type(method.sampler): method.sampler for method in reversed(FAMILY.values())}
+TABLES |= {AnnealedLangevin: AnnealedLangevin(step_size=0.1), Heun: Heun(), DDIM: DDIM(eta=1.0)}
+
+
+@pytest.mark.parametrize("cls", TABLES, ids=lambda cls: cls.__name__)
+def test_the_steps_that_a_docstring_calls_enough_are(cls):
+    # Narrow and wide data along four axes. The law is exact, from the prior that `sample` starts from.
+    widths, mean = np.array([0.01, 0.1, 1.0, 2.0]), np.full(4, 0.5)
+    steps, others = re.search(r"Enough steps: ([\d,]+)(?:, or ([\d,]+) on `UniformLogSNR`)?", cls.__doc__).groups()
+    sampler = replace(TABLES[cls], steps=int(steps.replace(",", "")))
+    cases = [(sampler, sde) for sde in ALL_SDES]
+    if others:  # 16,000 rows take a second: they are tried once
+        evenly = replace(sampler, grid=UniformLogSNR(), steps=int(others.replace(",", "")))
+        cases = [(evenly, sde) for sde in ALL_SDES] + ([(sampler, VP())] if cls is EulerMaruyama else [])
+    for sampler, sde in cases[:1] if cls is AnnealedLangevin else cases:
+        found, covariance = gaussian_law(sampler, sde, mean, np.diag(widths**2), prior=(0.0, sde.sigma(sde.t_max)))
+        alpha, std = sde.alpha(sde.t_min), np.hypot(sde.alpha(sde.t_min) * widths, sde.sigma(sde.t_min))
+        np.testing.assert_allclose(np.diag(covariance) ** 0.5, std, rtol=0.015)
+        assert (np.abs(found - alpha * mean) < 0.015 * std).all()
+
+
+FEW = {
+    "a table": DDIM(steps=4),
+    "two calls a step": Heun(steps=3),
+    "the last x denoised": replace(Heun(steps=3), denoise=True),
+    "a corrector": PredictorCorrector(steps=4),
+    "annealed": AnnealedLangevin(steps=3, langevin_steps=2),
+    "adaptive": AdaptiveSDE(steps=8),
+}
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_more_frames_than_steps_repeat_those_that_there_are(name):
+    sampler, sde, frames = FEW[name], VP(), 23
+    score_fn = ExactScore(normal(), sde)
+    many = sample(sampler, score_fn, jax.random.key(0), 3, (2,), frames=frames)
+    assert np.abs(many.path).min(axis=(1, 2)).all() and many.path.shape[0] == len(many.times) == frames
+    np.testing.assert_array_equal(many.path[-1], many.x)
+    np.testing.assert_allclose(many.times[np.array([0, -1])], [sde.t_max, sde.t_min], rtol=1e-6)
+    assert (np.diff(many.times) <= 0).all()
+    # Frames of one time are one frame; with a frame for each step there are no others.
+    same = np.diff(many.times) == 0
+    assert same.any() and (np.diff(many.path, axis=0)[same] == 0).all() and np.diff(many.path, axis=0)[~same].all()
+    once = sample(sampler, score_fn, jax.random.key(0), 3, (2,), frames=sampler.steps + 1)
+    of = np.round(np.arange(frames) * sampler.steps / (frames - 1)).astype(int)
+    np.testing.assert_allclose(many.path, np.asarray(once.path)[of], rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(many.times, np.asarray(once.times)[of])
 
 
 @each_method

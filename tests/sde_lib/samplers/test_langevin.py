@@ -52,6 +52,12 @@ def test_a_chain_depends_on_its_own_index_alone_and_frames_are_its_path():
     np.testing.assert_allclose(whole.path[1], langevin(Langevin(steps=10), mixture, x, jax.random.key(1)).x, rtol=1e-5)
 
 
+def test_more_frames_than_steps_repeat_those_that_there_are():
+    x = jax.random.normal(jax.random.key(0), (4, 2)) + 5.0
+    run = [langevin(Langevin(steps=3), random_mixture(0, 2), x, jax.random.key(1), frames=n).path for n in (4, 9)]
+    np.testing.assert_array_equal(run[1], np.asarray(run[0])[[0, 0, 1, 1, 2, 2, 2, 3, 3]])
+
+
 @pytest.mark.parametrize(
     "settings, word",
     [({"steps": 0}, "steps"), ({"step_size": 0.0}, "step_size"), ({"metropolis": True, "noise": 0.5}, "noise=1")],
