@@ -25,7 +25,7 @@ class UserError(Exception):
 def choose(table: Mapping[str, Any], name: str, what: str, listing: str = "") -> Any:
     """Look up table[name]. Raises UserError with every name of the table."""
     if name not in table:
-        raise UserError(f"{what} is {shown(repr(name))}; it must be one of: {', '.join(table)}", listing)
+        raise UserError(f"{what} is {quoted(name)}; it must be one of: {', '.join(table)}", listing)
     return table[name]
 
 
@@ -33,15 +33,20 @@ def shown(name: object, limit: int = 200) -> str:
     """The name of a file, key or class as a message shows it: on one line, of at most `limit` characters.
 
     What a terminal would obey, and bytes that are no text, are escaped as Python writes them; of what is too long the
-    middle is left out. Anything but text is shown as its repr, of bounded size, however deeply it is nested.
+    middle is left out. Anything but text is shown as `quoted` does.
     """
-    try:
-        text = name if isinstance(name, str) else _REPR.repr(name)
-    except ValueError:  # Python writes no whole number of more than 4,300 digits
-        text = f"a number of {name.bit_length()} bits" if isinstance(name, int) else type(name).__name__
+    text = name if isinstance(name, str) else quoted(name)
     if len(text) > limit:
         text = f"{text[: limit // 2]} ... {text[5 - limit // 2 :]}"
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def quoted(value: object) -> str:
+    """The value as Python writes it, text in quotes, on one line and of bounded size, however deeply it is nested."""
+    try:
+        return shown(_REPR.repr(value))
+    except ValueError:  # Python writes no whole number of more than 4,300 digits
+        return f"a number of {value.bit_length()} bits" if isinstance(value, int) else type(value).__name__
 
 
 def one_line(error: object, limit: int = 200) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from experiment.data.dataset import Dataset, Split, class_count, fixed_split
-from experiment.errors import UserError, one_line, shown
+from experiment.errors import UserError, one_line, quoted, shown
 from experiment.files import arrays_in, open_regular
 
 DATA_KEYS = ("x", "images", "data", "arr_0")  # arr_0 and arr_1 are what numpy.savez(file, x, labels) writes
@@ -78,7 +78,7 @@ def _named_split(path: Path, arrays: dict[str, np.ndarray], part: str, levels: i
 def _levels(path: Path, arrays: dict[str, np.ndarray]) -> int:
     value = arrays.get("levels", np.array(256))
     if value.size != 1 or value.dtype.kind not in "iu" or not 2 <= int(value.item()) <= 256:
-        raise UserError(f"{path}: levels must be one integer from 2 to 256, not {shown(value)}")
+        raise UserError(f"{path}: levels must be one integer from 2 to 256, not {quoted(value)}")
     return int(value.item())
 
 

@@ -20,7 +20,7 @@ from tensorflow_datasets.core.utils import tqdm_utils
 from experiment.data.dataset import Dataset, fixed_order
 from experiment.data.image_cache import Plan, Row, Source, decoded_once
 from experiment.data.image_decoding import Recipe, fit
-from experiment.errors import UserError, one_line, shown
+from experiment.errors import UserError, one_line, quoted
 
 _NAME = re.compile(r"\w+(/[\w.-]+)?(:\d+\.\d+\.\d+)?")  # name, name/config, name:version, name/config:version
 HELD_OUT = ("test", "validation")  # the first of these that a set has is its held-out split
@@ -86,7 +86,7 @@ def _unknown(name: str, known: tuple[str, ...]) -> str:
     near = difflib.get_close_matches(name[:100], names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ";"
     return (
-        f"unknown data set {shown(repr(name))}{hint} there are {', '.join(known)}, any image set of "
+        f"unknown data set {quoted(name)}{hint} there are {', '.join(known)}, any image set of "
         "tensorflow-datasets, and folders, zips and .npz files through data.path"
     )
 
