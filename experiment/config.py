@@ -18,8 +18,10 @@ from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict, config_dict
 
-from experiment.errors import UserError
-from experiment.files import write_json
+from experiment.errors import UserError, one_line
+from experiment.files import read_regular, write_json
+
+MOST_BYTES = 2**24  # of a config.json
 
 
 def key(
@@ -371,8 +373,8 @@ def load_config(path: Path) -> tuple[Any, dict[str, Any]]:
         The checked config, and what was saved beside it.
     """
     try:
-        content = json.loads(path.read_text())
+        content = dict(json.loads(read_regular(path, MOST_BYTES)))
         sections = {name: content.pop(name) for name in [f.name for f in dataclasses.fields(Schema)] if name in content}
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}): restore it, or train into another --workdir") from None
-    return check_config(sections), content
+        return check_config(sections), content
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError, OverflowError) as error:
+        raise UserError(f"{path} is damaged ({one_line(error)}): restore it, or train into another --workdir") from None

@@ -1,14 +1,48 @@
-"""Small file operations that leave either the old content or the new one, whatever stops the process."""
+"""Small file operations: what is written is the old content or the new one, and what is read ends.
 
+Paths as users give them, and locks where the system has them, are here too.
+"""
+
+import errno
 import io
 import json
+import math
 import os
+import re
+import stat
+import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiment.errors import UserError
+from experiment.errors import UserError, one_line, shown
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # of two letters and more: C:/ is a place on Windows
+# The answers of file systems that have no locks, as some network and cluster file systems.
+_NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
+
+
+def user_path(given: str | Path, what: str) -> Path:
+    """The path that a user gave, with ~ replaced. `what` names it in a message, such as "--workdir".
+
+    Raises UserError for one that can be no path here: of an unknown user, with a NUL, a name too long, or a URL.
+    """
+    text = os.fspath(given)
+    if _URL.match(text):
+        raise UserError(
+            f"{what} {shown(text)} is a URL, and files are read and written on this machine only: give a path on it"
+        )
+    try:
+        path = Path(text).expanduser()
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return path
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{what} {shown(text)} cannot be a path ({one_line(reason)}): give another") from None
+    return path
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -25,7 +59,9 @@ def write_bytes(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(beside, path)
     except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror}): choose another folder, or make room") from None
+        raise UserError(
+            f"cannot write {path} ({error.strerror or error}): choose another folder, or make room"
+        ) from None
 
 
 def write_text(path: Path, text: str) -> None:
@@ -51,5 +87,80 @@ def cache_folder(given: str = "") -> Path:
     That is `given`, or noise_compass under $XDG_CACHE_HOME, which is ~/.cache where it is not set.
     """
     if given:
-        return Path(given).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "noise_compass"
+        return user_path(given, "cache folder")
+    return user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "XDG_CACHE_HOME") / "noise_compass"
+
+
+def open_regular(path: str | Path) -> io.BufferedReader:
+    """Open a file to read its bytes. Raises OSError for a pipe, a socket or a device, which may never end."""
+    # O_NONBLOCK: to open a pipe that nobody writes to would wait forever.
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "it is a pipe or a device, not a file", os.fspath(path))
+    return file
+
+
+def read_regular(path: str | Path, most: int) -> bytes:
+    """Read a file that is to have at most `most` bytes. Raises OSError where it is larger, and as `open_regular`."""
+    with open_regular(path) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"it has more than {most} bytes", os.fspath(path))
+    return content
+
+
+def lock_file(file: Any, where: Path, wait: bool = False) -> None:
+    """Lock an open file of `where` for this process; the lock dies with it.
+
+    Where there are no locks (Windows, some network file systems), say so on stderr and go on. Raises BlockingIOError
+    where another process holds it and this one is not to wait.
+    """
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except (ImportError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+            raise
+        line = f"{shown(str(where))} lies where files cannot be locked: see to it that one process alone writes there"
+        print(line, file=sys.stderr)
+
+
+def memory() -> int:
+    """The bytes of this machine's memory; where the system does not tell, a number that is larger."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return sys.maxsize
+
+
+def arrays_in(archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
+    """Read the arrays of an open .npz, by name. Nothing is allocated that the file does not hold.
+
+    Raises ValueError for Python objects, for what is no array, and for one that is shorter or longer than it says;
+    MemoryError for more than this machine has. What zipfile, zlib and numpy raise for damage comes through.
+    """
+    members = archive.infolist()
+    if sum(member.file_size for member in members) > memory():
+        raise MemoryError
+    found: dict[str, np.ndarray] = {}
+    for member in members:
+        name = member.filename.removesuffix(".npy")
+        if name in found:
+            raise ValueError(f"{shown(name)} is there twice")
+        with archive.open(member) as file:
+            version = np.lib.format.read_magic(file)
+            if version > (2, 0):
+                raise ValueError(f"{shown(name)} is an array of records")
+            header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, _, dtype = header(file)
+            if dtype.hasobject:
+                raise ValueError(f"{shown(name)} is a pickle of Python objects")
+            if any(n < 0 for n in shape) or math.prod(shape) * dtype.itemsize > member.file_size:
+                raise ValueError(f"{shown(name)} says that it is {dtype} of shape {shape}, and has less")
+        with archive.open(member) as file:
+            found[name] = np.lib.format.read_array(file, allow_pickle=False)
+            if file.read(1):
+                raise ValueError(f"{shown(name)} says that it is {dtype} of shape {shape}, and has more")
+    return found

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from experiment.build.samplers import check_sampler, make_sampler
 from experiment.devices.sharding import mesh_here, round_up
 from experiment.errors import UserError
-from experiment.files import write_bytes, write_npz
+from experiment.files import user_path, write_bytes, write_npz
 from experiment.run.load import Run, load_run
 from sde_lib import sample
 
@@ -122,7 +122,7 @@ def draw_to_files(workdir: str, name: str, n: int, *, seed: int = 0, out: str | 
     check_sampler(name)
     run = load_run(workdir)
     sampler = make_sampler(name, run.config, **settings)
-    folder = Path(out).expanduser() if out else Path(run.workdir) / "samples" / name
+    folder = user_path(out, "--out") if out else Path(run.workdir) / "samples" / name
     labels = class_labels(run, n, seed)
     start = perf_counter()
     draws = draw(run, sampler, jax.random.key(seed), n, run.config.sample.batch_size, name, labels)

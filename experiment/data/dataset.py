@@ -9,6 +9,7 @@ from experiment.errors import UserError
 
 SPLIT_SEED = 20240229  # written down: the same images are held out on every machine, in every run
 TEST_FRACTION = 0.1
+MOST_PER_CLASS = 10  # class numbers for each class that occurs
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +79,19 @@ def _take(x: np.ndarray, labels: np.ndarray | None, index: np.ndarray) -> Split:
     return Split(x[index], None if labels is None else labels[index])
 
 
-def class_count(*splits: Split) -> int:
-    """The number of classes when labels are bare integers: the largest one plus 1; 0 without labels."""
-    return max((int(s.labels.max()) + 1 for s in splits if s.labels is not None and len(s)), default=0)
+def class_count(*splits: Split, source: str = "the data") -> int:
+    """The number of classes when labels are bare integers: the largest one plus 1; 0 without labels.
+
+    Raises UserError, naming the source, where most of them would be classes without examples: a network is as wide.
+    """
+    labels = [s.labels for s in splits if s.labels is not None and len(s)]
+    if not labels:
+        return 0
+    present = np.unique(np.concatenate(labels))
+    count = int(present[-1]) + 1
+    if count > MOST_PER_CLASS * len(present):
+        raise UserError(
+            f"{source} has {len(present)} classes, and labels up to {present[-1]}: "
+            "number them from 0, as numpy.unique(labels, return_inverse=True) does"
+        )
+    return count

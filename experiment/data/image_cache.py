@@ -14,7 +14,6 @@ another name and renamed when whole; it may be deleted at any time.
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import math
@@ -33,9 +32,10 @@ from tqdm import tqdm
 
 from experiment.data.dataset import Dataset, Split
 from experiment.data.image_decoding import Recipe, Unreadable
-from experiment.errors import UserError, one_line
+from experiment.errors import UserError, one_line, shown
+from experiment.files import lock_file
 
-VERSION = 1  # the decoder's and the files': with another one everything is decoded again
+VERSION = 2  # the decoder's and the files': with another one everything is decoded again
 BLOCK = 2**22  # bytes with a checksum of their own
 CHECKED = 256  # blocks checked at each start, 1 GiB: all of a smaller file, of a larger one others each time
 _BUILDING = ".building-"
@@ -114,7 +114,7 @@ def _decoded(folder: Path, key: str, source: Source, recipe: Recipe, plan: Calla
         return _open(folder, key, source.name)
     except _Unusable as error:
         if folder.exists():
-            print(f"decoding {source.path} again: {error}", file=sys.stderr)
+            print(f"decoding {shown(str(source.path))} again: {error}", file=sys.stderr)
     for left in folder.parent.glob(f"{_BUILDING}*"):  # by processes that were killed
         shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=_BUILDING, ignore_cleanup_errors=True) as own:
@@ -240,7 +240,7 @@ def _open(folder: Path, key: str, name: str) -> Dataset:
         raise _Unusable(f"what is stored in {folder} is damaged ({one_line(error)})") from error
     count, first = record["left_out"]
     if count:
-        print(f"{_count(count)} that cannot be read left out of {name}, first {first}", file=sys.stderr)
+        print(f"{_count(count)} that cannot be read left out of {name}, first {shown(first)}", file=sys.stderr)
     train, test = (_split(x[part], labels[part]) for part in (slice(record["train"]), slice(record["train"], None)))
     return Dataset(name, train, test, levels=256, num_classes=len(record["classes"]))
 
@@ -287,11 +287,13 @@ def _alone(place: Path, source: Source) -> Iterator[None]:
         place.mkdir(parents=True, exist_ok=True)
         with open(lock, "a") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock_file(file, place)
             except BlockingIOError:
                 # The line and its end in one piece, for others may write at the same time.
-                print(f"another process is decoding {source.path}: waiting for it\n", end="", file=sys.stderr)
-                fcntl.flock(file, fcntl.LOCK_EX)
+                print(
+                    f"another process is decoding {shown(str(source.path))}: waiting for it\n", end="", file=sys.stderr
+                )
+                lock_file(file, place, wait=True)
             if not os.fstat(file.fileno()).st_nlink:
                 continue  # its last holder failed and took the folder away
             try:

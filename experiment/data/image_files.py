@@ -9,6 +9,7 @@ test/ in the other, are one set with its own splits.
 import itertools
 import math
 import os
+import sys
 import threading
 import warnings
 import zipfile
@@ -26,9 +27,14 @@ from PIL import Image
 from experiment.data.dataset import Dataset, fixed_order
 from experiment.data.image_cache import Plan, Row, Source, decoded_once
 from experiment.data.image_decoding import Recipe, Size, Unreadable, decode_image, read_header
-from experiment.errors import UserError
+from experiment.errors import UserError, one_line, shown
+from experiment.files import read_regular
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
+SUFFIXES = frozenset(".png .apng .jpg .jpeg .jpe .jfif .bmp .gif .tif .tiff .webp .pbm .pgm .ppm .pnm".split())
+# Pictures too, but not read: they are left out and counted, so that nobody takes the rest for all.
+NOT_READ = frozenset(
+    ".avif .heic .heif .jxl .jp2 .j2k .tga .psd .svg .ico .exr .hdr .dng .cr2 .cr3 .nef .arw .raw .dcm .npy".split()
+)
 HELD_OUT = ("test", "val", "valid", "validation")  # the first of these that is there is the held-out split
 MAX_BYTES = 2**28  # of one image file: a zip member that unpacks to more is refused before it is unpacked
 MAX_RATIO = 100  # a zip whose images unpack to more than MAX_BYTES and to more than this many times its size is refused
@@ -60,7 +66,9 @@ def load_images(path: Path, recipe: Recipe, cache: Path) -> Dataset:
         files = _find(path, stack)
         identity = (f"{'/'.join(file.parts)} {file.identity}" for file in files)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # ours says it as a mistake
+            # Of what is too large, ours tells as of a mistake; the others are of damage that viewers leave out too.
+            warnings.filterwarnings("ignore", module="PIL")
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             return decoded_once(Source(path, path.stem, identity), recipe, cache, lambda: _plan(path, files, recipe))
 
 
@@ -84,19 +92,37 @@ def _plan(path: Path, files: list[ImageFile], recipe: Recipe) -> Plan:
 
 def _find(path: Path, stack: ExitStack) -> list[ImageFile]:
     if path.is_dir():
-        found = ((parts, os.path.join(path, *parts)) for parts in _walk(path) if _is_image(parts))
-        files = [ImageFile(parts, name, _identity(name), Path(name).read_bytes) for parts, name in found]
+        try:
+            names = list(_walk(path))
+        except RecursionError:  # of os.walk, before Python 3.12
+            raise UserError(f"the folders in {path} are nested too deep: move the images up") from None
+        files = [_in_folder(path, parts) for parts in names if _is_image(parts)]
         if not files:
-            files = [file for archive in sorted(path.glob("*.zip")) for file in _in_zip(archive, stack)]
+            zips = [archive for archive in sorted(path.glob("*.zip")) if archive.is_file()]
+            files = [file for archive in zips for file in _in_zip(archive, stack, names)]
     else:
-        files = list(_in_zip(path, stack))
+        names = []
+        files = list(_in_zip(path, stack, names))
     if not files:
         raise UserError(f"no images in {path}: it needs files such as .png or .jpg, in class folders or directly in it")
     files.sort(key=lambda file: file.parts)
     twice = next((a for a, b in itertools.pairwise(files) if a.parts == b.parts), None)
     if twice:
         raise UserError(f"{path}: {'/'.join(twice.parts)} is there twice; keep one of them")
+    _say_left_out(path, [parts for parts in names if _is_image(parts, NOT_READ)])
     return files
+
+
+def _say_left_out(path: Path, pictures: list[tuple[str, ...]]) -> None:
+    if pictures:
+        kinds = ", ".join(sorted({os.path.splitext(parts[-1])[1].lower() for parts in pictures}))
+        first, where = shown("/".join(pictures[0])), shown(str(path))
+        print(f"{len(pictures)} files that are not read ({kinds}) left out of {where}, first {first}", file=sys.stderr)
+
+
+def _in_folder(path: Path, parts: tuple[str, ...]) -> ImageFile:
+    name = os.path.join(path, *parts)
+    return ImageFile(parts, name, _identity(name), partial(read_regular, name, MAX_BYTES))
 
 
 def _walk(root: Path) -> Iterator[tuple[str, ...]]:
@@ -125,16 +151,18 @@ def _cannot_list(error: OSError) -> None:
     raise UserError(f"cannot list folder {error.filename} ({error.strerror}): make it readable") from error
 
 
-def _is_image(parts: tuple[str, ...]) -> bool:
+def _is_image(parts: tuple[str, ...], suffixes: frozenset[str] = SUFFIXES) -> bool:
     hidden = any(part[0] == "." or part == "__MACOSX" for part in parts)
-    return not hidden and os.path.splitext(parts[-1])[1].lower() in SUFFIXES
+    return not hidden and os.path.splitext(parts[-1])[1].lower() in suffixes
 
 
-def _in_zip(path: Path, stack: ExitStack) -> Iterator[ImageFile]:
+def _in_zip(path: Path, stack: ExitStack, names: list[tuple[str, ...]]) -> Iterator[ImageFile]:
+    """Yield the zip's images; the paths of all its files are appended to `names`."""
     try:
         archive = stack.enter_context(zipfile.ZipFile(path))
-    except (OSError, zipfile.BadZipFile) as error:
-        raise UserError(f"cannot read {path}: it is damaged or no zip file ({error}); pack it again") from error
+    except Exception as error:  # zipfile raises several kinds, ValueError and struct.error among them
+        reason = one_line(error)
+        raise UserError(f"cannot read {path}: it is damaged or no zip file ({reason}); pack it again") from error
     # One thread reads at a time: in Python 3.12.1 and 3.13.0, among others, a seek inside a member starts where another
     # thread left the file (python/cpython#127847). Threads still decode side by side, which is most of the work.
     reading = threading.Lock()
@@ -152,7 +180,10 @@ def _in_zip(path: Path, stack: ExitStack) -> Iterator[ImageFile]:
             raise UserError(
                 f"{path}: member {member.filename!r} reaches outside the zip: pack it again, or give the folder"
             )
-        if not parts or member.is_dir() or not _is_image(parts):
+        if not parts or member.is_dir():
+            continue
+        names.append(parts)
+        if not _is_image(parts):
             continue
         if member.file_size > MAX_BYTES:
             raise UserError(
@@ -175,11 +206,13 @@ def _layout(path: Path, files: list[ImageFile]) -> tuple[dict[str, list[ImageFil
         splits: the files of each split, their `parts` cut down to (class, ..., name) or (name,).
         classes: the class names, sorted; [] for none.
     """
-    while len({file.parts[0] for file in files}) == 1 and all(len(file.parts) > 1 for file in files):
-        files = [_below(file) for file in files]
-    folders = {file.parts[0] for file in files if len(file.parts) > 1}
-    held_out = next((name for name in HELD_OUT if name in folders), None)
-    if "train" in folders and held_out:
+    folders = [file.parts[:-1] for file in files]
+    first, last = min(folders), max(folders)  # what these two have in common, all between them have
+    wrapping = next((i for i, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), len(first))
+    files = [file._replace(parts=file.parts[wrapping:]) for file in files]
+    tops = {file.parts[0] for file in files if len(file.parts) > 1}
+    held_out = next((name for name in HELD_OUT if name in tops), None)
+    if "train" in tops and held_out:
         outside = next((f for f in files if len(f.parts) == 1 or f.parts[0] not in ("train", *HELD_OUT)), None)
         if outside:
             raise UserError(f"{outside.shown} lies outside train and {held_out} of {path}; move it into one of them")

@@ -11,7 +11,7 @@ from experiment.data.image_files import load_images
 from experiment.data.npz import load_npz
 from experiment.data.toys import TOYS, load_toy
 from experiment.errors import UserError
-from experiment.files import cache_folder
+from experiment.files import cache_folder, user_path
 
 __all__ = ["DATASETS", "configured_dataset", "load_dataset"]
 
@@ -57,13 +57,13 @@ def load_dataset(
     """
     recipe = Recipe(crop, size, skip_unreadable)
     if path:
-        return _from_path(Path(path).expanduser(), cache_folder(cache), recipe)
+        return _from_path(user_path(path, "data.path"), cache_folder(cache), recipe)
     if name in DATASETS:
         _no_resizing(recipe, f"data set {name!r} comes as it is")
         return DATASETS[name](cache)
     from experiment.data.tfds_sets import load_named
 
-    prepared = str(Path(cache).expanduser()) if cache else ""
+    prepared = str(user_path(cache, "data.cache")) if cache else ""
     return load_named(name, prepared, tuple(DATASETS), recipe, cache_folder(cache))
 
 
@@ -75,6 +75,8 @@ def _from_path(path: Path, cache: Path, recipe: Recipe) -> Dataset:
 
         return load_prepared(path, recipe, cache)
     kind = path.suffix.lower()
+    if not path.is_dir() and not path.is_file():
+        raise UserError(f"data.path {path} is a pipe or a device; give a folder or zip of images, or an .npz file")
     if path.is_dir() or kind == ".zip":
         return load_images(path, recipe, cache)
     if kind == ".npz":

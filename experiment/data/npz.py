@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from experiment.data.dataset import Dataset, Split, class_count, fixed_split
-from experiment.errors import UserError
+from experiment.errors import UserError, one_line, quoted, shown
+from experiment.files import arrays_in, open_regular
 
 DATA_KEYS = ("x", "images", "data", "arr_0")  # arr_0 and arr_1 are what numpy.savez(file, x, labels) writes
 LABEL_KEYS = ("labels", "label", "y", "arr_1")
@@ -32,24 +33,39 @@ def load_npz(path: Path) -> Dataset:
     else:
         x_key = next((k for k in DATA_KEYS if k in arrays), None)
         if x_key is None:
-            raise UserError(f"{path}: no data among {', '.join(arrays) or 'no arrays'}; name them x, images or arr_0")
+            names = ", ".join(shown(name, 60) for name in list(arrays)[:5])
+            raise UserError(f"{path}: no data among {names or 'no arrays'}; name them x, images or arr_0")
         y_key = next((k for k in LABEL_KEYS if k in arrays), None)
         x = _data(path, x_key, arrays[x_key], levels)
         labels = _labels(path, y_key, arrays[y_key], len(x)) if y_key else None
         train, test = fixed_split(x, labels, str(path))
     is_images = train.x.dtype == np.uint8
-    return Dataset(path.stem, train, test, levels=levels if is_images else None, num_classes=class_count(train, test))
+    return Dataset(
+        path.stem,
+        train,
+        test,
+        levels=levels if is_images else None,
+        num_classes=class_count(train, test, source=str(path)),
+    )
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
     """Read the file's arrays, by name. Raises UserError where it is damaged, holds Python objects, or is no .npz."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {key: archive[key] for key in archive.files}
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        # ValueError also stands for object arrays; AttributeError for a bare .npy under this name
-        pickled = "pickle" in str(error) and zipfile.is_zipfile(path)
-        reason = "holds Python objects" if pickled else "is damaged or no .npz file"
+        with open_regular(path) as file:
+            if file.read(6) == b"\x93NUMPY":
+                raise UserError(
+                    f"{path} is a single array, an .npy under the name of an .npz; save it with numpy.savez"
+                )
+            with zipfile.ZipFile(file) as archive:
+                return arrays_in(archive)
+    except UserError:
+        raise
+    except MemoryError:
+        raise UserError(f"{path} does not fit into this machine's memory: make it smaller, or use a folder") from None
+    except Exception as error:  # zipfile, zlib and numpy raise a dozen kinds for what is damaged
+        pickled = "pickle" in str(error)
+        reason = "holds Python objects" if pickled else f"is damaged or no .npz file ({one_line(error, 100)})"
         raise UserError(f"cannot read {path}: it {reason}; save plain arrays with numpy.savez") from error
 
 
@@ -62,7 +78,7 @@ def _named_split(path: Path, arrays: dict[str, np.ndarray], part: str, levels: i
 def _levels(path: Path, arrays: dict[str, np.ndarray]) -> int:
     value = arrays.get("levels", np.array(256))
     if value.size != 1 or value.dtype.kind not in "iu" or not 2 <= int(value.item()) <= 256:
-        raise UserError(f"{path}: levels must be one integer from 2 to 256, not {value.tolist()!r:.40}")
+        raise UserError(f"{path}: levels must be one integer from 2 to 256, not {quoted(value)}")
     return int(value.item())
 
 

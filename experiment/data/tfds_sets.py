@@ -20,7 +20,7 @@ from tensorflow_datasets.core.utils import tqdm_utils
 from experiment.data.dataset import Dataset, fixed_order
 from experiment.data.image_cache import Plan, Row, Source, decoded_once
 from experiment.data.image_decoding import Recipe, fit
-from experiment.errors import UserError, one_line
+from experiment.errors import UserError, one_line, quoted
 
 _NAME = re.compile(r"\w+(/[\w.-]+)?(:\d+\.\d+\.\d+)?")  # name, name/config, name:version, name/config:version
 HELD_OUT = ("test", "validation")  # the first of these that a set has is its held-out split
@@ -83,11 +83,11 @@ def _builder(name: str, data_dir: str | None) -> Any | None:
 
 def _unknown(name: str, known: tuple[str, ...]) -> str:
     names = [*known, *tfds.list_builders(with_community_datasets=False)]
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name[:100], names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ";"
     return (
-        f"unknown data set {name!r}{hint} there are {', '.join(known)}, any image set of tensorflow-datasets, "
-        "and folders, zips and .npz files through data.path"
+        f"unknown data set {quoted(name)}{hint} there are {', '.join(known)}, any image set of "
+        "tensorflow-datasets, and folders, zips and .npz files through data.path"
     )
 
 
@@ -112,7 +112,8 @@ def _load(name: str, builder: Any, recipe: Recipe, cache: Path) -> Dataset:
 
 def _plan(name: str, builder: Any, recipe: Recipe) -> Plan:
     features = builder.info.features
-    image, label = _image_key(name, features), _label_key(features)
+    supervised = builder.info.supervised_keys or ()
+    image, label = _image_key(name, features, supervised), _label_key(name, features, supervised)
     available = {s: builder.info.splits[s].num_examples for s in builder.info.splits}
     if not available.get("train"):
         raise UserError(f"data set {name!r} has no train split, only {', '.join(available) or 'none'}; choose another")
@@ -174,17 +175,38 @@ def _fit(shown: str, pixels: np.ndarray, recipe: Recipe) -> np.ndarray:
     return fitted.reshape(*fitted.shape[:2], channels)
 
 
-def _image_key(name: str, features: Any) -> str:
-    """The name of the first uint8 feature with three axes: tfds' Image, or a Tensor of that kind."""
+def _image_key(name: str, features: Any, supervised: tuple[Any, ...]) -> str:
+    """The name of the set's uint8 feature with three axes: tfds' Image, or a Tensor of that kind."""
     kinds: Any = (tfds.features.Image, tfds.features.Tensor)
-    for key, feature in features.items():
-        if isinstance(feature, kinds) and feature.np_dtype == np.uint8 and len(feature.shape) == 3:
+    found = {
+        key for key, of in features.items() if isinstance(of, kinds) and of.np_dtype == np.uint8 and len(of.shape) == 3
+    }
+    if not found:
+        raise UserError(
+            f"data set {name!r} holds no uint8 images, only {', '.join(sorted(features))}; choose an image set"
+        )
+    return _chosen(name, "images", found, (*supervised, "image"))
+
+
+def _label_key(name: str, features: Any, supervised: tuple[Any, ...]) -> str | None:
+    found = {key for key, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)}
+    return _chosen(name, "labels", found, (*supervised[::-1], "label")) if found else None
+
+
+def _chosen(name: str, what: str, found: set[str], preferred: tuple[Any, ...]) -> str:
+    """Choose one of the features `found`: the first that is preferred, or the only one.
+
+    Features come in another order in each process, so none may be taken for standing first.
+    """
+    for key in preferred:
+        if isinstance(key, str) and key in found:
             return key
-    raise UserError(f"data set {name!r} holds no uint8 images, only {', '.join(features)}; choose an image set")
-
-
-def _label_key(features: Any) -> str | None:
-    return next((key for key, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)), None)
+    if len(found) > 1:
+        raise UserError(
+            f"data set {name!r} has several {what}, {', '.join(sorted(found))}, and does not say which are meant: "
+            "save those you want as an .npz, and give it as data.path"
+        )
+    return next(iter(found))
 
 
 def _source(name: str, builder: Any, split: str) -> Any:

@@ -25,7 +25,7 @@ from experiment.evaluation.points import points_at, settings_of
 from experiment.evaluation.results import plain
 from experiment.evaluation.settings import FromConfig
 from experiment.evaluation.text import aligned, number
-from experiment.files import write_json
+from experiment.files import user_path, write_json
 from experiment.provenance import provenance
 
 Array = np.ndarray
@@ -103,7 +103,7 @@ def reference_images(run: Any, reference: str) -> tuple[Array, Reference]:
     Raises UserError for one that is not there, holds no images, too few, or others than the run draws in size or
     channels.
     """
-    path, (crop, size) = Path(reference).expanduser(), (run.config.data.crop, run.config.data.size)
+    path, (crop, size) = user_path(reference, "--fid_reference"), (run.config.data.crop, run.config.data.size)
     if reference in ("train", "test"):
         dataset, split = run.dataset, reference
     elif path.exists():
@@ -146,7 +146,9 @@ def fid(run: Any, samplers: Sequence[tuple[str, Any]], settings: FidSettings) ->
             f"--fid is of greyscale or colour images, and this run draws {kind}: leave --fid out for the other measures"
         )
     with tempfile.TemporaryDirectory() as folder:
-        weights, of_weights = inception.checked_weights(Path(settings.weights or "").expanduser(), Path(folder))
+        weights, of_weights = inception.checked_weights(
+            user_path(settings.weights or "", "--fid_weights"), Path(folder)
+        )
         reference, of_reference = reference_images(run, settings.reference)
         cache = Path(folder, "cache")
         for name, sampler in samplers:

@@ -13,7 +13,7 @@ import numpy as np
 
 from experiment.data.npz import DATA_KEYS, LABEL_KEYS, read_npz
 from experiment.errors import UserError
-from experiment.files import write_bytes, write_json, write_npz
+from experiment.files import user_path, write_bytes, write_json, write_npz
 
 Array = np.ndarray
 
@@ -193,7 +193,7 @@ def decode_latents(run: Any, folder: Path, *, decode: str) -> str:
     from experiment.sampling import write_samples
     from sde_lib import decode as backwards
 
-    _, latents, labels = read_rows(run, Path(decode).expanduser(), "decode", ("latents",), images=False)
+    _, latents, labels = read_rows(run, user_path(decode, "--decode"), "decode", ("latents",), images=False)
     x, nfe = carry(run, backwards, latents.astype(np.float32), labels, "decode")
     write_samples(run, x, folder)
     return f"decode: {len(x):,} latents, {nfe:,.0f} NFE, step {run.step}: {folder / 'samples.npz'}"
@@ -268,7 +268,7 @@ def score_examples(
     if of is None:
         sets.insert(0, ("training examples", _TRAIN, train.x, train.labels))
     else:
-        sets.append((Path(of).name, _FILE, *read_examples(run, Path(of).expanduser())))
+        sets.append((Path(of).name, _FILE, *read_examples(run, user_path(of, "--of"))))
     if len(sets[0][2]) < 2:
         raise UserError(
             f"typicality needs at least 2 {sets[0][0]} to compare with, and {run.dataset.name} has {len(sets[0][2])}"
@@ -347,4 +347,4 @@ def latents_of_run(workdir: str, given: dict[str, Any], out: str | None = None) 
     if mode in ("decode", "interpolate"):
         settings[mode] = given[mode]
     run = load_run(workdir)
-    return function(run, Path(out).expanduser() if out else run.workdir / "latents", **settings)
+    return function(run, user_path(out, "--out") if out else run.workdir / "latents", **settings)

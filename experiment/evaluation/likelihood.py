@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -19,8 +20,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiment.data.npz import read_npz
 from experiment.devices.sharding import mesh_here, round_up
-from experiment.errors import UserError, choose
+from experiment.errors import UserError, choose, one_line, shown
 from experiment.evaluation import variational_bounds as bounds
 from experiment.evaluation.opening import open_run
 from experiment.evaluation.results import LikelihoodResult, plain
@@ -158,8 +160,8 @@ def parts(run: Any, settings: LikelihoodSettings, folder: Path | None, budget: b
     split = round_up(size, mesh_here())  # the devices divide it; parts are kept by `size`, whatever the devices
     with progress(n, "likelihood", "example") as bar, solver_remedy():
         for first in range(0, n, size):
-            path = None if folder is None else folder / f"{first:08d}.npz"
-            part = _read(path) or _compute(run, first, settings, split, min(size, n - first), budget)
+            path, rows = None if folder is None else folder / f"{first:08d}.npz", min(size, n - first)
+            part = _read(path, rows) or _compute(run, first, settings, split, rows, budget)
             if path is not None and not path.exists():
                 write_npz(path, **part)
             bar.update(len(part["ratios"]))
@@ -207,11 +209,19 @@ def count_of_examples(run: Any, settings: LikelihoodSettings) -> int:
     return min(settings.n or available, available)
 
 
-def _read(path: Path | None) -> dict[str, Array] | None:
+def _read(path: Path | None, rows: int) -> dict[str, Array] | None:
+    """Read a batch that is kept. One that is damaged is set aside, and said, so that it is computed again."""
     if path is None or not path.exists():
         return None
-    with np.load(path) as saved:
-        return dict(saved)
+    try:
+        part = read_npz(path)
+        if part["ratios"].shape[0] != rows:
+            raise UserError(f"{path} is of another batch: leave it out")
+    except (UserError, LookupError) as error:
+        aside = path.rename(path.with_name(f"{path.name}.damaged"))
+        print(f"computed again, for it is damaged: {shown(str(aside))} ({one_line(error)})", file=sys.stderr)
+        return None
+    return part
 
 
 def likelihood(

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from experiment.errors import UserError
+from experiment.errors import UserError, one_line, quoted
 
 if TYPE_CHECKING:
     from models import NCSNpp
@@ -27,6 +27,9 @@ class Architecture:
     up: Mapping[str, bool]
     options: Mapping[str, Any]
 
+
+# Of an image's side, and of levels, and of blocks in one: a number in a file may be any.
+MOST_PIXELS, MOST_BLOCKS = 2**14, 100
 
 _BOTH: dict[str, tuple[Any, Any]] = {
     "mid_block_type": ("UNetMidBlock2D", "UNetMidBlock2D"),
@@ -115,13 +118,16 @@ def options_of(config: Mapping[str, Any]) -> dict[str, Any]:
     for key, (value, default) in published.needed.items():
         if config.get(key, default) != value:
             raise UserError(
-                f"the folder's {key} is {config.get(key, default)!r}, and {published.name}'s is {value!r}: "
+                f"the folder's {key} is {quoted(config.get(key, default))}, and {published.name}'s is {value!r}: "
                 "give a UNet2DModel of DDPM's or NCSN++'s architecture, "
                 "such as google/ddpm-cifar10-32 or google/ncsnpp-church-256"
             )
     try:
         channels, down, up = config["block_out_channels"], config["down_block_types"], config["up_block_types"]
-        size, width = int(config["sample_size"]), int(channels[0])
+        groups = config.get("norm_num_groups", 32)
+        size, width, blocks = int(config["sample_size"]), int(channels[0]), int(config["layers_per_block"])
+        if not (0 < size <= MOST_PIXELS and 0 < blocks <= MOST_BLOCKS and 0 < len(channels) <= MOST_BLOCKS):
+            raise ValueError("sizes, levels or blocks that no such network has")
         attends = [published.down[name] for name in down]
         mirrored = [published.up[name] for name in reversed(up)]
         if attends != mirrored or len(attends) != len(channels) or any(c % width for c in channels):
@@ -132,15 +138,15 @@ def options_of(config: Mapping[str, Any]) -> dict[str, Any]:
             "shape": (size, size, int(config["in_channels"])),
             "width": width,
             "channel_mults": tuple(int(c) // width for c in channels),
-            "blocks": int(config["layers_per_block"]),
+            "blocks": blocks,
             "attention": tuple(sorted(size >> level for level, attend in enumerate(attends) if attend)),
-            "norm_groups": int(config.get("norm_num_groups", 32) or 0),
+            "norm_groups": 0 if groups is None else int(groups),
             **published.options,
         }
-    except (LookupError, TypeError, ValueError, ZeroDivisionError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise UserError(
             f"the folder's config.json is not that of {published.name}'s architecture "
-            f"({type(error).__name__}: {error}): "
+            f"({type(error).__name__}: {one_line(error)}): "
             "give a UNet2DModel such as google/ddpm-cifar10-32 or google/ncsnpp-church-256"
         ) from None
 

@@ -3,6 +3,7 @@
 Song et al. 2021, arXiv:2011.13456; NCSN++, DDPM++ and DDPM.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from experiment.errors import UserError, choose
-from experiment.published.score_sde_layout import options_of, published_names
+from experiment.errors import UserError, choose, quoted, shown
+from experiment.published.score_sde_layout import PREFIX, options_of, published_names
+from experiment.published.state_dicts import WRAPPERS, StateDict, averages_in_order, is_average, networks
 from experiment.published.to_run import Imported, abstract, arranged, check_new, write_run
 from experiment.published.torch_files import read_state_dict
 from experiment.run.directory import RunDirectory
-
-# "module." is added by PyTorch's DataParallel; under "sd/" plain files keep weights beside other arrays.
-PREFIXES = ("module.", "sd/")
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,7 @@ class CheckpointParts:
         sigmas: the noise levels, or None.
         step: how many updates the weights had; 0 where that is not known.
         decay: of the average, or None.
+        unused: where in the file there is more that is not read.
     """
 
     weights: dict[str, np.ndarray]
@@ -56,46 +56,111 @@ class CheckpointParts:
     sigmas: np.ndarray | None
     step: int
     decay: float | None
+    unused: list[str]
 
 
 def parts_of(content: Any) -> CheckpointParts:
     """Take apart what `read_state_dict` read. Raises UserError where that is no checkpoint of score_sde's."""
-    whole = isinstance(content, Mapping) and isinstance(content.get("model"), Mapping)
-    weights = _state_dict(content["model"] if whole else content)
-    sigmas = weights.pop("sigmas", None)
-    # Fourier frequencies are never trained: a parameter, but not of the average.
-    trained = [name for name, array in weights.items() if not (name.endswith(".W") and array.ndim == 1)]
-    average = content.get("ema") if whole else None
-    if not average:
-        return CheckpointParts(weights, weights, None, sigmas, 0, None)
-    shadow = average["shadow_params"] if isinstance(average, Mapping) and "shadow_params" in average else []
-    if [np.shape(array) for array in shadow] != [weights[name].shape for name in trained]:
-        raise UserError(
-            f"the checkpoint's average has {len(shadow)} weights, and the network {len(trained)}, "
-            "or they are of other shapes: give a checkpoint of one network"
-        )
-    ema = {**weights, **dict(zip(trained, shadow, strict=True))}
-    step, decay = content.get("step", 0), average.get("decay")
-    if not isinstance(step, int) or step < 0:
-        raise UserError(f"the checkpoint's step is {step!r}: give a checkpoint whose step is a whole number")
-    moments = _moments(content.get("optimizer"), weights, trained)
-    return CheckpointParts(weights, ema, moments, sigmas, step, decay)
-
-
-def _state_dict(content: Any) -> dict[str, np.ndarray]:
-    """Collect the arrays as {name without prefixes: array}."""
     if not isinstance(content, Mapping):
         raise UserError(
             f"the checkpoint holds a {type(content).__name__}, not a state dict: give the file that score_sde saved"
         )
-    arrays = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, np.ndarray)}
-    for prefix in PREFIXES:
-        if any(name.startswith(prefix) for name in arrays):
-            arrays = {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
+    found = {place: _renamed(arrays) for place, arrays in networks(content, PREFIX).items()}
+    if not found:
+        _refuse(content)
+    own = {place: arrays for place, arrays in found.items() if not is_average(place)} or found
+    place = _one_of(own, "networks", "model")
+    weights = own[place]
+    sigmas = weights.pop("sigmas", None)
+    # Fourier frequencies are never trained: a parameter, but not of the average.
+    trained = [name for name, array in weights.items() if not (name.endswith(".W") and array.ndim == 1)]
+    named = {name: arrays for name, arrays in found.items() if name not in own}
+    ordered = averages_in_order(content)
+    moments = _moments(content.get("optimizer"), weights, trained)
+    step = content.get("step", 0)
+    if not isinstance(step, int) or not 0 <= step < 2**31:
+        raise UserError(f"the checkpoint's step is {quoted(step)}: give a checkpoint whose step is a whole number")
+    used = {place, *(["optimizer"] if moments else [])}
+    ema, decay = weights, None
+    if named or ordered:
+        average = _one_of({**named, **ordered}, "averages", "ema")
+        shadow = named[average] if average in named else _in_order(ordered[average], trained)
+        ema = {**weights, **_like(shadow, weights, trained)}
+        decay = _decay(content, average)
+        used.add(average)
+    return CheckpointParts(weights, ema, moments, sigmas, step, decay, _unused(content, used))
+
+
+def _refuse(content: Mapping[str, Any]) -> None:
+    inner = content.get("model", content)
+    arrays = (
+        [name for name, value in inner.items() if isinstance(value, np.ndarray)] if isinstance(inner, Mapping) else []
+    )
     if not arrays:
         raise UserError("the checkpoint holds no arrays: give the file that score_sde saved, or a state dict")
-    # The name of a 1x1 convolution in score_sde's first commits.
-    return {name.replace(".Conv.", ".Conv_0."): value for name, value in arrays.items()}
+    some = ", ".join(map(shown, arrays[:3]))
+    raise UserError(
+        f"the checkpoint has no {PREFIX}* but {some}: give one of score_sde's NCSN++, DDPM++ or DDPM networks"
+    )
+
+
+def _unused(content: Mapping[str, Any], used: set[str]) -> list[str]:
+    """Name the entries that hold arrays and of which nothing is used. `used`: the places of what is."""
+    first = {re.split("[./]", place)[0] for place in used}
+
+    def holds_arrays(value: Any) -> bool:  # at one look, not how deeply
+        items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+        return isinstance(value, np.ndarray) or any(isinstance(item, np.ndarray | Mapping) for item in items)
+
+    return [
+        name
+        for name, value in content.items()
+        if isinstance(name, str) and re.split("[./]", name)[0] not in {*first, *WRAPPERS} and holds_arrays(value)
+        if not ("" in used and isinstance(value, np.ndarray))  # then it is one of the network's
+    ]
+
+
+def _renamed(arrays: StateDict) -> StateDict:
+    """Give 1x1 convolutions their name, which in score_sde's first commits was another."""
+    return {name.replace(".Conv.", ".Conv_0."): array for name, array in arrays.items()}
+
+
+def _one_of(places: Mapping[str, Any], what: str, usual: str) -> str:
+    """Choose the place of what a checkpoint is to have once. Raises UserError where it has none, or several."""
+    if len(places) > 1 and usual not in places:
+        raise UserError(
+            f"the checkpoint has several {what}, {', '.join(map(shown, places))}: keep one of them in the file"
+        )
+    return usual if usual in places else next(iter(places))
+
+
+def _in_order(average: Mapping[str, Any], trained: list[str]) -> StateDict:
+    shadow = average["shadow_params"]
+    if len(shadow) != len(trained):
+        raise UserError(
+            f"the checkpoint's average has {len(shadow)} weights, and the network {len(trained)}: "
+            "give a checkpoint of one network"
+        )
+    return dict(zip(trained, shadow, strict=True))
+
+
+def _like(average: Mapping[str, Any], weights: StateDict, trained: list[str]) -> StateDict:
+    """Select the average of the trained weights. Raises UserError where it is not of these weights."""
+    for name in trained:
+        array = average.get(name)
+        if not isinstance(array, np.ndarray) or array.shape != weights[name].shape:
+            what = f"one of shape {array.shape}" if isinstance(array, np.ndarray) else "none"
+            raise UserError(
+                f"the checkpoint's average has {what} for {shown(name)}, which is of shape {weights[name].shape}: "
+                "give a checkpoint of one network"
+            )
+    return {name: average[name] for name in trained}
+
+
+def _decay(content: Mapping[str, Any], average: str) -> float | None:
+    holder = content.get(average.partition(".")[0])
+    decay = holder.get("decay") if isinstance(holder, Mapping) else None
+    return decay if isinstance(decay, float) and 0 < decay < 1 else None
 
 
 def _moments(optimizer: Any, weights: Mapping[str, np.ndarray], trained: list[str]) -> tuple[Any, Any] | None:
@@ -108,6 +173,8 @@ def _moments(optimizer: Any, weights: Mapping[str, np.ndarray], trained: list[st
     """
     try:
         (group,) = optimizer["param_groups"]
+        if not all(isinstance(number, int) for number in group["params"]):
+            return None
         state = dict(zip(weights, (optimizer["state"].get(number) for number in group["params"]), strict=True))
         found = [{name: state[name][moment] for name in trained} for moment in ("exp_avg", "exp_avg_sq")]
         if any(moment[name].shape != weights[name].shape for moment in found for name in trained):
@@ -132,8 +199,8 @@ def import_checkpoint(path: str | Path, out: str | Path, given: Mapping[str, Any
         )
     check_new(RunDirectory(out))
     parts = parts_of(read_state_dict(path))
-    shown = options_of(parts.weights, has_sigmas=parts.sigmas is not None, image_size=given["image_size"] or 0)
-    options = {**shown, **_given(given, "fir", "skip_rescale")}
+    told = options_of(parts.weights, has_sigmas=parts.sigmas is not None, image_size=given["image_size"] or 0)
+    options = {**told, **_given(given, "fir", "skip_rescale")}
     name = given["sde"] or ("ve" if options["embedding"] == "fourier" else "vp")
     process = choose(PROCESSES, name, "--sde")
     label = given["noise_label"] or ("log_sigma" if options["embedding"] == "fourier" else process.noise_label)
@@ -166,8 +233,9 @@ def import_checkpoint(path: str | Path, out: str | Path, given: Mapping[str, Any
     write_run(imported, out)
     count = sum(array.size for array in parts.weights.values())
     hidden = ", ".join(f"{key} {options[key]}" for key in ("fir", "skip_rescale"))
+    unused = f"; not read: {', '.join(map(shown, parts.unused))}" if parts.unused else ""
     what = f"{count:,} weights, {'their average applied, ' if parts.ema is not parts.weights else ''}step {parts.step}"
-    return f"{out}: {what}; {name}, images {shape[0]}x{shape[1]}, {hidden} (flags change what is not so)"
+    return f"{out}: {what}; {name}, images {shape[0]}x{shape[1]}, {hidden} (flags change what is not so){unused}"
 
 
 def _given(given: Mapping[str, Any], *names: str) -> dict[str, Any]:

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from experiment.errors import UserError
+from experiment.errors import UserError, one_line, shown
 from models import NCSNpp
 from models.ncsnpp_blocks import Attention, Downsample, FourierEmbedding, Head, ResBlock, Upsample
 
 Module = Mapping[str, np.ndarray]
 
 PREFIX = "all_modules."
+DIGITS = 5  # of a module's number; networks have hundreds
 # The published networks have attention at 16x16.
 ATTENTION = 16
 
@@ -46,10 +47,10 @@ def modules_of(weights: Mapping[str, np.ndarray]) -> dict[int, Module]:
     found: dict[int, dict[str, np.ndarray]] = {}
     for name, array in weights.items():
         number, _, rest = name.removeprefix(PREFIX).partition(".")
-        if name.startswith(PREFIX) and number.isdecimal():
+        if name.startswith(PREFIX) and number.isdecimal() and len(number) <= DIGITS:
             found.setdefault(int(number), {})[rest] = array
     if not found:
-        some = ", ".join(list(weights)[:3])
+        some = ", ".join(map(shown, list(weights)[:3]))
         raise UserError(
             f"the checkpoint has no {PREFIX}* but {some}: give one of score_sde's NCSN++, DDPM++ or DDPM networks"
         )
@@ -79,7 +80,7 @@ def options_of(weights: Mapping[str, np.ndarray], *, has_sigmas: bool, image_siz
     modules = modules_of(weights)
     try:
         return _options([(kind_of(module), module) for module in modules.values()], has_sigmas, image_size)
-    except (LookupError, ValueError, ZeroDivisionError) as error:
+    except (LookupError, ValueError, ArithmeticError, TypeError, AttributeError) as error:
         gaps = [f"{PREFIX}{k}" for k in range(max(modules)) if k not in modules]
         named = f"it lacks {', '.join(gaps[:3])}, {len(gaps)} in all"
         lacking = f": {named if gaps else 'some are missing, or it is of another network'}"
@@ -89,7 +90,7 @@ def options_of(weights: Mapping[str, np.ndarray], *, has_sigmas: bool, image_siz
 
 
 def _told(error: Exception) -> str:
-    return f"no {error}" if isinstance(error, KeyError) else str(error)
+    return f"no {shown(str(error))}" if isinstance(error, KeyError) else one_line(error)
 
 
 def _options(modules: list[tuple[str, Module]], has_sigmas: bool, image_size: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from flax import nnx
 
 from experiment.build.objects import build_optimizer, check_names
 from experiment.config import check_config
-from experiment.errors import UserError
+from experiment.errors import UserError, one_line, shown
 from experiment.run.directory import DataShape, RunDirectory
 from experiment.training.trainer import empty_window
 from models import NCSNpp, OneKey, split
@@ -60,7 +60,7 @@ def abstract(options: Mapping[str, Any]) -> NCSNpp:
     try:
         return nnx.eval_shape(lambda: NCSNpp(**options, rngs=rngs))
     except ValueError as error:
-        raise UserError(f"the checkpoint's network cannot be built: {error}") from None
+        raise UserError(f"the checkpoint's network cannot be built: {one_line(error)}") from None
 
 
 def arranged(network: NCSNpp, names: Mapping[str, str], weights: Mapping[str, np.ndarray]) -> Params:
@@ -78,6 +78,9 @@ def arranged(network: NCSNpp, names: Mapping[str, str], weights: Mapping[str, np
         raise UserError(
             f"the checkpoint {' and '.join(said)}, for the network that its other weights show: give it whole"
         )
+    others = [f"{name} {array.dtype}" for name, array in weights.items() if array.dtype.kind not in "fiub"]
+    if others:
+        raise UserError(f"the checkpoint's {_some(others)} are no real numbers: give it as it was published")
     wrong: list[str] = []
 
     def place(path: str, shape: jax.ShapeDtypeStruct) -> np.ndarray:
@@ -111,7 +114,7 @@ def in_our_layout(array: np.ndarray, shape: Sequence[int], name: str) -> np.ndar
 
 def _some(names: Sequence[str], most: int = 3) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    return ", ".join(map(shown, names[:most])) + more
 
 
 def write_run(imported: Imported, out: str | Path) -> Path:

@@ -9,6 +9,7 @@ https://github.com/huggingface/safetensors; numpy.lib.format.
 import io
 import json
 import math
+import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from experiment.errors import UserError
-from experiment.published.torch_pickle import Refused, Unpickler, check_whole_numbers, short
+from experiment.files import arrays_in, memory, open_regular
+from experiment.published.torch_objects import check_whole_numbers
+from experiment.published.torch_pickle import ELSEWHERE, Refused, Unpickler, short
 
 # safetensors' names -> numpy's, and "bfloat16", which numpy lacks: read as bits and widened.
 SAFETENSORS = {
@@ -38,6 +41,8 @@ SAFETENSORS = {
 LEGACY_MAGIC, LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 # A compressed .npz may unpack to this many times its size, or to this many bytes; a zip bomb unpacks to more.
 MOST_RATIO, MOST_BYTES = 100, 2**30
+# Of the containers and names alone: read, they take some forty times as much.
+MOST_PICKLE = 2**26
 
 
 def read_state_dict(path: str | Path) -> Any:
@@ -50,7 +55,9 @@ def read_state_dict(path: str | Path) -> Any:
     """
     path = Path(path)
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
+            if os.fstat(file.fileno()).st_size > memory():
+                raise MemoryError
             start = file.read(9)
             file.seek(0)
             return _reader(start)(file)
@@ -60,8 +67,7 @@ def read_state_dict(path: str | Path) -> Any:
         raise UserError(f"cannot read {path} ({error.strerror or error}): give the file of published weights") from None
     except MemoryError:
         raise UserError(f"{path} does not fit into this machine's memory: use a larger one") from None
-    except (ValueError, TypeError, LookupError, AttributeError, EOFError, ArithmeticError, RecursionError) as error:
-        # The errors that a damaged file causes in the standard library's readers.
+    except Exception as error:  # a damaged file causes a dozen kinds in the standard library's readers and numpy's
         raise UserError(f"{path} is damaged ({short(error)}): get it again from where it was published") from None
 
 
@@ -104,7 +110,7 @@ def _read_safetensors(file: BinaryIO) -> dict[str, np.ndarray]:
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
     length = int.from_bytes(file.read(8), "little")
-    if length > size - 8:
+    if length > min(size - 8, MOST_PICKLE):
         raise Refused(
             f"is damaged (a header of {length} bytes in a file of {size}): get it again from where it was published"
         )
@@ -144,11 +150,8 @@ def _read_zip(file: BinaryIO) -> Any:
 
 
 def _read_npz(archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
-    found = {}
-    for name in archive.namelist():
-        with archive.open(name) as member:
-            found[name.removesuffix(".npy")] = np.lib.format.read_array(member, allow_pickle=False)
-    return found
+    arrays = arrays_in(archive)
+    return {name: array.astype(np.float32) if array.dtype == np.float16 else array for name, array in arrays.items()}
 
 
 def _read_torch(archive: zipfile.ZipFile, pickle: str, size: int) -> Any:
@@ -167,6 +170,8 @@ def _read_torch(archive: zipfile.ZipFile, pickle: str, size: int) -> Any:
             raise ValueError(f"storage {short(key)} holds {len(data)} bytes for {numel} numbers")
         return _values(data, dtype, big_endian)
 
+    if archive.getinfo(pickle).file_size > MOST_PICKLE:
+        raise Refused(f"holds a pickle of over {MOST_PICKLE} bytes, which weights never need: {ELSEWHERE}")
     return Unpickler(load).run(io.BytesIO(archive.read(pickle)))
 
 
@@ -192,7 +197,7 @@ def _read_legacy(file: BinaryIO) -> Any:
         if numel * _itemsize(dtype) > size:
             raise ValueError(f"a storage of {numel} numbers in a file of {size} bytes")
         dtypes[key] = dtype
-        return np.broadcast_to(np.zeros((), np.int8), numel)
+        return np.zeros(numel, "u1") if dtype == "u1" else np.broadcast_to(np.zeros((), "i1"), numel)
 
     Unpickler(note).run(file)
     stored: dict[str, np.ndarray] = {}

@@ -7,6 +7,8 @@ and renamed again before it is removed, so every folder whose name is a number i
 
 import hashlib
 import json
+import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,10 +19,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from experiment.devices.hosts import from_first, gathered
-from experiment.errors import UserError, one_line
+from experiment.errors import UserError, one_line, shown
+from experiment.files import open_regular, read_regular
 
 ITEMS = ("params", "ema", "power_ema", "opt_state", "learned")
 DIGESTS = "sha256.json"
+_STEP = re.compile("0|[1-9][0-9]{0,17}")  # a folder's name as `save` writes it
+MOST_DIGESTS = 2**26
 _UNFINISHED, _REMOVED, _DAMAGED = ".unfinished", ".removed", ".damaged"
 
 
@@ -29,7 +34,7 @@ class Damaged(Exception):
 
 
 def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -45,17 +50,17 @@ def _fault(folder: Path, items: tuple[str, ...]) -> str:
     Returns a description of the fault, or "" where all files are as written.
     """
     try:
-        digests = json.loads((folder / DIGESTS).read_text())
+        digests = json.loads(read_regular(folder / DIGESTS, MOST_DIGESTS))
         for name, digest in digests.items():
             if ("/" not in name or name.partition("/")[0] in items) and _digest(folder / name) != digest:
-                return f"{name} has changed"
+                return f"{shown(name)} has changed"
         # A byte that changes in a name here would otherwise leave its file unchecked.
         there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {DIGESTS}
         return "" if "meta/metadata" in digests and not there - digests.keys() else f"{DIGESTS} is not whole"
     except FileNotFoundError as error:
-        return f"{Path(error.filename).relative_to(folder)} is missing"
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        return f"{DIGESTS} cannot be read ({error})"
+        return f"{shown(os.path.relpath(error.filename, folder))} is missing"
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
+        return f"{DIGESTS} or what it names cannot be read ({one_line(error)})"
 
 
 def _flat(tree: Any) -> dict[str, Any]:
@@ -88,7 +93,8 @@ class Checkpoints:
         """The steps at which there is a checkpoint, ascending."""
         if not self.directory.is_dir():
             return []
-        return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdigit() and path.is_dir())
+        folders = [path for path in self.directory.iterdir() if _STEP.fullmatch(path.name) and path.is_dir()]
+        return sorted(int(path.name) for path in folders)
 
     def save(self, state: Any, window: dict[str, float]) -> None:
         """Write the whole state, then remove the oldest checkpoints beyond `keep`.

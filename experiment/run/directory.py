@@ -1,7 +1,6 @@
 """The directory of one run: what lies in it, who may write it, and which config it belongs to."""
 
 import contextlib
-import fcntl
 import os
 import sys
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from typing import Any
 
 from experiment.config import FREE_ON_RESUME, differences, load_config, save_config
 from experiment.errors import UserError
+from experiment.files import lock_file, user_path
 from experiment.provenance import provenance
 from experiment.run.checkpoint import Checkpoints
 
@@ -28,7 +28,7 @@ class RunDirectory:
     """The files of one run: config.json, checkpoints/, snapshots/ (of power_ema), metrics.jsonl, tensorboard/."""
 
     def __init__(self, workdir: str | Path, keep: int = 1):
-        self.path = Path(workdir).expanduser()
+        self.path = user_path(workdir, "run directory")
         self.config_path = self.path / "config.json"
         self.checkpoints = Checkpoints(self.path / "checkpoints", keep)
         self.snapshots = Checkpoints(self.path / "snapshots", keep=sys.maxsize)
@@ -45,12 +45,16 @@ class RunDirectory:
             ) from None
         try:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock_file(file, self.path)
             except BlockingIOError:
                 owner = os.read(file, 32).decode(errors="replace").strip() or "unknown"
                 raise UserError(
                     f"another process (pid {owner}) is training in {self.path}: wait for it, stop it, or choose "
                     "another --workdir"
+                ) from None
+            except OSError as error:
+                raise UserError(
+                    f"cannot lock the run directory {self.path} ({error.strerror}): choose another --workdir"
                 ) from None
             os.ftruncate(file, 0)
             os.write(file, str(os.getpid()).encode())

@@ -14,7 +14,7 @@ from experiment.data.load import configured_dataset
 from experiment.data.scaling import Scaling
 from experiment.devices.hosts import one_host_only, say
 from experiment.devices.sharding import OverBatch, mesh_here, weight_shardings
-from experiment.errors import UserError
+from experiment.errors import UserError, one_line, quoted
 from experiment.run.directory import DataShape, RunDirectory
 from sde_lib import NetworkScore
 
@@ -83,7 +83,20 @@ def read_config(directory: RunDirectory) -> tuple[Any, DataShape]:
         raise UserError(f"run directory {directory.path} {kind}; {_make_one(directory.path)}")
     config, beside = load_config(directory.config_path)
     check_names(config)
-    return config, DataShape(**{**beside["data_shape"], "shape": tuple(beside["data_shape"]["shape"])})
+    return config, _data_shape(directory, beside.get("data_shape"))
+
+
+def _data_shape(directory: RunDirectory, saved: Any) -> DataShape:
+    try:
+        data = DataShape(**{**saved, "shape": tuple(saved["shape"])})
+        numbers = (*data.shape, 1 if data.levels is None else data.levels, data.num_classes)
+        if not data.shape or not all(isinstance(n, int) and 0 <= n < 2**31 for n in numbers):
+            raise ValueError(f"data_shape is {quoted(saved)}")
+    except (LookupError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{directory.config_path} does not say which data the run is of ({one_line(error)}): restore it from a copy"
+        ) from None
+    return data
 
 
 def weights_like(config: Any, shapes: Any) -> Any:

@@ -1,24 +1,39 @@
 """The log of a run, metrics.jsonl and TensorBoard events. A resumed run's log is the uninterrupted one's."""
 
 import json
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
+from experiment.errors import UserError, shown
 from experiment.files import write_text
 
-METRICS = "metrics.jsonl"
+METRICS, EVENTS, DAMAGED = "metrics.jsonl", "tensorboard", ".damaged"
 
 
 def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
-    """Read the rows of metrics.jsonl: step, loss, grad_norm, lr, images_per_second. A line cut short is left out."""
-    path = Path(workdir) / METRICS
-    rows = []
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
+    """Read the rows of metrics.jsonl: step, loss, grad_norm, lr, images_per_second.
+
+    Left out are a line cut short, and what else is no row.
+    """
+    return _rows(Path(workdir) / METRICS)[0]
+
+
+def _rows(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Read the rows, and count the whole lines that are none."""
+    text = path.read_text(errors="replace") if path.is_file() else ""
+    *lines, last = map(_row, text.split("\n"))  # the last is empty, or was cut short when its process was stopped
+    return [row for row in (*lines, last) if row], lines.count(None)
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    numbers = isinstance(row, dict) and all(isinstance(value, int | float | None) for value in row.values())
+    return row if numbers and row.get("step") is not None else None
 
 
 class RunLog:
@@ -30,10 +45,21 @@ class RunLog:
     def __init__(self, workdir: Path, step: int):
         from tensorboardX import SummaryWriter
 
-        rows = [row for row in read_metrics(workdir) if row["step"] <= step]
+        path = workdir / METRICS
+        rows, damaged = _rows(path)
+        if damaged:
+            kept = path.with_name(METRICS + DAMAGED)
+            shutil.copyfile(path, kept)
+            print(
+                f"{shown(str(path))} has {damaged} damaged line(s), left out: it is kept as {kept.name}",
+                file=sys.stderr,
+            )
+        rows = [row for row in rows if row["step"] <= step]
         write_text(workdir / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
         self._file = open(workdir / METRICS, "a")
-        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
+        if (workdir / EVENTS).exists() and not (workdir / EVENTS).is_dir():
+            raise UserError(f"{workdir / EVENTS} is a file, where TensorBoard's events go: move it away")
+        self._events = SummaryWriter(str(workdir / EVENTS), purge_step=step + 1 if step else None)
 
     def write(self, row: dict[str, float]) -> None:
         """Append one row, at row["step"]."""

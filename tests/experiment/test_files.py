@@ -1,14 +1,21 @@
 """Files that are replaced whole or not at all, and where prepared data are kept."""
 
 import errno
+import fcntl
 import os
+import socket
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from experiment.data.load import load_dataset
 from experiment.errors import UserError
-from experiment.files import cache_folder, write_bytes, write_json, write_npz
+from experiment.files import cache_folder, read_regular, user_path, write_bytes, write_json, write_npz
+from experiment.run.directory import RunDirectory
+from tests.commands import fresh
 
 
 def test_the_new_content_takes_the_place_of_the_old(tmp_path: Path) -> None:
@@ -69,3 +76,117 @@ def test_the_cache_folder_is_the_one_given_or_the_user_s(monkeypatch: pytest.Mon
     for unset in (lambda: monkeypatch.setenv("XDG_CACHE_HOME", ""), lambda: monkeypatch.delenv("XDG_CACHE_HOME")):
         unset()
         assert cache_folder() == Path("/home/someone/.cache/noise_compass")
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        ("~nosuchuser/x", "home directory"),
+        ("x" * 300, "File name too long"),
+        ("a/" * 3000, "File name too long"),
+        ("a\0b", "null"),
+        ("gs://bucket/run", "is a URL"),
+        ("s3://bucket/run", "is a URL"),
+        ("http://host/x.npz", "is a URL"),
+        ("hf://someone/model", "is a URL"),
+        ("file:///tmp/x", "is a URL"),
+        (Path("gs://bucket/run"), "is a URL"),
+        (f"loop{os.sep}x", "symbolic links"),
+    ],
+)
+def test_what_can_be_no_path_is_one_line_and_leaves_no_folder(
+    given: str | Path, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.symlink("loop", "loop")
+    for use in (
+        lambda: user_path(given, "--out"),
+        lambda: RunDirectory(given),
+        lambda: load_dataset("", str(given)),
+        lambda: load_dataset("digits", cache=str(given)),
+    ):
+        with pytest.raises(UserError) as caught:
+            use()
+        line = str(caught.value)
+        assert said in line and len(line) < 600 and line.isprintable()
+    assert os.listdir() == ["loop"]
+
+
+def test_paths_that_are_right_stay_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    bytes_of_no_text = os.fsdecode(b"\xff\xfe")
+    (tmp_path / "file").touch()
+    for given, wanted in {
+        "~/x": tmp_path / "x",
+        "a:b/c": Path("a:b/c"),
+        "C:/x": Path("C:/x"),
+        str(tmp_path / "file" / "x"): tmp_path / "file" / "x",
+        bytes_of_no_text: Path(bytes_of_no_text),
+    }.items():
+        assert user_path(given, "--out") == wanted
+
+
+def special(tmp_path: Path, kind: str) -> Path:
+    """A thing with a name in a folder that is no file."""
+    path = tmp_path / "thing"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        socket.socket(socket.AF_UNIX).bind(str(path))
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to({"device": "/dev/zero", "loop": path, "nowhere": tmp_path / "nowhere"}[kind])
+    return path
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "device", "loop", "nowhere", "folder"])
+def test_what_never_ends_is_not_read(kind: str, tmp_path: Path) -> None:
+    with pytest.raises(OSError):
+        read_regular(special(tmp_path, kind), 100)
+
+
+def test_a_file_is_read_up_to_its_bound(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(100))
+    assert read_regular(tmp_path / "file", 100) == bytes(100)
+    with pytest.raises(OSError, match="more than 99 bytes"):
+        read_regular(tmp_path / "file", 99)
+
+
+@pytest.mark.parametrize("number", ["ENOLCK", "ENOTSUP", "EOPNOTSUPP", "ENOSYS", "no fcntl"])
+def test_a_file_system_without_locks_is_said_and_used(
+    number: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(getattr(errno, number), "no locks")
+
+    if number == "no fcntl":
+        monkeypatch.setitem(sys.modules, "fcntl", None)
+    else:
+        monkeypatch.setattr(fcntl, "flock", refused)
+    with RunDirectory(tmp_path / "run").lock():
+        line = capfd.readouterr().err
+        assert line.count("\n") == 1 and f"{tmp_path / 'run'} lies where files cannot be locked" in line
+    for i in range(2):
+        Image.new("L", (2, 2)).save(tmp_path / f"{i}.png")
+    assert len(load_dataset("", str(tmp_path)).train) == 1
+    assert "cannot be locked" in capfd.readouterr().err
+
+
+def test_another_fault_of_a_lock_is_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failed(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(fcntl, "flock", failed)
+    with (
+        pytest.raises(UserError, match=r"cannot lock .* \(Input/output error\): choose another --workdir"),
+        RunDirectory(tmp_path / "run").lock(),
+    ):
+        pass
+
+
+def test_nothing_that_reads_or_trains_needs_fcntl() -> None:
+    """Windows has none."""
+    code = "import sys; sys.modules['fcntl'] = None; import experiment.run.load, experiment.training.loop"
+    done = fresh("-c", code)
+    assert done.status == 0, done.err

@@ -1,5 +1,6 @@
 import io
 import os
+import socket
 import struct
 import sys
 import threading
@@ -181,6 +182,65 @@ def test_sixteen_bit_and_transparent_images_are_named(tmp_path):
     assert "07.png has pixels of mode I;16" in line
     glass = png(np.dstack([PIXELS[7], np.full((6, 5), 100, np.uint8)]))
     assert "07.png has transparent pixels" in mistake(write(tmp_path / "glass", {**flat(), "07.png": glass}))
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "device", "link to itself", "link to nowhere", "too large"])
+def test_what_is_no_file_is_counted_with_the_unreadable(tmp_path, kind, monkeypatch):
+    monkeypatch.setattr("experiment.data.image_files.MAX_BYTES", 2**16)
+    path, name = write(tmp_path / "set", flat()), tmp_path / "set" / "xx.png"
+    if kind == "pipe":
+        os.mkfifo(name)
+    elif kind == "socket":
+        monkeypatch.chdir(name.parent)
+        socket.socket(socket.AF_UNIX).bind(name.name)
+    elif kind == "too large":
+        name.write_bytes(bytes(2**16 + 1))
+    else:
+        name.symlink_to({"device": "/dev/zero", "link to itself": name}.get(kind, tmp_path / "nowhere"))
+    line = mistake(path)
+    assert line.startswith("1 image cannot be read") and "xx.png" in line
+    assert len(load_dataset("", path, skip_unreadable=True).train) == 11
+
+
+@pytest.mark.parametrize("name", ["set.zip", "set.npz", "set"])
+def test_a_pipe_or_a_device_is_no_data(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    assert "is a pipe or a device" in mistake(str(tmp_path / name))
+    (tmp_path / f"device-{name}").symlink_to("/dev/zero")
+    assert "is a pipe or a device" in mistake(str(tmp_path / f"device-{name}"))
+    os.mkfifo(tmp_path / "folder.zip")
+    assert "no images" in mistake(str(tmp_path))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_pictures_of_kinds_that_are_not_read_are_counted(tmp_path, packed, capfd):
+    files = {**classes(), "a/1.heic": b"!", "b/2.JXL": b"!", "notes.txt": b"!", "a/._3.heic": b"!"}
+    path = write_zip(tmp_path / "set.zip", files) if packed else write(tmp_path, files)
+    assert len(load_dataset("", path).train) == 11
+    line = capfd.readouterr().err
+    assert line.count("\n") == 1 and "2 files that are not read (.heic, .jxl) left out of" in line and "1.heic" in line
+    only = write(tmp_path / "only", {"1.heic": b"!"})
+    assert "no images in" in mistake(only) and capfd.readouterr().err == ""
+
+
+def test_a_wild_name_is_escaped_where_it_is_said(tmp_path, capfd):
+    files = {**flat(), "a\x1b[2J.png": b"no image", "b\n.heic": b"!"}
+    line = mistake(write(tmp_path, files))
+    assert r"a\x1b[2J.png" in line and line.isprintable()
+    capfd.readouterr()
+    for _ in range(2):
+        load_dataset("", str(tmp_path), skip_unreadable=True)
+        said = capfd.readouterr().err
+        assert r"a\x1b[2J.png" in said and r"b\n.heic" in said and said.replace("\n", "").isprintable()
+
+
+def test_folders_nested_deep_are_looked_through(tmp_path, monkeypatch):
+    dataset = load_dataset("", write_zip(tmp_path / "set.zip", flat("d/" * 2000)))
+    assert len(dataset.train) == 11
+    deep = tmp_path / "/".join("d" * 200)
+    assert len(load_dataset("", write(deep, flat())).train) == 11
+    (tmp_path / "set.zip").unlink()
+    assert load_dataset("", str(tmp_path)).shape == (6, 5, 3)
 
 
 def test_layouts_in_doubt(tmp_path):

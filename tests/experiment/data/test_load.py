@@ -180,6 +180,53 @@ class TinyVectors(TinyColours):
         yield 0, {"x": np.zeros(3, np.float32)}
 
 
+class TinyPairs(TinyColours):
+    """Sets with two kinds of images and two of labels; `supervised` and the names are the subclasses'."""
+
+    IMAGES, LABELS = ("left", "right"), ("fine", "coarse")
+    SUPERVISED: tuple[str, str] | None = None
+
+    def _info(self):
+        images = {name: tfds.features.Tensor(shape=(4, 5, 3), dtype=np.uint8) for name in self.IMAGES}
+        labels = {name: tfds.features.ClassLabel(num_classes=4 + i) for i, name in enumerate(self.LABELS)}
+        return tfds.core.DatasetInfo(
+            builder=self,
+            features=tfds.features.FeaturesDict(images | labels),
+            supervised_keys=self.SUPERVISED,
+            disable_shuffling=True,
+        )
+
+    def _generate_examples(self, first, last):
+        for i in range(first, last):
+            images = {name: tiny(i + 100 * k) for k, name in enumerate(self.IMAGES)}
+            yield i, images | {name: (i + k) % 3 for k, name in enumerate(self.LABELS)}
+
+
+class TinyPairsSupervised(TinyPairs):
+    SUPERVISED = ("right", "coarse")
+
+
+class TinyPairsTurned(TinyPairs):
+    SUPERVISED = ("coarse", "right")
+
+
+class TinyPairsUsual(TinyPairs):
+    IMAGES, LABELS = ("annotation", "image"), ("attribute", "label")
+
+
+class TinyPairsMasked(TinyPairs):
+    IMAGES, LABELS = ("picture", "mask"), ()
+    SUPERVISED = ("picture", "mask")
+
+
+class TinyPairsAlone(TinyPairs):
+    IMAGES, LABELS = ("photo",), ("kind",)
+
+
+class TinyPairsOneImage(TinyPairs):
+    IMAGES = ("photo",)
+
+
 class TinyPhotos(TinyColours):
     """Twelve encoded PNGs in train, and no other split."""
 
@@ -214,7 +261,7 @@ def tiny(i):
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("tfds"))
-    for builder in (TinyColours, TinyVectors, TinyPhotos, TinyMixedPhotos):
+    for builder in (TinyColours, TinyVectors, TinyPhotos, TinyMixedPhotos, TinyPairs, *TinyPairs.__subclasses__()):
         builder(data_dir=folder, file_format="array_record").download_and_prepare()
     return folder
 
@@ -261,6 +308,33 @@ def test_tfds_set_of_encoded_images_without_held_out_split(prepared, capfd):
     assert (len(dataset.train), len(dataset.test), dataset.num_classes) == (11, 1, 0)
     assert {x.tobytes() for s in (dataset.train, dataset.test) for x in s.x} == {tiny(i).tobytes() for i in range(12)}
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    "name, image, label",
+    [("supervised", 1, 1), ("turned", 1, 1), ("usual", 1, 1), ("masked", 0, None), ("alone", 0, 0)],
+)
+def test_tfds_features_are_chosen_by_name(prepared, name, image, label):
+    """Not by their order, which in a prepared set is another in each process."""
+    for backwards in (False, True):
+        with pytest.MonkeyPatch.context() as patch:
+            if backwards:
+                items = tfds.features.FeaturesDict.items
+                patch.setattr(tfds.features.FeaturesDict, "items", lambda self: list(items(self))[::-1])  # noqa: B023
+            dataset = load_dataset("", f"{prepared}/tiny_pairs_{name}/1.2.0", cache=f"{prepared}/{backwards}")
+        shutil.rmtree(f"{prepared}/tiny_pairs_{name}/1.2.0.noise_compass")
+        np.testing.assert_array_equal(dataset.train.x, [tiny(i + 100 * image) for i in range(12)])
+        if label is None:
+            assert dataset.train.labels is None
+        else:
+            np.testing.assert_array_equal(dataset.train.labels, (np.arange(12) + label) % 3)
+            assert dataset.num_classes == 4 + label
+
+
+def test_tfds_features_in_doubt_are_listed(prepared):
+    line = mistake("tiny_pairs", cache=prepared)
+    assert "has several images, left, right, and does not say which" in line and "as an .npz" in line
+    assert "has several labels, coarse, fine, and" in mistake("tiny_pairs_one_image", cache=prepared)
 
 
 def test_tfds_set_of_several_sizes(prepared):

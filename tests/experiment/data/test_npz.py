@@ -1,3 +1,7 @@
+import io
+import resource
+import zipfile
+
 import numpy as np
 import pytest
 
@@ -98,5 +102,109 @@ def test_damaged_files_are_named(tmp_path, content):
     whole = open(path, "rb").read()
     with open(path, "wb") as file:
         file.write(whole[: len(whole) // 2] if content == "cut" else content)
-    with pytest.raises(UserError, match=r"cannot read .*set.npz.*damaged or no .npz file; save plain arrays"):
+    with pytest.raises(UserError, match=r"cannot read .*set.npz.*damaged or no .npz file .*; save plain arrays"):
         load_dataset("", path)
+
+
+def member(*arrays, name="x.npy", compression=zipfile.ZIP_STORED, header=None, tail=b""):
+    """A zip with one member: `arrays` as they are written, or a header of one's own."""
+    buffer, content = io.BytesIO(), io.BytesIO()
+    if header is not None:
+        np.lib.format.write_array_header_1_0(content, header)
+    for array in arrays:
+        np.save(content, array)
+    with zipfile.ZipFile(buffer, "w", compression) as archive:
+        archive.writestr(name, content.getvalue() + tail)
+    return buffer.getvalue()
+
+
+def changed(content, old, new):
+    assert old in content
+    return content.replace(old, new)
+
+
+def half(content):
+    at = len(content) // 3
+    return content[:at] + bytes(64) + content[at + 64 :]
+
+
+def encrypted(content):
+    local, central = content.index(b"PK\3\4"), content.index(b"PK\1\2")
+    data = bytearray(content)
+    data[local + 6] |= 1
+    data[central + 8] |= 1
+    return bytes(data)
+
+
+def npy(array):
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+FLOATS = np.random.default_rng(1).normal(size=(500, 3)).astype("f4")
+HUGE = {"shape": (2**36,), "fortran_order": False, "descr": "<f4"}
+LIES = {
+    "an .npy renamed": (npy(FLOATS), "an .npy under the name of an .npz"),
+    "corrupt deflate": (half(member(FLOATS, compression=zipfile.ZIP_DEFLATED)), "damaged"),
+    "corrupt lzma": (half(member(FLOATS, compression=zipfile.ZIP_LZMA)), "damaged"),
+    "corrupt bzip2": (half(member(FLOATS, compression=zipfile.ZIP_BZIP2)), "damaged"),
+    "a wrong checksum": (half(member(FLOATS)), "damaged"),
+    "an unknown compression": (
+        changed(member(FLOATS), b"PK\1\2\x14\3\x14\0\0\0\0\0", b"PK\1\2\x14\3\x14\0\0\0\x37\0"),
+        "damaged",
+    ),
+    "encrypted": (encrypted(member(FLOATS)), "damaged"),
+    "a header of 256 GiB": (member(header=HUGE), "says that it is float32"),
+    "a header of 256 GiB over something": (member(header=HUGE, tail=bytes(1000)), "says that it is float32"),
+    "a negative shape": (member(header={**HUGE, "shape": (-1, -4)}, tail=bytes(16)), "says that it is"),
+    "more than it says": (member(FLOATS, tail=b"more"), "has more"),
+    "a header that is no header": (changed(member(FLOATS), b"fortran_order", b"fortran_odder"), "damaged"),
+    "a header of brackets": (
+        changed(member(FLOATS), b"{'descr': '<f4', 'fortran_order': False", b"{" + b"(" * 38),
+        "damaged",
+    ),
+    "no array": (member(name="notes.txt", tail=b"hello"), "damaged"),
+    "objects": (member(np.array([{}, 1], object)), "holds Python objects"),
+    "strings": (member(np.array(["a", "b"])), "x is <U1"),
+    "records": (member(np.zeros(3, [("名", "f4")])), "records"),
+    "times": (member(np.zeros(3, "M8[s]")), "x is datetime64[s]"),
+    "complex numbers": (member(np.zeros((3, 2), complex)), "x is complex128"),
+    "a name of 10,000 letters": (member(FLOATS, name="y" * 10_000), "yyy"),
+    "a wild name": (member(FLOATS, name="a\x1b[2J.npy"), r"a\x1b[2J"),
+}
+
+
+@pytest.mark.parametrize("case", LIES)
+def test_a_file_that_lies_is_one_line(tmp_path, case):
+    content, said = LIES[case]
+    (tmp_path / "set.npz").write_bytes(content)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError) as error:
+        load_dataset("", str(tmp_path / "set.npz"))
+    line = str(error.value)
+    assert said in line and str(tmp_path) in line and line.isprintable() and len(line) < 600
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18  # kB
+
+
+def test_more_than_the_machine_s_memory_is_refused_before_it_is_taken(tmp_path, monkeypatch):
+    path = save(tmp_path, x=IMAGES)
+    monkeypatch.setattr("experiment.files.memory", lambda: 1000)
+    with pytest.raises(UserError, match="does not fit into this machine's memory"):
+        load_dataset("", path)
+
+
+@pytest.mark.parametrize(
+    "labels, said",
+    [([0, 10**6], "2 classes, and labels up to 1000000"), ([980, 999], "up to 999"), ([2**31 - 2, 0], "labels up to")],
+)
+def test_labels_that_skip_most_classes_are_refused(tmp_path, labels, said):
+    path = save(tmp_path, x=IMAGES, labels=np.resize(labels, len(IMAGES)))
+    with pytest.raises(UserError, match=said) as error:
+        load_dataset("", path)
+    assert "number them from 0" in str(error.value)
+
+
+def test_some_classes_may_be_missing(tmp_path):
+    dataset = load_dataset("", save(tmp_path, x=IMAGES, labels=np.resize([0, 5, 9], len(IMAGES))))
+    assert dataset.num_classes == 10

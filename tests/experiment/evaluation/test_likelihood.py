@@ -336,3 +336,32 @@ def test_a_command_killed_by_the_system_writes_the_same_table_when_repeated(tmp_
     assert len(before) < 10
     assert table("killed") == table("whole")
     assert all(path.stat().st_mtime_ns == at for path, at in before.items())
+
+
+def half(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+def without_rows(path: Path) -> None:
+    with np.load(path) as part:
+        np.savez(path, **{**part, "ratios": part["ratios"][1:]})
+
+
+@pytest.mark.parametrize("damage", [half, without_rows, lambda p: p.write_bytes(b""), lambda p: np.savez(p, x=1)])
+def test_a_damaged_batch_is_set_aside_and_computed_again(
+    damage: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    settings = settings_of(**FAST)
+    _, whole, _ = likelihood(VECTORS, settings, tmp_path, budget=False)
+    paths = sorted(tmp_path.glob("*.npz"))
+    before = {path: path.stat().st_mtime_ns for path in paths}
+    damage(paths[1])
+    damaged = paths[1].read_bytes()
+    capfd.readouterr()
+    _, again, _ = likelihood(VECTORS, settings, tmp_path, budget=False)
+    np.testing.assert_array_equal(again, whole)
+    said = capfd.readouterr().err
+    assert said.count("computed again, for it is damaged") == 1 and f"{paths[1].name}.damaged" in said
+    assert paths[1].with_name(f"{paths[1].name}.damaged").read_bytes() == damaged
+    assert [path.stat().st_mtime_ns == before[path] for path in paths] == [True, False, True]

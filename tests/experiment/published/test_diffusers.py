@@ -6,6 +6,7 @@ what diffusers 0.42.1 with torch 2.13 computes on CPU with the weights and image
 """
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 
 from experiment import load_score
 from experiment.errors import UserError
-from experiment.published.diffusers import import_folder
+from experiment.published.diffusers import import_folder, weights_in
 from experiment.published.diffusers_layout import diffusers_names, options_of
 from experiment.published.to_run import abstract
 from models import split
@@ -280,3 +281,137 @@ def test_mistakes(expected: dict[str, Any], tmp_path: Path) -> None:
     done = Command(COMMAND, str(folder(tmp_path / "whole", arrays)), str(tmp_path / "run")).wait()
     assert done.status == 0 and "images 8x8" in done.out, done.err
     assert "has checkpoints already" in Command(COMMAND, str(path), str(tmp_path / "run")).wait().mistake
+
+
+STEM = "diffusion_pytorch_model"
+ARRAYS = {"conv_in.weight": np.arange(6.0, dtype="f4"), "mid_block.attentions.0.to_q.bias": np.ones(2, "f4")}
+HALVES = [dict([item]) for item in ARRAYS.items()]
+PARTS = ("00001-of-00002", "00002-of-00002")
+
+
+def listed(path: Path, files: list[str], kind: str = "safetensors", variant: str = "") -> None:
+    """Write the index of these files, each with one of the weights."""
+    index = {"metadata": {"total_size": 32}, "weight_map": dict(zip(ARRAYS, files, strict=True))}
+    (path / f"{STEM}{variant}.{kind}.index.json").write_text(json.dumps(index))
+
+
+def half_precision(path: Path) -> None:
+    write_safetensors(path / f"{STEM}.fp16.safetensors", {k: a.astype("f2") for k, a in ARRAYS.items()})
+
+
+def sharded(path: Path, *, variant: str = "", late: str = "") -> None:
+    files = [f"{STEM}{variant}-{part}{late}.safetensors" for part in PARTS]
+    for file, arrays in zip(files, HALVES, strict=True):
+        write_safetensors(path / file, arrays)
+    listed(path, files, variant=variant or late)
+
+
+def sharded_pickles(path: Path) -> None:
+    files = [f"{STEM}-{part}.bin" for part in PARTS]
+    for file, arrays in zip(files, HALVES, strict=True):
+        write_pth(path / file, arrays)
+    listed(path, files, "bin")
+
+
+def compiled(path: Path) -> None:
+    write_safetensors(path / f"{STEM}.safetensors", {f"_orig_mod.{k}": a for k, a in ARRAYS.items()})
+
+
+def several(path: Path) -> None:
+    write_safetensors(path / f"{STEM}.safetensors", ARRAYS)
+    write_safetensors(path / f"{STEM}.fp16.safetensors", {"other": np.ones(1, "f4")})
+    write_pth(path / f"{STEM}.bin", {"other": np.ones(1, "f4")})
+
+
+KINDS: dict[str, tuple[Any, str]] = {
+    "half precision": (half_precision, "fp16"),
+    "another variant": (lambda p: write_safetensors(p / f"{STEM}.non_ema.safetensors", ARRAYS), "non_ema"),
+    "a variant's pickle": (lambda p: write_pth(p / f"{STEM}.fp16.bin", ARRAYS), "fp16"),
+    "sharded": (sharded, ""),
+    "a variant, sharded": (lambda p: sharded(p, variant=".fp16"), "fp16"),
+    "a variant, sharded and named late": (lambda p: sharded(p, late=".bf16"), "bf16"),
+    "sharded pickles": (sharded_pickles, ""),
+    "compiled": (compiled, ""),
+    "beside variants the weights themselves": (several, ""),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_of_a_variant_or_in_several_files(kind: str, tmp_path: Path) -> None:
+    make, variant = KINDS[kind]
+    make(tmp_path)
+    found, told = weights_in(tmp_path)
+    assert told == variant and found.keys() == ARRAYS.keys()
+    for key, array in ARRAYS.items():
+        np.testing.assert_array_equal(found[key], array)
+
+
+def shards_without_a_list(path: Path) -> None:
+    sharded(path)
+    (path / f"{STEM}.safetensors.index.json").unlink()
+
+
+def a_shard_missing(path: Path) -> None:
+    sharded(path)
+    (path / f"{STEM}-{PARTS[1]}.safetensors").unlink()
+
+
+ODD: dict[str, tuple[Any, str]] = {
+    "nothing": (lambda p: None, "has no weights but no other file: it needs diffusion_pytorch_model.safetensors"),
+    "Flax's": (lambda p: (p / "diffusion_flax_model.msgpack").touch(), "no weights but diffusion_flax_model.msgpack"),
+    "ONNX's": (lambda p: (p / "model.onnx").touch(), "has no weights but model.onnx"),
+    "two variants": (
+        lambda p: [write_safetensors(p / f"{STEM}.{v}.safetensors", ARRAYS) for v in ("fp16", "bf16")],
+        "has the variants bf16, fp16 of its weights: keep one of them",
+    ),
+    "shards without a list": (shards_without_a_list, "has parts of its weights and no"),
+    "a shard missing": (a_shard_missing, "No such file"),
+    "shards elsewhere": (lambda p: listed(p, ["../secret.safetensors"] * 2), "lists ../secret.safetensors as weights"),
+    "shards of no name": (lambda p: listed(p, [[]] * 2), "lists [] as weights"),  # type: ignore[list-item]
+    "a list of nothing": (lambda p: (p / f"{STEM}.safetensors.index.json").write_text("{}"), "lists no files"),
+    "a list that is none": (lambda p: (p / f"{STEM}.safetensors.index.json").write_text("[1"), "is damaged"),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_weights_that_are_not_there_are_named(kind: str, tmp_path: Path) -> None:
+    make, said = ODD[kind]
+    make(tmp_path)
+    with pytest.raises(UserError) as caught:
+        weights_in(tmp_path)
+    assert said in str(caught.value) and str(tmp_path) in str(caught.value)
+
+
+def test_the_average_beside_a_network_is_its_own(expected: dict[str, Any], tmp_path: Path) -> None:
+    own = weights(expected["shapes"])
+    folder(tmp_path / "model" / "unet_ema", own)
+    folder(tmp_path / "model" / "unet", {name: array + 1 for name, array in own.items()})
+    assert "their average applied; vp" in import_folder(tmp_path / "model", tmp_path / "run")
+    check_run(tmp_path / "run", expected["y"])
+
+
+WILD: dict[str, Any] = {
+    "10^12 blocks": {"layers_per_block": 10**12},
+    "10^9 pixels": {"sample_size": 10**9 * 8},
+    "endless levels": {"block_out_channels": [8] * 10**5, "down_block_types": ["DownBlock2D"] * 10**5},
+    "infinite": {"sample_size": float("inf")},
+    "10^400": {"layers_per_block": 10**400},
+    "nested": {"norm_eps": [[[[[["x" * 10**6]]]]]]},
+    "a wild value": {"act_fn": "a\x1b[2J" * 1000},
+    "text for numbers": {"block_out_channels": "888"},
+    "lists for names": {"down_block_types": [[]] * 3},
+    "no numbers": {"norm_num_groups": {}},
+}
+
+
+@pytest.mark.parametrize("case", WILD)
+def test_a_wild_config_is_one_line(case: str, expected: dict[str, Any], tmp_path: Path) -> None:
+    path = folder(tmp_path / "model", weights(expected["shapes"]), {**CONFIG, **WILD[case]})
+    start = time.perf_counter()
+    line = refusal(path, tmp_path / "run")
+    assert time.perf_counter() - start < 5 and line.isprintable() and len(line) < 1000
+    scheduler = tmp_path / "model" / "scheduler_config.json"
+    for beta in (10**400, float("inf"), float("nan"), "x", [[]]):
+        scheduler.write_text(json.dumps({"beta_start": beta}))
+        (path / "config.json").write_text(json.dumps(CONFIG))
+        assert "beta_start is" in refusal(path, tmp_path / "run")

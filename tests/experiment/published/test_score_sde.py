@@ -4,6 +4,7 @@ gets.
 
 import dataclasses
 import re
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -349,12 +350,145 @@ def test_flags_say_what_weights_cannot(case: str, tmp_path: Path) -> None:
         assert config[section][last] == value, key
 
 
-# --- mistakes -------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def small() -> dict[str, np.ndarray]:
     return random_weights(options(channel_mults=(1, 2), blocks=1))[0]
+
+
+# --- what wrappers and training codes make of a file ----------------------------------------------
+
+
+def before(*wrappers: str) -> Any:
+    return lambda key: ".".join((*wrappers, key))
+
+
+WRAPPED: dict[str, Any] = {
+    "compiled": before("_orig_mod"),
+    "parallel": before("module"),
+    "compiled, then parallel": before("module", "_orig_mod"),
+    "parallel, then compiled": before("_orig_mod", "module"),
+    "twice": before("module", "module", "_orig_mod", "_orig_mod"),
+    "Fabric": before("_forward_module", "_orig_mod"),
+    "FSDP, each module": lambda key: re.sub(r"(all_modules\.\d+)\.", r"\1._fsdp_wrapped_module.", f"module.{key}"),
+    "each module compiled": lambda key: re.sub(r"(all_modules\.\d+)\.", r"\1._orig_mod.", key),
+    "checkpointed": lambda key: key.replace("all_modules.3.", "all_modules.3._checkpoint_wrapped_module."),
+}
+
+
+def renamed(weights: Mapping[str, Any], how: str) -> dict[str, Any]:
+    return {WRAPPED[how](key): array for key, array in weights.items()}
+
+
+def same(found: Mapping[str, Any], expected: Mapping[str, Any]) -> bool:
+    return found.keys() == expected.keys() and all(found[key] is expected[key] for key in expected)
+
+
+@pytest.mark.parametrize("how", WRAPPED)
+def test_the_names_of_wrappers_are_taken_out(how: str, small: dict[str, np.ndarray]) -> None:
+    for content in (renamed(small, how), {"model": renamed(small, how)}, {"module": {"model": renamed(small, how)}}):
+        assert same(parts_of(content).weights, small)
+    average = {key: array + 1 for key, array in small.items()}
+    parts = parts_of({"model": renamed(small, how), "ema": renamed(average, how)})
+    assert same(parts.weights, small) and same(parts.ema, average)
+    with pytest.raises(UserError, match="twice, with and without a wrapper's name"):
+        parts_of({**renamed(small, how), **{key: array + 1 for key, array in small.items()}})
+
+
+def flat(**networks: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{name}.{key}": array for name, weights in networks.items() for key, array in weights.items()}
+
+
+# (weights, average, the average in the network's order) -> a checkpoint
+AVERAGED: dict[str, Any] = {
+    "a plain state dict": lambda w, a, o: {"model": w, "ema": a},
+    "ema_model": lambda w, a, o: {"model": w, "ema_model": a},
+    "model_ema": lambda w, a, o: {"model": w, "model_ema": a},
+    "EMA": lambda w, a, o: {"net": w, "EMA": a},
+    "state dicts": lambda w, a, o: {"state_dict": w, "ema_state_dict": a, "epoch": 3},
+    "a decay in the name": lambda w, a, o: {"model": w, "ema_0.9999": a},
+    "within the average's own dict": lambda w, a, o: {"model": w, "ema": {"decay": 0.99, "state_dict": a}},
+    "within its module": lambda w, a, o: {"model": w, "ema": {"decay": 0.99, "module": a}},
+    "ema-pytorch": lambda w, a, o: {**flat(online_model=w, ema_model=a), "initted": np.ones(1), "step": 4},
+    "ema-pytorch beside the network": lambda w, a, o: {"model": w, "ema": flat(online_model=w, ema_model=a)},
+    "PyTorch's AveragedModel": lambda w, a, o: {"model": w, "swa": {"n_averaged": np.array(7), **flat(module=a)}},
+    "in the network's order": lambda w, a, o: {"model": w, "ema": {"decay": 0.99, "shadow_params": o}},
+    "in order, elsewhere": lambda w, a, o: {"model": w, "averaged": {"decay": 0.99, "shadow_params": tuple(o)}},
+    "the average first": lambda w, a, o: {"ema": a, "model": w},
+}
+
+
+@pytest.mark.parametrize("how", AVERAGED)
+def test_an_average_is_read_wherever_it_is(how: str, small: dict[str, np.ndarray]) -> None:
+    average = {key: array + 1 for key, array in small.items()}
+    parts = parts_of(AVERAGED[how](small, average, list(average.values())))
+    assert same(parts.weights, small) and same(parts.ema, average)
+    assert parts.unused == (["initted"] if how == "ema-pytorch" else [])
+
+
+def test_the_average_s_decay_is_kept(small: dict[str, np.ndarray]) -> None:
+    for inner in ({"state_dict": small}, {"shadow_params": list(small.values())}):
+        assert parts_of({"model": small, "ema": {"decay": 0.99, **inner}}).decay == 0.99
+    assert parts_of({"model": small, "ema": small}).decay is None
+
+
+def test_a_file_of_an_average_alone_is_a_network(small: dict[str, np.ndarray]) -> None:
+    for content in ({"ema": small}, {"n_averaged": np.array(7), **flat(module=small)}, flat(ema_model=small)):
+        parts = parts_of(content)
+        assert same(parts.weights, small) and parts.ema is parts.weights
+
+
+def test_what_is_not_read_is_said(small: dict[str, np.ndarray], tmp_path: Path) -> None:
+    content = {
+        "model": small,
+        "ema_of_others": {"foo": np.ones(3)},
+        "scheduler": {"base_lrs": [0.1]},
+        "extra": np.ones(2),
+    }
+    assert parts_of(content).unused == ["ema_of_others", "extra"]
+    line = import_with(write_pth(tmp_path / "c.pth", content), tmp_path / "run", image_size=8)
+    assert line.endswith("; not read: ema_of_others, extra")
+
+
+DOUBTFUL: dict[str, tuple[Any, str]] = {
+    "two networks": (lambda w: {"cinema": w, "schema": w}, "has several networks, cinema, schema: keep one"),
+    "two averages": (lambda w: {"model": w, "ema_1": w, "ema_2": w}, "has several averages, ema_1, ema_2: keep one"),
+    "an average without a weight": (
+        lambda w: {"model": w, "ema": dict(list(w.items())[1:])},
+        "average has none for all_modules.",
+    ),
+    "a ragged average": (
+        lambda w: {"model": w, "ema": {"shadow_params": [np.ones(n) for n, _ in enumerate(w)]}},
+        "average has one of shape (0,)",
+    ),
+    "an average of nothing": (lambda w: {"model": w, "ema": {"shadow_params": [None] * len(w)}}, "average has none"),
+    "an average of lists": (lambda w: {"model": w, "ema": {"shadow_params": [[1, [2]]] * len(w)}}, "average has none"),
+    "too long an average": (lambda w: {"model": w, "ema": {"shadow_params": [np.ones(1)] * 999}}, "has 999 weights"),
+    "a step that is text": (lambda w: {"model": w, "step": "x" * 10**6}, "step is 'xxx"),
+    "a step beyond counting": (lambda w: {"model": w, "step": 10**5000}, "step is "),
+    "strings as weights": (lambda w: {**w, "all_modules.0.weight": np.array(["a"])}, ""),
+    "records as weights": (lambda w: {**w, "all_modules.0.weight": np.zeros(3, "f4,i4")}, ""),
+    "complex weights": (lambda w: {k: a.astype("c8") for k, a in w.items()}, "are no real numbers"),
+    "module 10^12": (lambda w: {**w, "all_modules.1000000000000.weight": np.ones(3)}, "has besides all_modules.10000"),
+    "module of 5,000 digits": (lambda w: {**w, f"all_modules.{'9' * 5000}.weight": np.ones(3)}, "has besides all_mod"),
+    "module 99999": (lambda w: {**w, "all_modules.99999.weight": np.ones(3)}, ""),
+    "a key of 10 MB": (lambda w: {**w, "x" * 10**7: np.ones(3)}, "has besides xxx"),
+    "a wild key": (lambda w: {**w, "a\x1b[2J": np.ones(3)}, r"has besides a\x1b[2J"),
+}
+
+
+@pytest.mark.parametrize("case", DOUBTFUL)
+def test_what_is_in_doubt_is_one_line(
+    case: str, small: dict[str, np.ndarray], tmp_path: Path, monkeypatch: Any
+) -> None:
+    make, said = DOUBTFUL[case]
+    monkeypatch.setattr("experiment.published.score_sde.read_state_dict", lambda _: make(small))
+    start = time.perf_counter()
+    line = refusal(tmp_path / "c.pth", tmp_path / "run")
+    assert time.perf_counter() - start < 5
+    assert said in line and line.isprintable() and len(line) < 1000, line
+
+
+# --- mistakes -------------------------------------------------------------------------------------
 
 
 def test_weights_that_are_missing_left_over_or_of_another_shape(small: dict[str, np.ndarray], tmp_path: Path) -> None:

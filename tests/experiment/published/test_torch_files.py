@@ -5,8 +5,11 @@ should.
 import io
 import os
 import pickle
+import resource
 import struct
+import time
 import zipfile
+from collections import Counter, OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,9 @@ import numpy as np
 import pytest
 
 from experiment.errors import UserError
+from experiment.published.score_sde import parts_of
 from experiment.published.torch_files import read_state_dict
+from experiment.published.torch_objects import Name, Other, find
 from tests.experiment.published.torch_writer import (
     name,
     pickled,
@@ -123,6 +128,184 @@ def test_what_pytorch_itself_writes(zipped: bool, tmp_path: Path) -> None:
     assert found["step"] == 5 and found["optimizer"]["param_groups"][0]["betas"] == (0.9, 0.999)
 
 
+def as_file(path: Path, opcodes: bytes, legacy: bool) -> Path:
+    if legacy:
+        return write_legacy_pth(path, opcodes)
+    return write_pth(path, opcodes)
+
+
+# --- what stands beside weights -------------------------------------------------------------------
+
+PLAIN: dict[str, tuple[Any, Any]] = {
+    "set": ({1, "a"}, {1, "a"}),
+    "empty set": (set(), set()),
+    "counter": (Counter("aab"), {"a": 2, "b": 1}),
+    "ordered dict": (OrderedDict(a=1, b=[2]), {"a": 1, "b": [2]}),
+    "bytes": (b"\0\xff", b"\0\xff"),
+    "bytearray": (bytearray(b"\0\xff"), b"\0\xff"),
+    "complex": (1 - 2j, 1 - 2j),
+    "numpy float64": (np.float64(2.5), 2.5),
+    "numpy float32": (np.float32(2.5), 2.5),
+    "numpy int64": (np.int64(-7), -7),
+    "numpy bool": (np.bool_(True), True),
+    "numpy big-endian": (np.array([258, 2], ">i4"), np.array([258, 2], "i4")),
+    "numpy array": (np.arange(6.0).reshape(2, 3), np.arange(6.0).reshape(2, 3)),
+    "numpy array in Fortran's order": (np.arange(6.0).reshape(3, 2).T, np.arange(6.0).reshape(3, 2).T),
+    "numpy half": (np.array([1.5], "f2"), np.array([1.5], "f4")),
+    "keys of many kinds": (
+        {None: 1, (0, "a"): 2, 1.5: 3, b"k": 4, True: 5},
+        {None: 1, (0, "a"): 2, 1.5: 3, b"k": 4, True: 5},
+    ),
+    "one array twice": ([VALUE := np.arange(3), VALUE], [np.arange(3)] * 2),
+    "one dtype for many": ([np.array([1], ">i2"), np.array([2], ">i2")], [np.array([1]), np.array([2])]),
+}
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+@pytest.mark.parametrize("case", PLAIN)
+def test_plain_objects_beside_the_weights(case: str, protocol: int, tmp_path: Path) -> None:
+    value, expected = PLAIN[case]
+    with zipfile.ZipFile(tmp_path / "c.pth", "w") as archive:
+        archive.writestr("c/data.pkl", pickle.dumps({"value": value, "after": 1}, protocol))
+    found = read_state_dict(tmp_path / "c.pth")
+    assert found["after"] == 1
+    np.testing.assert_equal(found["value"], expected)
+    if isinstance(expected, np.ndarray):
+        assert found["value"].dtype == expected.dtype
+
+
+# opcodes -> what is read
+OBJECTS: dict[str, tuple[bytes, Any]] = {
+    "dtype": (name("torch", "float32"), "torch.float32"),
+    "device": (name("torch", "device") + b"(" + text("cuda") + b"K\x01tR", "cuda:1"),
+    "device without a number": (name("torch", "device") + b"(" + text("cpu") + b"tR", "cpu"),
+    "sizes": (name("torch", "Size") + b"(" + pickled((2, 3)) + b"tR", (2, 3)),
+    "layout": (name("torch.serialization", "_get_layout") + b"(" + text("torch.strided") + b"tR", Other("a layout")),
+    "scheme": (name("torch", "per_tensor_affine"), "torch.per_tensor_affine"),
+    "tensor class": (name("torch", "FloatTensor"), Name("torch FloatTensor")),
+    "cuda storage": (name("torch.cuda", "HalfStorage"), Name("torch.cuda HalfStorage")),
+    "meta tensor": (
+        name("torch._utils", "_rebuild_meta_tensor_no_storage") + b"(" + name("torch", "float32") + b"))\x89tR",
+        Other("a meta_tensor_no_storage"),
+    ),
+    "Parameter by NEWOBJ": (name("torch.nn.parameter", "Parameter") + b"(K\x05\x89t\x81", 5),
+    "OrderedDict by NEWOBJ": (name("collections", "OrderedDict") + b")\x81" + text("a") + b"K\x01s", {"a": 1}),
+    "a short string of Python 2": (b"U\x03abc", "abc"),
+}
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("case", OBJECTS)
+def test_torch_s_objects_beside_the_weights(case: str, legacy: bool, tmp_path: Path) -> None:
+    opcodes, expected = OBJECTS[case]
+    assert read_state_dict(as_file(tmp_path / "c.pth", opcodes, legacy)) == expected
+
+
+def test_tensors_of_untyped_storages_and_marks(tmp_path: Path) -> None:
+    def read(opcodes: bytes, content: bytes) -> np.ndarray:
+        with zipfile.ZipFile(tmp_path / "c.pth", "w") as archive:
+            archive.writestr("c/data.pkl", program(opcodes))
+            archive.writestr("c/data/0", content)
+        return read_state_dict(tmp_path / "c.pth")
+
+    def tensor_of(dtype: str, numel: int) -> bytes:
+        storage = b"(" + text("storage") + name("torch.storage", "UntypedStorage") + text("0") + text("cpu")
+        storage += pickled(numel) + b"tQ"
+        hooks = name("collections", "OrderedDict") + b")R"
+        head = name("torch._utils", "_rebuild_tensor_v3") + b"(" + storage + b"K\x00" + pickled((2,)) + pickled((1,))
+        return head + b"\x89" + hooks + name("torch", dtype) + b"}tR"
+
+    np.testing.assert_array_equal(read(tensor_of("uint16", 4), b"\1\2\3\0"), [513, 3])
+    np.testing.assert_array_equal(read(tensor_of("float8_e5m2", 2), bytes([0x3C, 0xC2])), [1.0, -3.0])
+    assert read(tensor_of("bits8", 2), bytes(2)) == Other("a tensor of torch.bits8")
+    plain = tensor("0", "FloatStorage", 2, (2,), (1,))
+    negated = plain.removesuffix(b"tR") + b"}" + text("neg") + b"\x88stR"
+    np.testing.assert_array_equal(read(negated, np.array([1, -2], "f4").tobytes()), [-1, 2])
+
+
+def test_what_pytorch_s_safe_loader_reads_is_read(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    weight = torch.arange(6.0).reshape(2, 3)
+    with_attribute = weight.clone()
+    with_attribute.note = "mine"
+    content = {
+        "weight": weight,
+        "parameter": torch.nn.Parameter(weight),
+        "attribute": with_attribute,
+        "buffer": torch.nn.parameter.Buffer(weight),
+        "dtype": torch.bfloat16,
+        "device": torch.device("cuda", 1),
+        "size": weight.shape,
+        "layout": torch.sparse_coo,
+        "sparse": weight.to_sparse(),
+        "csr": weight.to_sparse_csr(),
+        "quantized": torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8),
+        "meta": weight.to("meta"),
+        "set": {1, 2},
+        "counter": Counter("aab"),
+        "complex": 1j,
+        "bytes": b"ab",
+        "bytearray": bytearray(b"ab"),
+        "complex tensor": torch.tensor([1 + 2j]).conj(),
+        "unsigned": torch.arange(3).to(torch.uint16),
+        "eight": torch.tensor([0.5, -3.0]).to(torch.float8_e4m3fn),
+        "negative": torch.tensor([1 + 2j]).conj().imag,
+    }
+    content = {key: value for key, value in content.items() if _torch_reads(torch, value, tmp_path / "one.pth")}
+    assert len(content) > 15
+    torch.save(content, tmp_path / "c.pth")
+    found = read_state_dict(tmp_path / "c.pth")
+    for key in ("weight", "parameter", "attribute"):
+        np.testing.assert_array_equal(found[key], weight.numpy())
+    assert found["dtype"] == "torch.bfloat16" and found["size"] == (2, 3) and found["device"] == "cuda:1"
+    np.testing.assert_array_equal(found["unsigned"], [0, 1, 2])
+    np.testing.assert_array_equal(found["eight"], [0.5, -3.0])
+    np.testing.assert_array_equal(found["negative"], [-2.0])
+    np.testing.assert_array_equal(found["complex tensor"], [1 - 2j])
+
+
+def _torch_reads(torch: Any, value: Any, path: Path) -> bool:
+    try:
+        torch.save(value, path)
+        torch.load(path, weights_only=True)
+    except Exception:
+        return False
+    return True
+
+
+def test_every_name_that_pytorch_s_safe_loader_allows_is_in_the_table() -> None:
+    pytest.importorskip("torch")
+    from torch._weights_only_unpickler import _get_allowed_globals
+
+    missing = [full for full in _get_allowed_globals() if find(" ".join(full.rsplit(".", 1))) is None]
+    assert missing == []
+
+
+GROWING = {
+    # Each opcode that doubles a tuple is two bytes; 2^60 entries if they were written out.
+    "a tuple that doubles": b")" + b"q\x00h\x00\x86" * 60,
+    "a list that doubles": b"](" + b"]q\x00" + b"h\x00h\x00\x86q\x00" * 60 + b"e",
+    "a doubled tuple in a set": name("builtins", "set") + b"(](" + b")" + b"q\x00h\x00\x86" * 60 + b"etR",
+    "a doubled tuple as a size": name("torch", "Size") + b"(" + b")" + b"q\x00h\x00\x86" * 60 + b"tR",
+    "copies of bytes": text("x" * 2**20) + b"q\x000](" + (name("_codecs", "encode") + b"(h\x00tR") * 2000 + b"e",
+    "a frame of 2^62 bytes": b"\x95" + (2**62).to_bytes(8, "little"),
+    "bytes of 2^62": b"\x8e" + (2**62).to_bytes(8, "little"),
+}
+
+
+@pytest.mark.parametrize("case", GROWING)
+def test_a_pickle_that_grows_ends_at_once(case: str, tmp_path: Path) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for value in (GROWING[case], {"model": GROWING[case]}, {"ema": {"shadow_params": GROWING[case]}, "model": ARRAYS}):
+        start = time.perf_counter()
+        try:
+            parts_of(read_state_dict(write_pth(tmp_path / "c.pth", value)))
+        except UserError as error:
+            assert len(str(error)) < 700 and str(error).isprintable()
+        assert time.perf_counter() - start < 3
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**19  # kB
+
+
 # --- programs -------------------------------------------------------------------------------------
 
 
@@ -151,7 +334,8 @@ PROGRAMS = {
     "REDUCE": (name("os", "system") + b"(" + text("touch ran") + b"tR", "os.system"),
     "INST": (b"(" + text("touch ran") + b"ios\nsystem\n", "os system"),
     "OBJ": (b"(" + name("os", "system") + text("touch ran") + b"o", "os.system"),
-    "NEWOBJ": (ALLOWED + b")\x81", "NEWOBJ"),
+    "NEWOBJ": (name("os", "system") + b")\x81", "os.system"),
+    "NEWOBJ of what is no class": (name("torch", "FloatStorage") + b")\x81", "calls what is no constructor"),
     "a name with dots": (
         text("torch._utils") + text("_rebuild_tensor_v2.__globals__") + b"\x93",
         "_rebuild_tensor_v2.__globals__",
@@ -168,15 +352,9 @@ PROGRAMS = {
     "a storage class called": (name("torch", "FloatStorage") + b")R", "calls what is no constructor"),
     "text called": (text("os.system") + b")R", "calls what is no constructor"),
     "a persistent id in text": (b"P0\n", "PERSID"),
-    "control characters": (name("os\x1b[2J", "system"), "os?[2J.system"),
+    "control characters": (name("os\x1b[2J", "system"), r"os\x1b[2J.system"),
     "a long name": (name("x" * 5000, "system"), "xxx"),
 }
-
-
-def as_file(path: Path, opcodes: bytes, legacy: bool) -> Path:
-    if legacy:
-        return write_legacy_pth(path, opcodes)
-    return write_pth(path, opcodes)
 
 
 @pytest.mark.parametrize("legacy", [False, True])

@@ -1,5 +1,6 @@
 """Checkpoints of a small state: whole or not there, whatever stops a save or a removal."""
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -93,3 +94,83 @@ def test_only_who_trains_sets_a_damaged_one_aside(tmp_path: Path) -> None:
         checkpoints.read(1, LIKE)
     with pytest.raises(UserError, match=r"no checkpoint in .* can be read .*: restore one from a copy, or train into"):
         checkpoints.restore(LIKE, [].append)
+
+
+def digests_of(root: Path, change: Any) -> None:
+    path = root / "2" / "sha256.json"
+    path.write_text(change(path.read_text()))
+
+
+def replaced(root: Path, make: Any, name: str = "params/_METADATA") -> None:
+    path = root / "2" / name
+    path.unlink()
+    make(path)
+
+
+DAMAGE: dict[str, Any] = {
+    "a name that leads elsewhere": lambda r: digests_of(r, lambda t: t.replace('"params/', '"/arams/', 1)),
+    "a name of another folder": lambda r: digests_of(r, lambda t: t.replace('"meta/', '"../../../', 1)),
+    "a name with a NUL": lambda r: digests_of(r, lambda t: t.replace('"params/', '"params\\u0000', 1)),
+    "a wild name": lambda r: digests_of(r, lambda t: t.replace('"_CHECK', '"\\u001b[2J' + "x" * 10**6, 1)),
+    "digests nested deep": lambda r: digests_of(r, lambda t: "[" * 10**5),
+    "a number for the digests": lambda r: digests_of(r, lambda t: "3"),
+    "numbers for digests": lambda r: digests_of(r, lambda t: '{"meta/metadata": 3}'),
+    "a number of 5,000 digits": lambda r: digests_of(r, lambda t: "9" * 5000),
+    "no digests": lambda r: (r / "2" / "sha256.json").unlink(),
+    "a pipe for the digests": lambda r: replaced(r, os.mkfifo, "sha256.json"),
+    "a pipe for a file": lambda r: replaced(r, os.mkfifo),
+    "a folder for a file": lambda r: replaced(r, Path.mkdir),
+    "a link to itself": lambda r: replaced(r, lambda path: path.symlink_to(path)),
+    "a device for a file": lambda r: replaced(r, lambda path: path.symlink_to("/dev/zero")),
+    "a file more": lambda r: (r / "2" / "params" / "more").touch(),
+    "an empty folder": lambda r: [shutil.rmtree(r / "2"), (r / "2").mkdir()],
+}
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved(tmp_path_factory.mktemp("two"), 1, 2).directory
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_whatever_the_damage_the_one_before_is_used(case: str, two: Path, tmp_path: Path) -> None:
+    shutil.copytree(two, tmp_path / "copy")
+    DAMAGE[case](tmp_path / "copy")
+    lines: list[str] = []
+    restored = Checkpoints(tmp_path / "copy").restore(LIKE, lines.append)
+    assert restored is not None and int(restored[0]["step"]) == 1
+    (line,) = lines
+    assert "step 2 is damaged" in line and line.isprintable() and len(line) < 600
+
+
+def test_any_byte_may_change(two: Path, tmp_path: Path) -> None:
+    """A flipped bit, wherever, is seen, or changes nothing that is read."""
+    rng = np.random.default_rng(0)
+    files = sorted(path.relative_to(two) for path in (two / "2").rglob("*") if path.is_file())
+    outcomes = set()
+    shutil.copytree(two, tmp_path / "copy")
+    for name in [*files, *[Path("2/sha256.json")] * 30]:
+        path = tmp_path / "copy" / name
+        whole = path.read_bytes()
+        if not whole:
+            continue
+        changed = bytearray(whole)
+        changed[rng.integers(len(whole))] = rng.choice(list(b'/\0."{}[]\\9aA\xff'))
+        path.write_bytes(changed)
+        restored = Checkpoints(tmp_path / "copy").restore({"ema": LIKE["ema"]}, [].append)
+        path.write_bytes(whole)
+        assert restored is not None
+        step = restored[1]["step"]
+        jax.tree.map(np.testing.assert_array_equal, restored[0]["ema"], state(step, step)["ema"])
+        outcomes.add(step)
+    assert outcomes == {1, 2}
+
+
+@pytest.mark.parametrize("name", ["²", "٣", "007", "-1", "1e9", "9" * 200, "1_000", " 4"])
+def test_only_what_a_save_names_is_a_checkpoint(name: str, two: Path, tmp_path: Path) -> None:
+    shutil.copytree(two, tmp_path / "copy")
+    (tmp_path / "copy" / name).mkdir()
+    checkpoints = Checkpoints(tmp_path / "copy")
+    assert checkpoints.steps() == [1, 2]
+    restored = checkpoints.restore(LIKE, [].append)
+    assert restored is not None and int(restored[0]["step"]) == 2
