@@ -40,6 +40,7 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
 }
 DPI = 150
+WIDE, NARROW = 8.2, 4.2  # inches: of a page, and of a telephone, where the same points are larger
 SCATTER_POINTS = 4000  # more only blacken the picture
 
 
@@ -62,6 +63,11 @@ def png(draw: Callable[[Figure], None], width: float, height: float) -> Picture:
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png")
         return Picture(buffer.getvalue())
+
+
+def literal(text: str) -> str:
+    """The text as it is, where matplotlib would take what stands between two dollars for mathematics."""
+    return text.replace("$", r"\$")
 
 
 def show_image(axes: Axes, image: Array) -> None:

@@ -21,6 +21,13 @@ def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
     return rows
 
 
+def last_rate(workdir: str | Path) -> float | None:
+    """The examples for each second that training logged last; None where it logged none."""
+    rows = read_metrics(workdir)
+    rate = rows[-1].get("images_per_second") if rows and isinstance(rows[-1], dict) else None
+    return float(rate) if isinstance(rate, int | float) and 0 < rate < float("inf") else None
+
+
 class RunLog:
     """The open log, to append rows to.
 

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from experiment.errors import UserError
-from experiment.files import cache_folder, write_bytes, write_json, write_npz
+from experiment.files import (
+    cache_folder,
+    check_folder,
+    set_aside,
+    user_path,
+    write_bytes,
+    write_json,
+    write_npz,
+)
 
 
 def test_the_new_content_takes_the_place_of_the_old(tmp_path: Path) -> None:
@@ -69,3 +77,38 @@ def test_the_cache_folder_is_the_one_given_or_the_user_s(monkeypatch: pytest.Mon
     for unset in (lambda: monkeypatch.setenv("XDG_CACHE_HOME", ""), lambda: monkeypatch.delenv("XDG_CACHE_HOME")):
         unset()
         assert cache_folder() == Path("/home/someone/.cache/noise_compass")
+
+
+def test_a_folder_that_can_be_written_is_left_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    check_folder(tmp_path / "new" / "folder")
+    check_folder(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("name", ["mine/folder", "mine", "new/" + "a" * 300])
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path, name: str) -> None:
+    (tmp_path / "mine").write_text("mine")
+    with pytest.raises(UserError, match=r"cannot write to .*: choose another folder"):
+        check_folder(tmp_path / name)
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+@pytest.mark.parametrize("text", ["~nobody_of_this_name/x", "a\0b", "~" + "x" * 5000, "\ud800"])
+def test_what_is_no_path_is_told(text: str) -> None:
+    with pytest.raises(UserError, match="is no path") as error:
+        user_path(text)
+    assert len(str(error.value)) < 300
+
+
+def test_files_set_aside_are_never_written_over(tmp_path: Path) -> None:
+    folder = tmp_path / "report"
+    for content in ("first", "second", "third"):
+        folder.mkdir(exist_ok=True)
+        (folder / "report.json").write_text(content)
+        (folder / "mine").write_text("mine")
+        set_aside(folder, ["report.json", "not there"], "n64")
+    kept = sorted(path for path in tmp_path.iterdir() if path != folder)
+    assert [path.name for path in kept] == ["report_n64", "report_n64_2", "report_n64_3"]
+    assert [(path / "report.json").read_text() for path in kept] == ["first", "second", "third"]
+    assert [path.name for path in folder.iterdir()] == ["mine"]
