@@ -131,3 +131,18 @@ def test_the_list_of_samplers_needs_no_jax_and_is_no_mistake() -> None:
         done = fresh("-c", code)
         assert done.status == 0 and done.err == ""
         assert [line.split()[0] for line in done.out.splitlines()][:3] == ["em", "pc", "ode"]
+
+
+def test_what_a_sample_does_not_need_is_not_imported() -> None:
+    slow = ("diffrax", "matplotlib", "scipy", "sklearn", "tensorflow_datasets", "tensorboardX", "equinox")
+    code = (
+        "import sys, numpy as np, tempfile; from pathlib import Path; from types import SimpleNamespace;"
+        "from experiment.run.samples import write_samples; from experiment.data.scaling import Scaling;"
+        "from experiment.build.samplers import make_sampler; from experiment.config import check_config;"
+        "make_sampler('em', check_config({}));"
+        "run = SimpleNamespace(scaling=Scaling(17)); x = np.zeros((4, 8, 8, 1), np.float32);"
+        f"write_samples(run, x, Path(tempfile.mkdtemp())); print([m for m in {slow} if m in sys.modules])"
+    )
+    done = fresh("-c", code)
+    assert done.status == 0, done.err
+    assert done.out.strip() == "[]"
