@@ -11,26 +11,31 @@
         [--fid_reference=train] [--samplers=...] [--nfe=...] [--n=...]
 
 The first one writes WORKDIR/report/, or with --exact_score WORKDIR/report_exact_score/; the second one
-WORKDIR/likelihood/; the third one WORKDIR/fid/.
+WORKDIR/likelihood/; the third one WORKDIR/fid/; or all of them --out=DIR.
 """
 
 from absl import flags
 
 from experiment import cli
-from experiment.errors import UserError
 
 WORKDIR = flags.DEFINE_string("workdir", "runs/digits", "The run directory.")
-SAMPLERS = flags.DEFINE_list("samplers", None, "Names of samplers. Default: the run's config.eval.samplers.")
-N = flags.DEFINE_integer("n", None, "Samples for each sampler and seed. Default: config.eval.n.")
+OUT = flags.DEFINE_string(
+    "out", None, "Folder for the results. Default: WORKDIR/report, WORKDIR/likelihood or WORKDIR/fid."
+)
+DATA = flags.DEFINE_string("data", "", "Where the run's data lie now. Default: where they were when it was trained.")
+CACHE = flags.DEFINE_string("cache", "", "Where prepared data are kept now. Default: the run's config.data.cache.")
+SAMPLERS = flags.DEFINE_list("samplers", None, "Names of samplers, or list. Default: the run's config.eval.samplers.")
+N = flags.DEFINE_integer("n", None, "Samples for each sampler and seed, or examples. Default: config.eval.n.")
 SEEDS = flags.DEFINE_integer("seeds", None, "Sample seeds. Default: config.eval.seeds.")
-SEED = flags.DEFINE_integer("seed", None, "The first sample seed. Default: config.eval.seed.")
+SEED = flags.DEFINE_integer("seed", None, "The first seed, 0 to 2^32 - 1. Default: config.eval.seed.")
 NFE = flags.DEFINE_list("nfe", [], "Budgets of score calls, for curves of quality over NFE, of fixed-step samplers.")
 EXACT_SCORE = flags.DEFINE_bool("exact_score", False, "Use the exact score of a known distribution, not the network.")
 LIKELIHOOD = flags.DEFINE_bool("likelihood", False, "Only the held-out likelihood and its errors: WORKDIR/likelihood/.")
+LIKELIHOOD_N = flags.DEFINE_integer("likelihood_n", None, "Held-out examples. Default: config.eval.likelihood_n.")
 PROBES = flags.DEFINE_integer("probes", None, "Hutchinson's probes for each example. Default: config.eval.probes.")
 DEQUANTIZATION = flags.DEFINE_string("dequantization", None, "uniform (default) or truncated_normal.")
 K = flags.DEFINE_integer("k", None, "Importance-weighted draws of each example. Default: 1.")
-BOUND = flags.DEFINE_bool("bound", False, "With --likelihood: the variational bound of the SDE's model too.")
+BOUND = flags.DEFINE_bool("bound", None, "With --likelihood: the variational bound of the SDE's model too.")
 CHAIN = flags.DEFINE_integer("chain", None, "With --likelihood: the ELBO of the discrete chain of so many steps too.")
 BETAS = flags.DEFINE_string("betas", None, "The chain's betas: sde (default: the run's), linear, cosine or log_snr.")
 VARIANCE = flags.DEFINE_string("variance", None, "The chain's variances: fixed_small (default) or fixed_large.")
@@ -41,55 +46,42 @@ FID_REFERENCE = flags.DEFINE_string(
     None,
     "With --fid: train (default) or test of the run's data, a folder, zip or .npz of images, or a data set's name.",
 )
-LIKELIHOOD_N = flags.DEFINE_integer("likelihood_n", None, "Held-out examples. Default: config.eval.likelihood_n.")
-
-
-def likelihood() -> int:
-    from experiment.evaluation.likelihood import likelihood_of_run
-
-    names = (N, SEED, PROBES, DEQUANTIZATION, K, BOUND, CHAIN, BETAS, VARIANCE)
-    lines, path = likelihood_of_run(WORKDIR.value, {flag.name: flag.value for flag in names})
-    print("\n".join([*lines, str(path)]))
-    return 0
-
-
-def fid() -> int:
-    for flag in (LIKELIHOOD, EXACT_SCORE, SEEDS):
-        if flag.value:
-            raise UserError(f"--{flag.name} does not go with --fid: leave one of them out")
-
-    from experiment.evaluation.fid import fid_of_run
-    from experiment.evaluation.points import read_budgets
-
-    given = {"weights": FID_WEIGHTS.value, "reference": FID_REFERENCE.value, "n": N.value, "seed": SEED.value}
-    lines, path = fid_of_run(WORKDIR.value, SAMPLERS.value, given, read_budgets(NFE.value))
-    print("\n".join([*lines, str(path)]))
-    return 0
+MODES = {
+    "": "samplers n seeds seed nfe exact_score likelihood_n probes".split(),
+    "likelihood": "n seed probes dequantization k bound chain betas variance".split(),
+    "fid": "samplers n seed nfe fid_weights fid_reference".split(),
+}
 
 
 def main() -> int:
-    for flag in (FID_WEIGHTS, FID_REFERENCE):
-        if flag.value is not None and not FID.value:
-            raise UserError(f"--{flag.name} goes with --fid: add it")
-    if FID.value:
-        return fid()
-    if LIKELIHOOD.value:
-        return likelihood()
-    for flag in (CHAIN, BETAS, VARIANCE):
-        if flag.value is not None:
-            raise UserError(f"--{flag.name} goes with --likelihood: add it")
+    from experiment.build.samplers import sampler_list
 
-    from experiment.evaluation.evaluate import evaluate_run
-    from experiment.evaluation.points import read_budgets
-    from experiment.report.report import write_report
-    from experiment.report.tables import text_table
-
-    given = {"n": N.value, "seeds": SEEDS.value, "seed": SEED.value, "likelihood_n": LIKELIHOOD_N.value}
-    run, evaluation = evaluate_run(WORKDIR.value, SAMPLERS.value, given, read_budgets(NFE.value), EXACT_SCORE.value)
-    path = write_report(run, evaluation, run.workdir / ("report_exact_score" if EXACT_SCORE.value else "report"))
-    print(text_table(evaluation.report))
-    print(path)
+    if SAMPLERS.value == ["list"]:
+        print(sampler_list())
+        return 0
+    mode = cli.mode_of(MODES, FID, LIKELIHOOD)
+    given = {name: flags.FLAGS[name].value for name in MODES[mode]}
+    place = {"out": OUT.value, "data": DATA.value, "cache": CACHE.value}
+    print("\n".join({"": report, "likelihood": likelihood, "fid": fid}[mode](given, place)))
     return 0
+
+
+def likelihood(given: dict, place: dict) -> list[str]:
+    from experiment.evaluation.likelihood import likelihood_of_run
+
+    return likelihood_of_run(WORKDIR.value, given, **place)
+
+
+def fid(given: dict, place: dict) -> list[str]:
+    from experiment.evaluation.fid import fid_of_run
+
+    return fid_of_run(WORKDIR.value, {name.removeprefix("fid_"): value for name, value in given.items()}, **place)
+
+
+def report(given: dict, place: dict) -> list[str]:
+    from experiment.report.report import report_of_run
+
+    return report_of_run(WORKDIR.value, given, **place)
 
 
 if __name__ == "__main__":

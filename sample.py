@@ -1,7 +1,7 @@
 """Draw samples from a run.
 
     python sample.py --workdir=runs/digits --sampler=ddim --n=64
-        [--steps=50] [--eta=1] [--grid=karras] [--seed=0] [--out=DIR]
+        [--steps=50] [--eta=1] [--grid=karras] [--label=3] [--seed=0] [--out=DIR]
 
 Writes samples.npz and grid.png to WORKDIR/samples/SAMPLER/, or to DIR.
 """
@@ -18,15 +18,25 @@ ETA = flags.DEFINE_float("eta", None, "How much noise: 0 is the ODE, 1 the rever
 GRID = flags.DEFINE_string(
     "grid", None, "Where the steps are: t, log_snr, karras, quadratic, flow. Default: the sampler's own."
 )
-SEED = flags.DEFINE_integer("seed", 0, "Sample i depends on (seed, i) alone.")
+LABEL = flags.DEFINE_list(
+    "label", None, "The class to draw, or several in turn, as in --label=3,7. Default: all, as often as in the data."
+)
+SEED = flags.DEFINE_integer("seed", 0, "Sample i depends on (seed, i) alone; 0 to 2^32 - 1.")
 OUT = flags.DEFINE_string("out", None, "Folder for samples.npz and grid.png. Default: WORKDIR/samples/SAMPLER.")
 
 
 def main() -> int:
-    from experiment.sampling import draw_to_files
+    from experiment.build.samplers import sampler_list
+
+    if SAMPLER.value == "list":
+        print(sampler_list())
+        return 0
+
+    from experiment.run.samples import draw_to_files
 
     settings = {"steps": STEPS.value, "eta": ETA.value, "grid": GRID.value}
-    print(draw_to_files(WORKDIR.value, SAMPLER.value, N.value, seed=SEED.value, out=OUT.value, **settings))
+    given = {"seed": SEED.value, "label": cli.whole_numbers("label", LABEL.value), "out": OUT.value, **settings}
+    print(draw_to_files(WORKDIR.value, SAMPLER.value, N.value, **given))
     return 0
 
 

@@ -11,7 +11,7 @@ import logging
 import os
 import runpy
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +143,38 @@ def _check_file(name: str) -> None:
         there = sorted(Path(sys.argv[0]).resolve().parent.glob("configs/[!_]*.py"))
         names = ", ".join(os.path.relpath(path) for path in there if path.name != "base.py")
         raise UserError(f"config file {name!r} does not exist; there are {names}")
+
+
+def mode_of(modes: Mapping[str, Iterable[str]], *switches: flags.FlagHolder[bool | None]) -> str:
+    """The name of the switch that is on, "" for none, once every flag that was given is of that mode.
+
+    modes: the names of the flags that each mode takes. Raises UserError for two switches, and for a flag that would be
+    ignored.
+    """
+    on = [switch.name for switch in switches if switch.value]
+    if len(on) > 1:
+        raise UserError(f"--{on[1]} does not go with --{on[0]}: leave one of them out")
+    mode = on[0] if on else ""
+    for name in dict.fromkeys(name for names in modes.values() for name in names):
+        if flags.FLAGS[name].present and name not in modes[mode]:
+            others = [f"--{other}" for other, names in modes.items() if name in names and other]
+            if mode or not others:
+                raise UserError(f"--{name} does not go with --{mode}: leave one of them out")
+            raise UserError(f"--{name} goes with {' or '.join(others)}: add it")
+    return mode
+
+
+def whole_numbers(flag: str, texts: Iterable[str] | None) -> list[int] | None:
+    """A list flag's whole numbers; None where it was not given. Raises UserError for anything else."""
+    if texts is None:
+        return None
+    try:
+        numbers = [int(text) for text in texts]
+    except ValueError:
+        numbers = []
+    if not numbers:
+        raise UserError(f"--{flag}={','.join(texts)[:80]}: give whole numbers, as in --{flag}=3,7")
+    return numbers
 
 
 def _flag_mistake(text: str) -> str:

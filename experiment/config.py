@@ -23,6 +23,9 @@ from experiment.files import read_regular, write_json
 
 MOST_BYTES = 2**24  # of a config.json
 
+SEEDS = 2**32  # NumPy's generators take no larger seed
+MOST = 2**31 - 1  # of what a flag counts, where memory does not set a limit before
+
 
 def key(
     default: Any,
@@ -166,14 +169,14 @@ class EvalSection:
     probes: int = key(4, "Hutchinson's probes for each of them", low=1)
     rtol: float = key(1e-5, "of the likelihood's solve", above=0, below=1)
     atol: float = key(1e-5, "of the likelihood's solve", above=0, below=1)
-    seed: int = key(0, "the first of the seeds", low=0, below=2**32)
+    seed: int = key(0, "the first of the seeds", low=0, below=SEEDS)
     batch_size: int = key(128, "examples at once, of the likelihood", low=1)
     reference: str = key("train", "the split that samples are held against", choices=("train", "test"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schema:
-    seed: int = key(0, "of the weights, the batches and the noise", low=0, below=2**32)
+    seed: int = key(0, "of the weights, the batches and the noise", low=0, below=SEEDS)
     sde: SDESection = dataclasses.field(default_factory=SDESection)
     model: ModelSection = dataclasses.field(default_factory=ModelSection)
     data: DataSection = dataclasses.field(default_factory=DataSection)
@@ -297,6 +300,35 @@ def check_value(name: str, value: Any) -> Any:
     except ValueError:
         raise UserError(f"config.{name} is {value!r}; it takes {describe(name)}") from None
     return tuple(entries) if many else entries[0]
+
+
+def check_flag(flag: str, value: int | None, key: str = "", *, least: int | None = None, most: int = MOST) -> None:
+    """Check a flag's whole number: against the range of the key, narrowed by least and most. None is not given.
+
+    Raises UserError for a number out of range.
+    """
+    if value is None:
+        return
+    low, above, high, below = KEYS[key][1].metadata["ranges"].values() if key else (None,) * 4
+    least = max(int(limit) for limit in (0, low, None if above is None else above + 1, least) if limit is not None)
+    most = min(int(limit) for limit in (most, high, None if below is None else below - 1) if limit is not None)
+    if not least <= value <= most:
+        told = f"at least {least}" if value < least else f"at most {most:,}"
+        raise UserError(f"--{flag} is {_short(value)}: give {told}")
+
+
+def check_seed(seed: int | None, seeds: int = 1) -> None:
+    """Raises UserError for a seed, the first of so many, that leaves the one range of all seeds, NumPy's."""
+    if seed is None:
+        return
+    if not 0 <= seed < SEEDS:
+        raise UserError(f"--seed is {_short(seed)}: give an integer from 0 to 2^32 - 1")
+    if seed + seeds > SEEDS:
+        raise UserError(f"--seed is {seed}, and the last of --seeds={seeds} is beyond 2^32 - 1: give a smaller --seed")
+
+
+def _short(value: int) -> str:
+    return str(value) if abs(value) < 10**20 else f"a number of about {int(value.bit_length() * 0.30103)} digits"
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

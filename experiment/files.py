@@ -5,13 +5,16 @@ Paths as users give them, and locks where the system has them, are here too.
 
 import errno
 import io
+import itertools
 import json
 import math
 import os
 import re
 import stat
 import sys
+import tempfile
 import zipfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -164,3 +167,41 @@ def arrays_in(archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
             if file.read(1):
                 raise ValueError(f"{shown(name)} says that it is {dtype} of shape {shape}, and has more")
     return found
+
+
+def check_folder(folder: Path) -> None:
+    """Check that files can be written in the folder, which need not be there yet; nothing is left behind.
+
+    For a command to call before its long work. Raises UserError where they cannot.
+    """
+    try:
+        there = folder.absolute()
+        while not there.exists() and there != there.parent:
+            there = there.parent
+        with tempfile.TemporaryDirectory(dir=there, prefix=".check-") as own:
+            (Path(own) / folder.absolute().relative_to(there)).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise UserError(f"cannot write to {str(folder)[:200]} ({reason}): choose another folder") from None
+
+
+def set_aside(folder: Path, names: Iterable[str], kept: str) -> Path:
+    """Move the named files of the folder, those that are there, into a new folder beside it, whose path is returned.
+
+    It is called `<folder>_<kept>`, with a number after it where there is one already.
+    """
+    target = next(path for path in _numbered(folder.with_name(f"{folder.name}_{kept}")) if not path.exists())
+    try:
+        target.mkdir(parents=True)
+        for name in names:
+            if (folder / name).is_file():
+                os.replace(folder / name, target / name)
+    except OSError as error:
+        raise UserError(f"cannot move {folder} to {target} ({error.strerror}): give --out, or make room") from None
+    return target
+
+
+def _numbered(path: Path) -> Iterator[Path]:
+    yield path
+    for number in itertools.count(2):
+        yield path.with_name(f"{path.name}_{number}")

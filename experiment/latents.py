@@ -32,13 +32,23 @@ def define_flags() -> None:
     flags.DEFINE_integer("probes", None, "Hutchinson's probes for each example. Default: config.eval.probes.")
     flags.DEFINE_integer("seed", None, "The seed of dequantisation, probes and the choice of examples. Default: 0.")
     flags.DEFINE_string("out", None, "Folder for the files. Default: WORKDIR/latents.")
+    flags.DEFINE_string("data", "", "Where the run's data lie now. Default: where they were when it was trained.")
+    flags.DEFINE_string("cache", "", "Where prepared data are kept now. Default: the run's config.data.cache.")
 
 
 def main() -> int:
     from experiment.evaluation.latents import MODES, SETTINGS, latents_of_run
 
     values = flags.FLAGS
-    print(latents_of_run(values.workdir, {name: values[name].value for name in (*MODES, *SETTINGS)}, values.out))
+    print(
+        latents_of_run(
+            values.workdir,
+            {name: values[name].value for name in (*MODES, *SETTINGS)},
+            values.out,
+            data=values.data,
+            cache=values.cache,
+        )
+    )
     return 0
 
 

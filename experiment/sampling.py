@@ -1,24 +1,24 @@
-"""The drawing of samples from a run, a batch at a time, and the files that they go to: samples.npz and grid.png."""
+"""The drawing of samples from a run, a batch at a time, with their classes and what they cost."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
-from experiment.build.samplers import check_sampler, make_sampler
+from experiment.devices.memory import check_fits
 from experiment.devices.sharding import mesh_here, round_up
 from experiment.errors import UserError
-from experiment.files import user_path, write_bytes, write_npz
-from experiment.run.load import Run, load_run
+from experiment.progress import duration, progress
 from sde_lib import sample
 
 Array = np.ndarray
+
+GUESSED_CALLS = 100  # of a solver that chooses its own steps, where a time is to be told before it is known
+GUESSED_SECONDS = 1e-3  # of a score call for one sample, where the training told none
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,15 @@ class Draws:
         nfe: score calls per sample, the mean over the samples: an adaptive solver may take another number of steps for
             each batch.
         batch_seconds: wall time of each batch, with compilation in the first.
+        labels: (n,) the classes; None where the network is not told any.
+        data: as the data are: uint8 images (n, h, w, c), 0..255, or float32 vectors (n, d); None where nobody asked.
     """
 
     x: Array
     nfe: float
     batch_seconds: list[float]
+    labels: Array | None = None
+    data: Array | None = None
 
 
 def draw(
@@ -42,10 +46,12 @@ def draw(
 ) -> Draws:
     """Draw n samples of the run's score; sample i depends on (key, i) alone.
 
-    labels: (n,) classes, for a conditional network.
+    labels: (n,) classes, for a conditional network. Raises UserError where an adaptive solver gives up, and for samples
+    that are not finite.
     """
     batch_size, total, found, seconds = min(batch_size, n), 0, [], []
-    with progress(n, description) as bar:
+    with progress(n, description, seconds=expected_seconds(run, sampler, n)) as work:
+        work.note("compiling")
         for first in range(0, n, batch_size):
             start = perf_counter()
             result = draw_batch(run, sampler, key, first, batch_size, labels)
@@ -53,8 +59,14 @@ def draw(
             found.append(np.asarray(result.x)[:kept])
             seconds.append(perf_counter() - start)
             total += kept * result.nfe
-            bar.update(kept)
-    return Draws(np.concatenate(found), total / n, seconds)
+            work.note("")
+            work.at(first + kept)
+    x = np.concatenate(found)
+    if not np.isfinite(x).all():
+        raise UserError(
+            f"{description} drew samples that are not finite: train longer, or give it more steps (config.sample.steps)"
+        )
+    return Draws(x, total / n, seconds, labels)
 
 
 def draw_batch(
@@ -79,12 +91,69 @@ def padded(rows: Array, size: int) -> Array:
     return rows[np.minimum(np.arange(size), len(rows) - 1)]
 
 
-def class_labels(run: Any, n: int, seed: int) -> Array | None:
-    """Draw (n,) classes in the training data's proportions for a class-conditional network; None for another."""
+def class_labels(run: Any, n: int, seed: int, chosen: Sequence[int] | None = None) -> Array | None:
+    """The classes (n,) of n samples for a class-conditional network; None for another.
+
+    They are the chosen ones in turn, or drawn in the proportions of the training data; that of sample i depends on
+    (seed, i) alone. Raises UserError for chosen classes that the network does not know.
+    """
     if not run.config.model.class_conditional:
+        if chosen:
+            raise UserError(
+                "--label: this run's network is not told classes: leave it out, or train with "
+                "--config.model.class_conditional=true"
+            )
         return None
-    labels = run.dataset.train.labels
-    return labels[np.random.RandomState(seed).randint(len(labels), size=n)]
+    if chosen:
+        wrong = [label for label in chosen if not 0 <= label < run.num_classes]
+        if wrong:
+            raise UserError(
+                f"--label is {wrong[0]}: this run's classes are 0 to {run.num_classes - 1}; choose of these"
+            )
+        return np.resize(np.asarray(chosen, np.int32), n)
+    ends = np.cumsum(run.class_counts)
+    places = np.random.RandomState(seed).randint(ends[-1], size=n)
+    return np.searchsorted(ends, places, side="right").astype(np.int32)
+
+
+def as_data(scaling: Any, x: Array) -> Array:
+    """Samples in the model's space as the data are: uint8 images (n, h, w, c), 0..255, or float32 vectors (n, d)."""
+    levels = np.asarray(scaling.to_data(x))
+    return levels.astype(np.float32) if scaling.levels is None else scaling.to_uint8(levels)
+
+
+def check_samples_fit(n: int, shape: Sequence[int], sets: int = 1) -> None:
+    """Raises UserError where `sets` times n samples of this shape, and what is made of them, do not fit into memory."""
+    entries = n * int(np.prod(shape, dtype=object)) * sets
+    what = f"{n:,} samples" + (f" of {sets:,} seeds and samplers" if sets > 1 else "")
+    check_fits(BYTES_FOR_AN_ENTRY * entries, what, "give a smaller --n")
+
+
+BYTES_FOR_AN_ENTRY = 16  # the batches and their whole in float32, the levels, and as much again while they are written
+
+
+def expected_seconds(run: Any, sampler: Any, n: int) -> float:
+    """About how long n samples will take, by the speed of the run's training."""
+    return n * score_calls(sampler) * seconds_per_call(run)
+
+
+def seconds_per_call(run: Any) -> float:
+    """About how long a score call takes for one sample, by the speed of the run's training, or a guess."""
+    return getattr(run, "seconds_per_call", None) or GUESSED_SECONDS
+
+
+def told(run: Any, seconds: float) -> str:
+    """The end of a command's first line: how long it will take, as far as that is known."""
+    known = getattr(run, "seconds_per_call", None) is not None
+    return f"; about {duration(seconds)}" if known else "; the first part tells how long it will take"
+
+
+def score_calls(sampler: Any) -> int:
+    """The score calls of a sample, or a guess for a solver that chooses its own steps."""
+    try:
+        return int(sampler.nfe)
+    except (AttributeError, TypeError):
+        return GUESSED_CALLS
 
 
 @contextlib.contextmanager
@@ -100,45 +169,3 @@ def solver_remedy() -> Iterator[None]:
             "(of samplers; config.eval's are the likelihood's) notes them for this run; "
             "sample.py also takes --steps for fixed steps"
         ) from error
-
-
-def progress(total: int, description: str, unit: str = "sample") -> tqdm:
-    """A progress bar with rate and time left; silent where stderr is no terminal."""
-    return tqdm(total=total, desc=description, unit=unit, disable=None, dynamic_ncols=True, smoothing=0.1)
-
-
-def draw_to_files(workdir: str, name: str, n: int, *, seed: int = 0, out: str | None = None, **settings: Any) -> str:
-    """Draw n samples of the run into samples/<name>/ (or `out`): samples.npz and grid.png.
-
-    arr_0 of samples.npz is uint8 (n, h, w, c), 0..255, or float32 vectors (n, d). settings: steps, eta, grid, as for
-    `make_sampler`. Returns a line that says what was done.
-
-    Raises UserError for an unknown sampler or setting, n below 1, a missing run, or a folder that cannot be written.
-    """
-    if n < 1:
-        raise UserError(f"--n is {n}: give at least 1 sample")
-    if not 0 <= seed < 2**32:
-        raise UserError(f"--seed is {seed}: give an integer from 0 to 2^32 - 1")
-    check_sampler(name)
-    run = load_run(workdir)
-    sampler = make_sampler(name, run.config, **settings)
-    folder = user_path(out, "--out") if out else Path(run.workdir) / "samples" / name
-    labels = class_labels(run, n, seed)
-    start = perf_counter()
-    draws = draw(run, sampler, jax.random.key(seed), n, run.config.sample.batch_size, name, labels)
-    seconds = perf_counter() - start
-    write_samples(run, draws.x, folder)
-    cost = f"{draws.nfe:,.0f} NFE, {seconds:.1f} s with compilation"
-    return f"{name}: {n} samples, {cost}, step {run.step}: {folder / 'samples.npz'}"
-
-
-def write_samples(run: Run, x: Array, folder: Path) -> None:
-    """Write samples.npz and grid.png of samples in the model's space."""
-    from experiment import plots
-
-    levels = np.asarray(run.scaling.to_data(x))
-    images = run.scaling.levels is not None
-    points = run.scaling.to_uint8(levels) if images else levels.astype(np.float32)
-    picture = plots.image_grid(points[:100]) if images else plots.scatter({"samples": points})
-    write_npz(folder / "samples.npz", arr_0=points)
-    write_bytes(folder / "grid.png", picture)

@@ -11,10 +11,9 @@ stochastic sampler draws.
 """
 
 import math
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
 
-import diffrax
 import jax
 import jax.numpy as jnp
 
@@ -24,6 +23,9 @@ from sde_lib.divergence import Divergence, Exact, Hutchinson
 from sde_lib.samplers.ode import Drift, ProbabilityFlow, solve
 from sde_lib.score import ScoreFn
 from sde_lib.typing import PyTree, ScalarT
+
+if TYPE_CHECKING:  # a solve imports it, which takes a second
+    import diffrax
 
 __all__ = ["Exact", "Hutchinson", "LogProb", "bits_per_dim", "log_prob"]
 
@@ -54,7 +56,7 @@ def log_prob(
     atol: float = 1e-5,
     data_std: float | None = None,
     log_snr: bool = True,
-    solver: diffrax.AbstractSolver | None = None,
+    solver: "diffrax.AbstractSolver | None" = None,
     max_steps: int = 4096,
     per_sample: bool = False,
     first: int = 0,
@@ -89,7 +91,8 @@ def log_prob(
     keys = None if key is None else row_keys(key, first + jnp.arange(x.shape[0]))
     probes = divergence.probes(keys, x)
     sde = score_fn.sde
-    flow = ProbabilityFlow(rtol, atol, solver or diffrax.Tsit5(), max_steps=max_steps, per_sample=per_sample)
+    flow = ProbabilityFlow(rtol, atol, max_steps=max_steps, per_sample=per_sample)
+    flow = flow if solver is None else replace(flow, solver=solver)
     ends = [sde.log_snr(t) if log_snr else t for t in (sde.t_min, sde.t_max)]
     times, drift = jnp.stack([jnp.asarray(t, x.dtype) for t in ends]), _Augmented(divergence)
     known = jnp.asarray(jnp.inf if data_std is None else data_std, x.dtype)

@@ -11,6 +11,7 @@ A parameterisation says how a raw network F becomes a score, in one place:
 Writing it for the score itself, not for the denoiser, leaves no difference of nearly equal numbers at small sigma.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -222,7 +223,7 @@ class RawScorePrediction(Labelled):
 
 
 @partial(register_dataclass, static=("apply",))
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class NetworkScore:
     """A network's score under an SDE.
 
@@ -239,6 +240,10 @@ class NetworkScore:
     params: PyTree
     sde: SDE
     parameterization: Parameterization
+
+    def __repr__(self) -> str:
+        weights = sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(self.params))
+        return f"NetworkScore({weights:,} weights, {self.sde!r}, {type(self.parameterization).__name__})"
 
     def __call__(self, x: jax.Array, t: Scalar, cond: PyTree = None, *, key: jax.Array | None = None) -> jax.Array:
         t = jnp.asarray(t, x.dtype)

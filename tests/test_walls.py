@@ -21,11 +21,11 @@ MAY_IMPORT = {
 
 # The floors of experiment/, from the ground up: a file imports from floors below its own, or from its own room.
 FLOORS = (
-    {"errors", "provenance", "plots"},
+    {"errors", "provenance", "plots", "progress"},
     {"files", "devices", "build"},
-    {"config", "data"},
+    {"config", "data", "sampling"},
     {"cli", "run"},
-    {"training", "sampling"},
+    {"training"},
     {"evaluation", "published"},
     {"report", "latents", "reconstruct_ema", "import_score_sde", "import_diffusers"},
 )

@@ -1,102 +1,119 @@
 """Samplers and time grids by name, for configs and commands. A new sampler is a class of sde_lib and a line here."""
 
 import dataclasses
-from typing import Any, NamedTuple
-
-import diffrax
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from experiment.errors import UserError, choose
-from sde_lib.samplers import (
-    DDIM,
-    DEIS,
-    IPNDM,
-    AdaptiveSDE,
-    Ancestral,
-    AnnealedLangevin,
-    DPMSolverPP2M,
-    DPMSolverPP3M,
-    DPMSolverPP3MPublished,
-    EulerMaruyama,
-    ExponentialEuler,
-    FlowTime,
-    Grid,
-    Heun,
-    Karras,
-    PredictorCorrector,
-    ProbabilityFlow,
-    Quadratic,
-    ReverseDiffusion,
-    Sampler,
-    SASolver,
-    SDEDPMSolverPP1,
-    SDEDPMSolverPP2M,
-    SDEDPMSolverPP2MHeun,
-    UniformLogSNR,
-    UniformT,
-    UniPC,
-    in_log_snr,
-    in_rho,
-)
 
 
-class Named(NamedTuple):
-    """A sampler with its own settings, and a line that says what it is."""
+class _WhenUsed:
+    """A module that is imported at its first use: a list of names, or a misspelt one, needs no jax."""
 
-    sampler: Sampler
+    def __init__(self, name: str):
+        self._name = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(importlib.import_module(self._name), attribute)
+
+
+if TYPE_CHECKING:
+    import diffrax
+
+    from sde_lib import samplers
+    from sde_lib.samplers import Grid, Sampler
+else:
+    diffrax, samplers = _WhenUsed("diffrax"), _WhenUsed("sde_lib.samplers")
+
+
+@dataclass(frozen=True)
+class Named:
+    """A sampler with its own settings, or the class or function that makes it, and a line that says what it is."""
+
+    make: "Callable[[], Sampler] | Sampler"
     line: str
+
+    @property
+    def sampler(self) -> "Sampler":
+        """The sampler with its own settings."""
+        return self.make() if callable(self.make) else self.make
 
 
 SAMPLERS = {
-    "em": Named(EulerMaruyama(), "Euler-Maruyama on the reverse SDE; --eta=0 is Euler on the ODE"),
-    "pc": Named(PredictorCorrector(), "Euler-Maruyama with a Langevin corrector"),
-    "ode": Named(ProbabilityFlow(), "the probability-flow ODE, adaptive Tsit5; with --steps at fixed steps"),
-    "reverse_diffusion": Named(ReverseDiffusion(), "the forward chain's own step reversed"),
-    "pc_reverse_diffusion": Named(
-        PredictorCorrector(predictor=ReverseDiffusion()), "reverse diffusion with a Langevin corrector"
+    "em": Named(lambda: samplers.EulerMaruyama(), "Euler-Maruyama on the reverse SDE; --eta=0 is Euler on the ODE"),
+    "pc": Named(lambda: samplers.PredictorCorrector(), "Euler-Maruyama with a Langevin corrector"),
+    "ode": Named(
+        lambda: samplers.ProbabilityFlow(), "the probability-flow ODE, adaptive Tsit5; with --steps at fixed steps"
     ),
-    "ancestral": Named(Ancestral(), "DDPM's ancestral sampling"),
-    "exponential_euler": Named(ExponentialEuler(), "the linear drift exactly, the score frozen over a step"),
-    "ddim": Named(DDIM(), "exponential Euler in the denoiser; --eta from 0 (ODE) to 1 (ancestral)"),
-    "dpmpp_2m": Named(DPMSolverPP2M(), "DPM-Solver++(2M), order 2"),
-    "dpmpp_3m": Named(DPMSolverPP3M(), "DPM-Solver++(3M), order 3"),
-    "dpmpp_3m_published": Named(DPMSolverPP3MPublished(), "DPM-Solver++(3M) as published, order 2"),
-    "sde_dpmpp_1": Named(SDEDPMSolverPP1(), "the reverse SDE with the denoiser frozen, any --eta"),
-    "sde_dpmpp_2m": Named(SDEDPMSolverPP2M(), "SDE-DPM-Solver++(2M), midpoint, weak order 2, any --eta"),
-    "sde_dpmpp_2m_heun": Named(SDEDPMSolverPP2MHeun(), "SDE-DPM-Solver++(2M), Heun form, weak order 2, any --eta"),
-    "sa_solver": Named(SASolver(), "SA-Solver: stochastic Adams with a corrector, weak order 2, any --eta"),
-    "deis_t": Named(DEIS(), "tAB-DEIS, order 3"),
-    "deis_rho": Named(DEIS(variable=in_rho), "rhoAB-DEIS, order 3; the linear multistep method"),
-    "deis_log_snr": Named(DEIS(variable=in_log_snr), "DEIS in log SNR, order 3"),
-    "ipndm": Named(IPNDM(), "Adams-Bashforth's weights on DDIM's noise"),
-    "unipc": Named(UniPC(), "UniPC-3, bh2, order 4"),
-    "unipc_2": Named(UniPC(order=2), "UniPC-2, bh2, order 3"),
-    "unipc_bh1": Named(UniPC(bh1=True), "UniPC-3, bh1, order 4"),
-    "heun": Named(Heun(), "EDM's Heun method, deterministic, order 2, two calls a step"),
+    "reverse_diffusion": Named(lambda: samplers.ReverseDiffusion(), "the forward chain's own step reversed"),
+    "pc_reverse_diffusion": Named(
+        lambda: samplers.PredictorCorrector(predictor=samplers.ReverseDiffusion()),
+        "reverse diffusion with a Langevin corrector",
+    ),
+    "ancestral": Named(lambda: samplers.Ancestral(), "DDPM's ancestral sampling"),
+    "exponential_euler": Named(
+        lambda: samplers.ExponentialEuler(), "the linear drift exactly, the score frozen over a step"
+    ),
+    "ddim": Named(lambda: samplers.DDIM(), "exponential Euler in the denoiser; --eta from 0 (ODE) to 1 (ancestral)"),
+    "dpmpp_2m": Named(lambda: samplers.DPMSolverPP2M(), "DPM-Solver++(2M), order 2"),
+    "dpmpp_3m": Named(lambda: samplers.DPMSolverPP3M(), "DPM-Solver++(3M), order 3"),
+    "dpmpp_3m_published": Named(lambda: samplers.DPMSolverPP3MPublished(), "DPM-Solver++(3M) as published, order 2"),
+    "sde_dpmpp_1": Named(lambda: samplers.SDEDPMSolverPP1(), "the reverse SDE with the denoiser frozen, any --eta"),
+    "sde_dpmpp_2m": Named(
+        lambda: samplers.SDEDPMSolverPP2M(), "SDE-DPM-Solver++(2M), midpoint, weak order 2, any --eta"
+    ),
+    "sde_dpmpp_2m_heun": Named(
+        lambda: samplers.SDEDPMSolverPP2MHeun(), "SDE-DPM-Solver++(2M), Heun form, weak order 2, any --eta"
+    ),
+    "sa_solver": Named(
+        lambda: samplers.SASolver(), "SA-Solver: stochastic Adams with a corrector, weak order 2, any --eta"
+    ),
+    "deis_t": Named(lambda: samplers.DEIS(), "tAB-DEIS, order 3"),
+    "deis_rho": Named(
+        lambda: samplers.DEIS(variable=samplers.in_rho), "rhoAB-DEIS, order 3; the linear multistep method"
+    ),
+    "deis_log_snr": Named(lambda: samplers.DEIS(variable=samplers.in_log_snr), "DEIS in log SNR, order 3"),
+    "ipndm": Named(lambda: samplers.IPNDM(), "Adams-Bashforth's weights on DDIM's noise"),
+    "unipc": Named(lambda: samplers.UniPC(), "UniPC-3, bh2, order 4"),
+    "unipc_2": Named(lambda: samplers.UniPC(order=2), "UniPC-2, bh2, order 3"),
+    "unipc_bh1": Named(lambda: samplers.UniPC(bh1=True), "UniPC-3, bh1, order 4"),
+    "heun": Named(lambda: samplers.Heun(), "EDM's Heun method, deterministic, order 2, two calls a step"),
     "heun_churn": Named(
-        Heun(churn=40.0, churn_min=0.05, churn_max=50.0, churn_noise=1.003), "EDM's stochastic sampler"
+        lambda: samplers.Heun(churn=40.0, churn_min=0.05, churn_max=50.0, churn_noise=1.003), "EDM's stochastic sampler"
     ),
     "rk_midpoint": Named(
-        ProbabilityFlow(solver=diffrax.Midpoint(), steps=100), "the ODE in t by the midpoint method, two calls a step"
+        lambda: samplers.ProbabilityFlow(solver=diffrax.Midpoint(), steps=100),
+        "the ODE in t by the midpoint method, two calls a step",
     ),
     "rk_bosh3": Named(
-        ProbabilityFlow(solver=diffrax.Bosh3(), steps=100), "the ODE in t by Bogacki-Shampine 3, three calls a step"
+        lambda: samplers.ProbabilityFlow(solver=diffrax.Bosh3(), steps=100),
+        "the ODE in t by Bogacki-Shampine 3, three calls a step",
     ),
     "rk_tsit5": Named(
-        ProbabilityFlow(solver=diffrax.Tsit5(), steps=100), "the ODE in t by Tsitouras 5, six calls a step"
+        lambda: samplers.ProbabilityFlow(solver=diffrax.Tsit5(), steps=100),
+        "the ODE in t by Tsitouras 5, six calls a step",
     ),
-    "adaptive_sde": Named(AdaptiveSDE(), "midpoint steps of the reverse SDE, each sample's own"),
+    "adaptive_sde": Named(lambda: samplers.AdaptiveSDE(), "midpoint steps of the reverse SDE, each sample's own"),
     "annealed_langevin": Named(
-        AnnealedLangevin(), "NCSN's Langevin steps on a ladder of noise levels; --steps are its levels"
+        lambda: samplers.AnnealedLangevin(), "NCSN's Langevin steps on a ladder of noise levels; --steps are its levels"
     ),
 }
 
-GRIDS: dict[str, Grid] = {
-    "t": UniformT(),
-    "log_snr": UniformLogSNR(),
-    "karras": Karras(),
-    "quadratic": Quadratic(),
-    "flow": FlowTime(),
+GRIDS: "dict[str, Callable[[], Grid]]" = {
+    "t": lambda: samplers.UniformT(),
+    "log_snr": lambda: samplers.UniformLogSNR(),
+    "karras": lambda: samplers.Karras(),
+    "quadratic": lambda: samplers.Quadratic(),
+    "flow": lambda: samplers.FlowTime(),
 }
+
+
+def sampler_list() -> str:
+    """A line for each sampler of the table: its name, and what it is."""
+    width = max(map(len, SAMPLERS))
+    return "\n".join(f"{name:{width}}  {named.line}" for name, named in SAMPLERS.items())
 
 
 def check_sampler(name: str, what: str = "the sampler") -> Named:
@@ -104,9 +121,7 @@ def check_sampler(name: str, what: str = "the sampler") -> Named:
 
     Raises UserError for an unknown name, with the list, and a line for each in the error's listing.
     """
-    width = max(map(len, SAMPLERS))
-    listing = "\n".join(f"{known:{width}}  {named.line}" for known, named in SAMPLERS.items())
-    return choose(SAMPLERS, name, what, listing)
+    return choose(SAMPLERS, name, what, sampler_list())
 
 
 def make_sampler(
@@ -119,9 +134,9 @@ def make_sampler(
     """
     prototype: Any = check_sampler(name).sampler
     fields = {field.name for field in dataclasses.fields(prototype)}
-    own = fields - ({"steps"} if isinstance(prototype, ProbabilityFlow) and prototype.steps is None else set())
+    own = fields - ({"steps"} if getattr(prototype, "steps", 0) is None else set())
     settings = {key: value for key, value in config.sample.to_dict().items() if key in own}
-    flags = {"steps": steps, "eta": eta, "grid": None if grid is None else choose(GRIDS, grid, "--grid")}
+    flags = {"steps": steps, "eta": eta, "grid": None if grid is None else choose(GRIDS, grid, "--grid")()}
     for flag, value in flags.items():
         if value is not None:
             if flag not in fields:

@@ -53,15 +53,16 @@ class Scaling:
         u = 0.5 if key is None else _uniform_in_bin(key, k.shape)
         return (k + u) * self.bin_width + self._low
 
-    def to_data(self, x: Array) -> jax.Array:
+    def to_data(self, x: Array) -> Array:
         """The level whose bin holds x, uint8, clipped to 0..levels-1; the inverse of `to_model` for every u."""
-        x = jnp.asarray(x)
+        xp = jnp if isinstance(x, jax.Array) else np  # on the host, where samples are, op by op costs nothing
+        x = xp.asarray(x)
         if self.levels is None or self.bin_width is None:
             return x
         # The slack puts a bin's own lower edge, which float32 may round to just below itself, into that bin.
         slack = self.levels * 2.0**-22
-        k = jnp.floor((x.astype(jnp.float32) - self._low) * (1.0 / self.bin_width) + slack)
-        return jnp.clip(k, 0, self.levels - 1).astype(jnp.uint8)
+        k = xp.floor((x.astype(np.float32) - self._low) * (1.0 / self.bin_width) + slack)
+        return xp.clip(k, 0, self.levels - 1).astype(np.uint8)
 
     def to_uint8(self, k: Array) -> np.ndarray:
         """Turn levels into a picture's grey values, round(255 k/(levels - 1)). Raises ValueError for vectors."""

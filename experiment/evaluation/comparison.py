@@ -26,7 +26,7 @@ from experiment.evaluation.metrics import (
 )
 from experiment.evaluation.results import MEMORISATION, QUALITY, Floor, MetricDescription, Spread, Value
 from experiment.evaluation.settings import MIN_SIZE, Settings
-from experiment.sampling import progress
+from experiment.progress import progress
 
 Array = np.ndarray
 
@@ -62,6 +62,12 @@ def points_each_side(run: Any, settings: Settings) -> int:
     return size
 
 
+def comparison_seconds(run: Any, sets: int, settings: Settings) -> float:
+    """About how long the comparison of so many samplers takes, of values of about eight metrics each."""
+    values = 8 * (SPLITS + sets * settings.seeds)
+    return values * (0.2 + 2e-6 * points_each_side(run, settings) * int(np.prod(run.dataset.shape)))
+
+
 def compare(run: Any, sets: Sequence[Sequence[Array]], settings: Settings) -> Comparison:
     """Hold sets of samples, each with an array (n, d) for every seed, against the run's data.
 
@@ -87,11 +93,13 @@ def _quality(
     parts = disjoint_parts(len(real), size, max(SPLITS, settings.seeds), settings.seed)
     floors: dict[str, Floor] = {}
     values: list[dict[str, Value]] = [{} for _ in sets]
-    with progress(len(metrics) * (SPLITS + len(sets) * settings.seeds), "metrics", "value") as bar:
+    seconds = comparison_seconds(run, len(sets), settings)
+    with progress(len(metrics) * (SPLITS + len(sets) * settings.seeds), "metrics", "value", seconds) as work:
 
         def measure(metric: Metric, x: Array, y: Array) -> float:
-            bar.update(1)
-            return metric.statistic(x, y)
+            value = metric.statistic(x, y)
+            work.update()
+            return value
 
         for name, metric in metrics.items():
             floors[name] = floor_of([measure(metric, real[a], real[b]) for a, b in parts[:SPLITS]], size)

@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiment.errors import UserError
 from experiment.evaluation.points import Point
 from experiment.evaluation.settings import Settings
 from experiment.sampling import Draws, class_labels, draw, draw_batch
@@ -51,15 +50,9 @@ def flat_points(run: Any, levels: Array) -> Array:
     return np.asarray(run.scaling.to_model(levels), np.float64).reshape(len(levels), -1)
 
 
-def draw_finite(run: Any, name: str, sampler: Any, seed: int, n: int, batch_size: int, description: str = "") -> Draws:
-    """Draw a seed's n samples. Raises UserError, naming the sampler, where they are not finite."""
-    labels = class_labels(run, n, seed)
-    draws = draw(run, sampler, sample_key(seed), n, batch_size, description or name, labels)
-    if not np.isfinite(draws.x).all():
-        raise UserError(
-            f"{name} drew samples that are not finite: train longer, or give it more steps (config.sample.steps)"
-        )
-    return draws
+def draw_seed(run: Any, description: str, sampler: Any, seed: int, n: int, batch_size: int) -> Draws:
+    """Draw a seed's n samples."""
+    return draw(run, sampler, sample_key(seed), n, batch_size, description, class_labels(run, n, seed))
 
 
 def draw_point(run: Any, point: Point, settings: Settings) -> Drawn:
@@ -72,11 +65,10 @@ def draw_point(run: Any, point: Point, settings: Settings) -> Drawn:
     found = []
     for i in range(settings.seeds):
         description = f"{point}, seed {i + 1}/{settings.seeds}"
-        found.append(draw_finite(run, str(point), point.sampler, settings.seed + i, n, batch_size, description))
+        found.append(draw_seed(run, description, point.sampler, settings.seed + i, n, batch_size))
     seconds = [time for draws in found for time in draws.batch_seconds]
     if len(seconds) == 1:  # the only batch compiled: draw it once more, for the time alone
-        labels = class_labels(run, n, settings.seed)
-        again = draw(run, point.sampler, sample_key(settings.seed), n, batch_size, f"{point}, timing", labels)
+        again = draw_seed(run, f"{point}, timing", point.sampler, settings.seed, n, batch_size)
         seconds += again.batch_seconds
     first, later = seconds[0], float(np.median(seconds[1:]))
     levels = [np.asarray(run.scaling.to_data(draws.x)) for draws in found]

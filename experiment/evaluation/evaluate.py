@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from experiment.evaluation.comparison import SPLITS, compare, points_each_side
+from experiment.evaluation.comparison import SPLITS, compare, comparison_seconds, points_each_side
 from experiment.evaluation.curves import quality_curve
 from experiment.evaluation.drawing import Drawn, Strip, draw_point, draw_strip, sample_key
 from experiment.evaluation.known_distribution import exact_errors, with_exact_score
-from experiment.evaluation.likelihood import LikelihoodSettings, count_of_examples, likelihood
+from experiment.evaluation.likelihood import LikelihoodSettings, count_of_examples, likelihood, likelihood_seconds
 from experiment.evaluation.opening import open_run, samplers_of
-from experiment.evaluation.points import points_at, settings_of
+from experiment.evaluation.points import Point, points_at, settings_of
 from experiment.evaluation.results import (
     QUALITY,
     Curve,
@@ -30,7 +30,9 @@ from experiment.evaluation.results import (
     Value,
 )
 from experiment.evaluation.settings import FOLDS, Settings
+from experiment.progress import say_start, whole
 from experiment.run.load import Run
+from experiment.sampling import check_samples_fit, expected_seconds, told
 from sde_lib import ExactScore
 
 Array = np.ndarray
@@ -84,14 +86,17 @@ def evaluate(
     held_out = _of_likelihood(settings)
     compared = points_each_side(run, settings)  # what is wrong with the data is said before hours of sampling
     count_of_examples(run, held_out)
-    drawn = [draw_point(run, point, settings) for point in points]
-    comparison = compare(run, [d.samples for d in drawn], settings)
+    check_samples_fit(settings.n, run.shape, settings.seeds * len(points))
+    last = {point.name: point for point in points}  # of each sampler, at its largest budget
+    with whole(_expected_seconds(run, points, settings)):
+        drawn = [draw_point(run, point, settings) for point in points]
+        comparison = compare(run, [d.samples for d in drawn], settings)
+        strips = {name: draw_strip(run, point.sampler, settings.seed) for name, point in last.items()}
+        of_held_out, values, _ = likelihood(run, held_out, budget=False)
     measured = [Measured(*pair) for pair in zip(drawn, comparison.values, strict=True)]
     by_name = {name: [m for m in measured if m.drawn.point.name == name] for name in samplers}
-    reported = {name: of_name[-1] for name, of_name in by_name.items()}  # at the largest budget
+    at_most = {name: of_name[-1] for name, of_name in by_name.items()}  # at the largest budget
     quality = [name for name, metric in comparison.metrics.items() if metric.kind == QUALITY]
-    strips = {name: draw_strip(run, m.drawn.point.sampler, settings.seed) for name, m in reported.items()}
-    of_held_out, values, _ = likelihood(run, held_out, budget=False)
     report = Report(
         dataset=_describe(run.dataset),
         checkpoint_step=int(run.step),
@@ -101,12 +106,12 @@ def evaluate(
         metrics=comparison.metrics,
         left_out=comparison.left_out,
         floors=comparison.floors,
-        samplers={name: _sampler_result(m) for name, m in reported.items()},
+        samplers={name: _sampler_result(m) for name, m in at_most.items()},
         curves={name: _curve(of_name, quality) for name, of_name in by_name.items()} if budgets else {},
         exact=exact_errors(run, drawn, sample_key(settings.seed)),
         likelihood=of_held_out,
     )
-    samples = {name: m.drawn.levels for name, m in reported.items()}
+    samples = {name: m.drawn.levels for name, m in at_most.items()}
     return Evaluation(report, Arrays(samples, getattr(run.dataset, settings.reference).x[: settings.n], strips, values))
 
 
@@ -116,17 +121,32 @@ def evaluate_run(
     given: Mapping[str, int | None] | None = None,
     budgets: Sequence[int] = (),
     exact_score: bool = False,
+    data: str = "",
+    cache: str = "",
 ) -> tuple[Run, Evaluation]:
     """Evaluate a run directory: its samplers of those names, None for the config's, with the `given` settings.
 
     given: settings that go over those of config.eval where they are not None. exact_score: measure the samplers with
-    the data's exact score instead of the network.
+    the data's exact score instead of the network. data, cache: as for `load_run`.
 
     Raises UserError for a missing run, an unknown sampler, or a setting out of its range.
     """
-    run, settings = open_run(workdir, Settings, given or {}, names)
+    run, settings = open_run(workdir, Settings, given or {}, names, data=data, cache=cache)
     run = with_exact_score(run) if exact_score else run
-    return run, evaluate(run, samplers_of(run, names), settings, budgets)
+    samplers = samplers_of(run, names)
+    seconds = _expected_seconds(run, points_at(samplers, budgets), settings)
+    say_start(
+        f"evaluate {run.workdir} at step {run.step}: {', '.join(samplers)}; {settings.n:,} samples of {settings.seeds} "
+        f"seed(s) each, then the likelihood of {settings.likelihood_n:,} examples{told(run, seconds)}"
+    )
+    return run, evaluate(run, samplers, settings, budgets)
+
+
+def _expected_seconds(run: Any, points: Sequence[Point], settings: Settings) -> float:
+    """About how long an evaluation will take: only its parts' proportions matter to the bar."""
+    draws = sum(expected_seconds(run, point.sampler, settings.n * settings.seeds) for point in points)
+    metrics = comparison_seconds(run, len(points), settings)
+    return draws + metrics + likelihood_seconds(run, _of_likelihood(settings))
 
 
 def _of_likelihood(settings: Settings) -> LikelihoodSettings:

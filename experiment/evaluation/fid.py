@@ -18,15 +18,17 @@ from experiment.data.load import load_dataset
 from experiment.data.scaling import Scaling
 from experiment.errors import UserError
 from experiment.evaluation import inception
-from experiment.evaluation.drawing import draw_finite
+from experiment.evaluation.drawing import draw_seed
 from experiment.evaluation.inception import FidMetrics, Weights
 from experiment.evaluation.opening import open_run, samplers_of
-from experiment.evaluation.points import points_at, settings_of
+from experiment.evaluation.points import points_at, read_budgets, settings_of
 from experiment.evaluation.results import plain
 from experiment.evaluation.settings import FromConfig
-from experiment.evaluation.text import aligned, number
-from experiment.files import user_path, write_json
+from experiment.evaluation.text import fitted, number
+from experiment.files import check_folder, user_path, write_json
+from experiment.progress import say_start
 from experiment.provenance import provenance
+from experiment.sampling import check_samples_fit, expected_seconds, told
 
 Array = np.ndarray
 
@@ -152,7 +154,7 @@ def fid(run: Any, samplers: Sequence[tuple[str, Any]], settings: FidSettings) ->
         reference, of_reference = reference_images(run, settings.reference)
         cache = Path(folder, "cache")
         for name, sampler in samplers:
-            draws = draw_finite(run, name, sampler, settings.seed, settings.n, run.config.eval.batch_size)
+            draws = draw_seed(run, name, sampler, settings.seed, settings.n, run.config.eval.batch_size)
             samples = grey_values(np.asarray(run.scaling.to_data(draws.x)), run.scaling.levels)
             metrics = inception.compare_images(samples, reference, weights, cache)
             yield FidRow(
@@ -233,34 +235,47 @@ def fid_lines(rows: Sequence[FidRow]) -> list[str]:
         f"{rows[0].n:,} samples each against {of.images:,} images of {of.name} ({of.split}); ± is over KID's subsets, "
         "and over ten parts of the samples"
     )
-    return [*aligned([header, *cells]), against, *rows[0].notes]
+    return [*fitted([header, *cells]), against, *rows[0].notes]
 
 
 def fid_of_run(
-    workdir: str, names: Sequence[str] | None, given: Mapping[str, Any], budgets: Sequence[int] = ()
-) -> tuple[list[str], Path]:
+    workdir: str, given: Mapping[str, Any], out: str | None = None, data: str = "", cache: str = ""
+) -> list[str]:
     """Do the whole of `evaluate.py --fid`: fid/fid.json, a list, gains a row for each sampler at each budget.
 
-    names: samplers, None for the config's eval.samplers. given: fields of FidSettings that are not None. budgets: score
-    calls, besides the final denoising, that every fixed-step sampler is measured at. Raises UserError for every
-    mistake, most before the run is loaded.
+    given: fields of FidSettings that are not None; samplers, of the config's eval.samplers where there are none; nfe,
+    texts of score calls, besides the final denoising, that every fixed-step sampler is measured at. out: the folder,
+    WORKDIR/fid for None. data, cache: as for `load_run`. Raises UserError for every mistake, most before the run is
+    loaded.
 
     Returns:
-        The table's lines, and the file.
+        The table's lines, and at last the file's path.
     """
-    run, settings = open_run(workdir, FidSettings, given, names, needs=inception.library)
+    of_settings = {name: value for name, value in given.items() if name not in ("samplers", "nfe")}
+    names, budgets = given.get("samplers"), read_budgets(given.get("nfe") or ())
+    run, settings = open_run(workdir, FidSettings, of_settings, names, needs=inception.library, data=data, cache=cache)
+    path = (user_path(out, "--out") if out else run.workdir / "fid") / "fid.json"
     points = points_at(samplers_of(run, names), budgets)
-    path = run.workdir / "fid" / "fid.json"
+    check_samples_fit(settings.n, run.shape)
+    check_folder(path.parent)
     earlier, rows = _read(path), []
+    seconds = sum(expected_seconds(run, point.sampler, settings.n) for point in points)
+    say_start(
+        f"FID of {run.workdir} at step {run.step}: {', '.join(map(str, points))}, {settings.n:,} samples each"
+        f"{told(run, seconds)}"
+    )
     for row in fid(run, [(point.name, point.sampler) for point in points], settings):
         rows.append(row)
         write_json(path, [*earlier, *(row.to_json() for row in rows)])
-    return fid_lines(rows), path
+    return [*fid_lines(rows), str(path)]
 
 
 def _read(path: Path) -> list[Any]:
-    """The rows that are there already: they took hours, and stay."""
+    """The rows that are there already: they took hours, and stay. Raises UserError where they cannot be read."""
     try:
-        return json.loads(path.read_text()) if path.exists() else []
-    except (OSError, ValueError):
-        raise UserError(f"cannot read {path}, which new rows go to: move it away") from None
+        rows = json.loads(path.read_text()) if path.exists() else []
+        if isinstance(rows, list):
+            return rows
+    except (OSError, ValueError, RecursionError):
+        pass
+    raise UserError(f"cannot read {path}, which new rows go to: move it away")

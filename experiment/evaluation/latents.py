@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from experiment.config import MOST, check_flag, check_seed
 from experiment.data.npz import DATA_KEYS, LABEL_KEYS, read_npz
 from experiment.errors import UserError
-from experiment.files import user_path, write_bytes, write_json, write_npz
+from experiment.files import check_folder, user_path, write_bytes, write_json, write_npz
+from experiment.progress import say_start
 
 Array = np.ndarray
 
@@ -55,18 +57,22 @@ def in_batches(
     Returns:
         Each of the arrays, joined over the batches, and the mean NFE.
     """
-    from experiment.sampling import padded, progress, solver_remedy
+    from experiment.progress import progress
+    from experiment.sampling import GUESSED_CALLS, padded, seconds_per_call, solver_remedy
 
     n, found, calls = len(x), [], 0
     size = min(run.config.eval.batch_size, n)
-    with progress(n, description, "example") as bar, solver_remedy():
+    seconds = n * GUESSED_CALLS * seconds_per_call(run)
+    with progress(n, description, "example", seconds) as work, solver_remedy():
+        work.note("compiling")
         for first in range(0, n, size):
             rows = slice(first, first + size)
             *arrays, nfe = solve(padded(x[rows], size), None if labels is None else padded(labels[rows], size), first)
             kept = min(size, n - first)
             found.append([np.asarray(array)[:kept] for array in arrays])
             calls += kept * int(nfe)
-            bar.update(kept)
+            work.note("")
+            work.update(kept)
     return [np.concatenate(parts) for parts in zip(*found, strict=True)], calls / n
 
 
@@ -190,12 +196,12 @@ def encode_examples(run: Any, folder: Path, *, n: int | None = None, seed: int =
 
 def decode_latents(run: Any, folder: Path, *, decode: str) -> str:
     """Carry the file's latents back to samples (--decode)."""
-    from experiment.sampling import write_samples
+    from experiment.run.samples import write_samples
     from sde_lib import decode as backwards
 
     _, latents, labels = read_rows(run, user_path(decode, "--decode"), "decode", ("latents",), images=False)
     x, nfe = carry(run, backwards, latents.astype(np.float32), labels, "decode")
-    write_samples(run, x, folder)
+    write_samples(run, x, folder, labels)
     return f"decode: {len(x):,} latents, {nfe:,.0f} NFE, step {run.step}: {folder / 'samples.npz'}"
 
 
@@ -258,6 +264,7 @@ def score_examples(
     The network has not seen the held-out ones, so against them another set's p-values are exact. Against the training
     examples they say how much nearer the network came to these.
     """
+    from experiment.evaluation.earlier import keep_earlier
     from experiment.evaluation.results import plain
     from experiment.plots import likelihood as plots
     from sde_lib import latent_typicality, typicality
@@ -301,14 +308,23 @@ def score_examples(
         "reference": reference,
         "tested": tested,
     }
-    write_json(folder / "typicality.json", plain(document))
+    content = plain(document)
+    aside = keep_earlier(folder, "typicality.json", content, _settings_of, lambda found: ["typicality.png"])
+    write_json(folder / "typicality.json", content)
     write_bytes(folder / "typicality.png", picture)
     small = {name: np.mean(tested[name] <= 0.05) for name in ("p_value", "latent_p_value")}
-    return (
+    told = (
         f"typicality: {len(x):,} {tested['name']} against {len(reference['index']):,} {reference['name']}: "
         f"mean z {tested['z'].mean():+.2f}, {small['p_value']:.1%} with p <= 0.05; of the latents' norms "
         f"{tested['latent_z'].mean():+.2f}, {small['latent_p_value']:.1%}; step {run.step}: {folder / 'typicality.png'}"
     )
+    return "\n".join([*aside, told])
+
+
+def _settings_of(document: Any) -> list[Any]:
+    """What two typicality.json of the same settings share."""
+    sets = [[document[part]["name"], document[part]["index"]] for part in ("reference", "tested")]
+    return [document["step"], document["seed"], document["probes"], *sets]
 
 
 # Each mode, and the flags that are its own.
@@ -319,13 +335,16 @@ MODES: dict[str, tuple[Callable[..., str], tuple[str, ...]]] = {
     "typicality": (score_examples, ("of", "n", "probes", "seed")),
 }
 SETTINGS = ("points", "of", "n", "probes", "seed")
+LIMITS = {"n": (1, MOST), "points": (2, 10_000), "probes": (1, 10_000)}
 
 
-def latents_of_run(workdir: str, given: dict[str, Any], out: str | None = None) -> str:
+def latents_of_run(workdir: str, given: dict[str, Any], out: str | None = None, data: str = "", cache: str = "") -> str:
     """Do the whole of `python -m experiment.latents`; returns the line that says what was done.
 
-    given: the flags by name, None where one was not given. Raises UserError unless exactly one mode is given, for a
-    flag that it does not have, and for whatever else the user can mend.
+    given: the flags by name, None where one was not given. data, cache: as for `load_run`.
+
+    Raises UserError unless exactly one mode is given, for a flag that it does not have, and for whatever else the user
+    can mend.
     """
     from experiment.run.load import load_run
 
@@ -336,15 +355,18 @@ def latents_of_run(workdir: str, given: dict[str, Any], out: str | None = None) 
     mode = modes[0]
     function, own = MODES[mode]
     settings = {name: given[name] for name in SETTINGS if given.get(name) is not None}
-    for name, value in settings.items():
+    for name in settings:
         if name not in own:
             raise UserError(f"--{name} is not for --{mode}: leave it out")
-        least = {"n": 2 if mode == "typicality" else 1, "points": 2, "probes": 1, "seed": 0}.get(name)
-        if least is not None and value < least:
-            raise UserError(f"--{name} is {value}: give at least {least}")
-        if name == "seed" and value >= 2**32:
-            raise UserError(f"--seed is {value}: give at most 2^32 - 1")
+    check_seed(settings.get("seed"))
+    for name, (least, most) in LIMITS.items():
+        check_flag(
+            name, settings.get(name), least=max(least, 2 if mode == "typicality" and name == "n" else 0), most=most
+        )
     if mode in ("decode", "interpolate"):
         settings[mode] = given[mode]
-    run = load_run(workdir)
-    return function(run, user_path(out, "--out") if out else run.workdir / "latents", **settings)
+    run = load_run(workdir, data, cache)
+    folder = user_path(out, "--out") if out else run.workdir / "latents"
+    check_folder(folder)
+    say_start(f"{mode}: {run.workdir} at step {run.step}")
+    return function(run, folder, **settings)

@@ -21,14 +21,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiment.data.npz import read_npz
+from experiment.devices.memory import check_fits
 from experiment.devices.sharding import mesh_here, round_up
 from experiment.errors import UserError, choose, one_line, shown
 from experiment.evaluation import variational_bounds as bounds
+from experiment.evaluation.earlier import keep_earlier
 from experiment.evaluation.opening import open_run
 from experiment.evaluation.results import LikelihoodResult, plain
 from experiment.evaluation.settings import FromConfig
-from experiment.files import write_bytes, write_json, write_npz, write_text
-from experiment.sampling import padded, progress, solver_remedy
+from experiment.files import check_folder, user_path, write_bytes, write_json, write_npz, write_text
+from experiment.progress import progress, say_start
+from experiment.sampling import GUESSED_CALLS, padded, seconds_per_call, solver_remedy, told
 from sde_lib import (
     DiagonalGaussian,
     Hutchinson,
@@ -45,6 +48,7 @@ Array = np.ndarray
 DEQUANTIZATIONS: dict[str, Any] = {"uniform": UniformDequantization, "truncated_normal": TruncatedNormalDequantization}
 OWN_ARRAYS = ("ratios", "seconds", "nfe", "tighter", "redrawn")  # of a part; the others are the bounds'
 _PROBES, _DRAWS, _OTHER_DRAWS, _BOUND, _CHAIN = range(5)  # the purposes that a seed's randomness is split into
+NO_CHAIN = "--betas and --variance are of a discrete chain: give its steps too, as in --chain=1000"
 
 CAVEAT = (
     "This is the likelihood of the ODE's model: the density that the probability-flow ODE carries from its prior to "
@@ -77,6 +81,7 @@ class LikelihoodSettings(FromConfig):
     seed: int
 
     LEAST: ClassVar = {"n": 2, "k": 1, "chain": 1}
+    MOST: ClassVar = {"k": 10**6, "chain": 10**6}
 
     @classmethod
     def check(cls, given: Mapping[str, Any]) -> None:
@@ -91,7 +96,7 @@ class LikelihoodSettings(FromConfig):
                 choose(table, given[name], f"--{name}")
         own = {"betas": cls.betas, "variance": cls.variance}
         if given.get("chain") is None and any(given.get(name) not in (None, value) for name, value in own.items()):
-            raise UserError("--betas and --variance are of a discrete chain: give its steps too, as in --chain=1000")
+            raise UserError(NO_CHAIN)
 
 
 def likelihood_unit(dim: int, bin_width: float | None) -> tuple[str, Callable[[Array], Array]]:
@@ -158,13 +163,15 @@ def parts(run: Any, settings: LikelihoodSettings, folder: Path | None, budget: b
     n = count_of_examples(run, settings)
     size = min(settings.batch_size, n)
     split = round_up(size, mesh_here())  # the devices divide it; parts are kept by `size`, whatever the devices
-    with progress(n, "likelihood", "example") as bar, solver_remedy():
+    with progress(n, "likelihood", "example", likelihood_seconds(run, settings)) as work, solver_remedy():
+        work.note("compiling")
         for first in range(0, n, size):
             path, rows = None if folder is None else folder / f"{first:08d}.npz", min(size, n - first)
             part = _read(path, rows) or _compute(run, first, settings, split, rows, budget)
             if path is not None and not path.exists():
                 write_npz(path, **part)
-            bar.update(len(part["ratios"]))
+            work.note("")
+            work.update(len(part["ratios"]))
             yield part
 
 
@@ -206,7 +213,11 @@ def count_of_examples(run: Any, settings: LikelihoodSettings) -> int:
             )
     if settings.chain:
         bounds.check_chain(run, settings.betas)
-    return min(settings.n or available, available)
+    n = min(settings.n or available, available)
+    check_fits(
+        24 * n * settings.k * settings.probes, f"{n:,} x k x probes likelihoods", "give a smaller --k or --probes"
+    )
+    return n
 
 
 def _read(path: Path | None, rows: int) -> dict[str, Array] | None:
@@ -222,6 +233,12 @@ def _read(path: Path | None, rows: int) -> dict[str, Array] | None:
         print(f"computed again, for it is damaged: {shown(str(aside))} ({one_line(error)})", file=sys.stderr)
         return None
     return part
+
+
+def likelihood_seconds(run: Any, settings: LikelihoodSettings) -> float:
+    """About how long the likelihood takes: each call comes with two directional derivatives' worth for each probe."""
+    calls = GUESSED_CALLS * settings.k * (1 + 2 * settings.probes)
+    return count_of_examples(run, settings) * calls * seconds_per_call(run)
 
 
 def likelihood(
@@ -322,25 +339,44 @@ def likelihood_lines(found: LikelihoodResult) -> list[str]:
     return [*lines, *bounds.bound_lines(found), found.caveat]
 
 
-def likelihood_of_run(workdir: str, given: Mapping[str, Any]) -> tuple[list[str], Path]:
+def likelihood_of_run(
+    workdir: str, given: Mapping[str, Any], out: str | None = None, data: str = "", cache: str = ""
+) -> list[str]:
     """Do the whole of `evaluate.py --likelihood`: compute what is not there yet, and write the table.
 
-    given: settings that are not None go over those of the run's config.eval. Raises UserError for a missing run or a
-    setting out of range.
+    given: settings that are not None go over those of the run's config.eval. out: the folder, WORKDIR/likelihood for
+    None. data, cache: as for `load_run`. Raises UserError for a missing run, a setting out of range or of another kind
+    of data, and a folder that cannot be written.
 
     Returns:
-        The table's lines, and its file.
+        The table's lines, and at last the file's path.
     """
-    run, settings = open_run(workdir, LikelihoodSettings, given)
-    what = {"step": run.step, "config": run.config.to_dict(), **dataclasses.asdict(settings)}
+    if given.get("chain") is None and {given.get("betas"), given.get("variance")} != {None}:
+        raise UserError(NO_CHAIN)
+    run, settings = open_run(workdir, LikelihoodSettings, given, data=data, cache=cache)
+    folder = user_path(out, "--out") if out else run.workdir / "likelihood"
+    if run.scaling.levels is None and any(given.get(name) is not None for name in ("dequantization", "k")):
+        raise UserError(
+            f"--dequantization and --k are for data with levels, and {run.workdir} is of vectors: leave them out"
+        )
+    n = count_of_examples(run, settings)
+    check_folder(folder)
+    seconds = likelihood_seconds(run, settings)
+    say_start(f"likelihood of {n:,} held-out examples by {run.workdir} at step {run.step}{told(run, seconds)}")
+    what = plain({"step": run.step, "config": run.config.to_dict(), **dataclasses.asdict(settings)})
     digest = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:12]
-    folder = run.workdir / "likelihood"
     found, values, arrays = likelihood(run, settings, folder / "parts" / digest)
-    lines = likelihood_lines(found)
     name = f"{settings.dequantization}_k{settings.k}" if run.scaling.levels else "nats"
-    write_json(folder / f"{name}.json", plain({**what, **plain(found), "values": values}))
-    write_text(folder / f"{name}.txt", "\n".join(lines) + "\n")
     unit, convert = likelihood_unit(math.prod(run.shape), run.scaling.bin_width)
-    for picture, content in bounds.pictures(arrays, settings, unit, convert).items():
-        write_bytes(folder / picture, content)
-    return lines, folder / f"{name}.txt"
+    pictures = bounds.pictures(arrays, settings, unit, convert)
+    lines = likelihood_lines(found)
+    document = plain({**what, **plain(found), "values": values})
+    files = (f"{name}.txt", *(f"{name}_{picture}" for picture in bounds.PICTURES))
+    aside = keep_earlier(
+        folder, f"{name}.json", document, lambda found: {key: found[key] for key in what}, lambda found: files
+    )
+    write_json(folder / f"{name}.json", document)
+    write_text(folder / f"{name}.txt", "\n".join(lines) + "\n")
+    for picture, content in pictures.items():
+        write_bytes(folder / f"{name}_{picture}", content)
+    return [*lines, *aside, str(folder / f"{name}.txt")]

@@ -20,11 +20,14 @@ def open_run(
     given: Mapping[str, Any],
     names: Sequence[str] | None = None,
     needs: Callable[[], Any] = lambda: None,
+    *,
+    data: str = "",
+    cache: str = "",
 ) -> tuple[Run, S]:
     """Load the run and complete the settings of that kind by its config.eval.
 
     given: settings, None for the config's own. names: the samplers that were asked for, if any. needs: raises UserError
-    where something is not installed.
+    where something is not installed. data, cache: as for `load_run`.
 
     Returns:
         The run, and its settings with the given ones on top.
@@ -35,7 +38,7 @@ def open_run(
         check_sampler(name.strip())
     kind.check(given)
     needs()
-    run = load_run(workdir)
+    run = load_run(workdir, data, cache)
     return run, kind.from_config(run.config, **given)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from experiment.build.samplers import at_nfe
+from experiment.config import check_flag
 from experiment.errors import UserError
 
 
@@ -30,12 +31,16 @@ def points_at(samplers: Mapping[str, Any], budgets: Sequence[int]) -> list[Point
     Without budgets every sampler is one point, as it is. Raises UserError for a budget that a sampler cannot spend.
     """
     for budget in budgets:
-        if budget < 1:
-            raise UserError(f"--nfe={budget}: give budgets of at least 1 score call")
+        check_flag("nfe", budget, "sample.steps")
     points = []
     for name, sampler in samplers.items():
         spent = [Point(name, budget, at_nfe(name, sampler, budget)) for budget in sorted(set(budgets))]
         points += [point for point in spent if point.sampler is not None] or [Point(name, None, sampler)]
+    if budgets and points and all(point.budget is None for point in points):
+        raise UserError(
+            f"--nfe: {', '.join(samplers)} choose their own steps: leave it out, or add a sampler of fixed "
+            "steps, such as --samplers=ddim"
+        )
     return points
 
 
@@ -54,4 +59,4 @@ def read_budgets(texts: Sequence[str]) -> list[int]:
     try:
         return [int(text) for text in texts]
     except ValueError:
-        raise UserError(f"--nfe={','.join(texts)}: give whole numbers, as in --nfe=10,20,50") from None
+        raise UserError(f"--nfe={','.join(texts)[:80]}: give whole numbers, as in --nfe=10,20,50") from None

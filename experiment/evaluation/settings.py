@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-from experiment.config import KEYS
-from experiment.errors import UserError
+from experiment.config import MOST, check_flag, check_seed
 
 FOLDS = 5  # of the classifiers that tell samples from data
 MIN_SIZE = 2 * FOLDS  # points on each side: every fold holds out two of each
@@ -16,10 +15,11 @@ MIN_SIZE = 2 * FOLDS  # points on each side: every fold holds out two of each
 class FromConfig:
     """Base of settings whose fields without a default are those of config.eval with the same names.
 
-    Their defaults and ranges are `experiment.config`'s; LEAST has the least value of others, or a higher one.
+    Their defaults and ranges are `experiment.config`'s; LEAST and MOST have the limits of others, or narrower ones.
     """
 
     LEAST: ClassVar[Mapping[str, int]] = {}
+    MOST: ClassVar[Mapping[str, int]] = {}
 
     def __post_init__(self) -> None:
         self.check({field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
@@ -41,13 +41,11 @@ class FromConfig:
     @classmethod
     def check(cls, given: Mapping[str, Any]) -> None:
         """Raises UserError for a value that is out of its range, whichever others are not known yet."""
-        ranges = {name: KEYS[f"eval.{name}"][1].metadata["ranges"] for name in cls.of_config()}
-        least = {**{name: limits["at least"] for name, limits in ranges.items()}, **cls.LEAST}
         for name, value in given.items():
-            if value is not None and least.get(name) is not None and value < least[name]:
-                raise UserError(f"--{name} is {value}: give at least {least[name]}")
-        if "seed" in ranges and (given.get("seed") or 0) >= ranges["seed"]["below"]:
-            raise UserError(f"--seed is {given['seed']}: give less than {ranges['seed']['below']}")
+            if name != "seed" and isinstance(value, int) and not isinstance(value, bool):
+                key = f"eval.{name}" if name in cls.of_config() else ""
+                check_flag(name, value, key, least=cls.LEAST.get(name), most=cls.MOST.get(name, MOST))
+        check_seed(given.get("seed"), given.get("seeds") or 1)
 
 
 @dataclass(frozen=True, kw_only=True)

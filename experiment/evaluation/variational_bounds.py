@@ -38,6 +38,8 @@ OF_ELBO = (
     "worse than this."
 )
 
+PICTURES = BOUND_PICTURE, ELBO_PICTURE = "bound_over_log_snr.png", "elbo_over_steps.png"
+
 VARIANCES: dict[str, Any] = {"fixed_small": fixed_small, "fixed_large": fixed_large}
 
 
@@ -199,14 +201,12 @@ def pictures(arrays: dict[str, Array], settings: Any, unit: str, convert: Callab
 
     drawn = {}
     if "per_time" in arrays:
-        drawn["bound_over_log_snr.png"] = plots.bound_over_log_snr(arrays["log_snr"], arrays["per_time"])
+        drawn[BOUND_PICTURE] = plots.bound_over_log_snr(arrays["log_snr"], arrays["per_time"])
     if "elbo_steps" in arrays:
         steps, nats, weights = (arrays[f"elbo_{name}"].ravel() for name in ("steps", "step_nats", "weights"))
         step, kl, se = kls_over_steps(settings.chain, steps, nats, weights)
         terms = {name: float(convert(-arrays[f"elbo_{name}"].mean())) for name in ELBO_TERMS}
-        drawn["elbo_over_steps.png"] = plots.elbo_over_steps(
-            settings.chain, step, convert(-kl), convert(-se), terms, unit
-        )
+        drawn[ELBO_PICTURE] = plots.elbo_over_steps(settings.chain, step, convert(-kl), convert(-se), terms, unit)
     return drawn
 
 

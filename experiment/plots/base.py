@@ -17,7 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-Array = np.ndarray
+from experiment.plots.images import Array, Picture, tile
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 INK, FAINT, FLOOR = "#22262b", "#c9ced6", "#8a919c"
@@ -40,17 +40,8 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
 }
 DPI = 150
+WIDE, NARROW = 8.2, 4.2  # inches: of a page, and of a telephone, where the same points are larger
 SCATTER_POINTS = 4000  # more only blacken the picture
-
-
-class Picture(bytes):
-    """A PNG, which a notebook shows."""
-
-    def __repr__(self) -> str:
-        return f"<PNG of {len(self):,} bytes>"
-
-    def _repr_png_(self) -> bytes:
-        return bytes(self)
 
 
 def png(draw: Callable[[Figure], None], width: float, height: float) -> Picture:
@@ -64,6 +55,11 @@ def png(draw: Callable[[Figure], None], width: float, height: float) -> Picture:
         return Picture(buffer.getvalue())
 
 
+def literal(text: str) -> str:
+    """The text as it is, where matplotlib would take what stands between two dollars for mathematics."""
+    return text.replace("$", r"\$")
+
+
 def show_image(axes: Axes, image: Array) -> None:
     """Draw an image (h, w, c) of 0..255, c = 3 in colour, otherwise the first channel in grey; pixels stay sharp."""
     shown = image if image.shape[-1] == 3 else image[..., 0]
@@ -71,28 +67,6 @@ def show_image(axes: Axes, image: Array) -> None:
     axes.set(xticks=[], yticks=[])
     axes.grid(False)
     axes.spines[:].set_visible(False)
-
-
-def tile(images: Array, columns: int, gap: int = 1, ground: int = 96) -> Array:
-    """Lay images (n, h, w, c) side by side, `columns` to a row, on a grey ground: (H, W, c)."""
-    n, h, w, c = images.shape
-    rows = math.ceil(n / columns)
-    board = np.full((rows * (h + gap) + gap, columns * (w + gap) + gap, c), ground, np.uint8)
-    for i, image in enumerate(images):
-        top, left = gap + i // columns * (h + gap), gap + i % columns * (w + gap)
-        board[top : top + h, left : left + w] = image
-    return board
-
-
-def image_grid(images: Array, columns: int | None = None) -> Picture:
-    """Draw a plain picture of images uint8 (n, h, w, c), pixels magnified by a whole number to about 800 across."""
-    columns = columns or min(len(images), max(1, math.ceil(math.sqrt(len(images)))))
-    board = tile(images, columns)
-    scale = max(1, 800 // board.shape[1])
-    board = board.repeat(scale, axis=0).repeat(scale, axis=1)[..., : 3 if board.shape[-1] >= 3 else 1]
-    buffer = io.BytesIO()
-    matplotlib.image.imsave(buffer, np.broadcast_to(board, (*board.shape[:2], 3)), format="png")
-    return Picture(buffer.getvalue())
 
 
 def scatter(sets: Mapping[str, Array], limit: float | None = None, columns: int = 2) -> Picture:

@@ -11,16 +11,20 @@ from typing import Protocol
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from experiment.plots.base import (
     COLOURS,
     FLOOR,
     INK,
+    NARROW,
+    WIDE,
     Array,
     common_limit,
     cycle,
     draw_cloud,
     line_style,
+    literal,
     panels_in_a_row,
     png,
     show_image,
@@ -86,7 +90,7 @@ class Exact(Protocol):
     def samplers(self) -> Mapping[str, Sequence[ExactRow]]: ...
 
 
-def denoising_strip(frames: Array, times: Sequence[tuple[float, float]]) -> bytes:
+def denoising_strip(frames: Array, times: Sequence[tuple[float, float]], *, narrow: bool = False) -> bytes:
     """From noise to sample: a column for each frame, labelled with its t and its noise-to-signal ratio, sigma/alpha.
 
     frames: images (k, n, h, w, c) in [-1, 1], a row for each sample; or points (k, n, d).
@@ -109,11 +113,15 @@ def denoising_strip(frames: Array, times: Sequence[tuple[float, float]]) -> byte
 
 
 def quality_bars(
-    samplers: Mapping[str, Measured], metrics: Mapping[str, Metric], floors: Mapping[str, Spread]
+    samplers: Mapping[str, Measured],
+    metrics: Mapping[str, Metric],
+    floors: Mapping[str, Spread],
+    *,
+    narrow: bool = False,
 ) -> bytes:
     """A panel for each metric with a bar for each sampler: mean, sd over seeds, and every seed.
 
-    The floor is a line in a band of ± 2 sd.
+    The floor is a line in a band of ± 2 sd. narrow: one panel under the other, for a page as wide as a telephone.
     """
 
     def panel(axes: Axes, name: str) -> None:
@@ -121,20 +129,22 @@ def quality_bars(
         _bars(axes, values, floors[name], metrics[name].origin or 0.0)
         labels = [f"{sampler}\n{found.nfe:,.0f} NFE" for sampler, found in samplers.items()]
         axes.set_xticks(range(len(samplers)), labels, fontsize=9)
-        axes.set_ylabel(metrics[name].label)
+        axes.set_ylabel(literal(metrics[name].label))
+
+    columns = 1 if narrow else 2
 
     def draw(figure: Figure) -> None:
-        panels = _panels(figure, list(metrics), panel)
+        panels = _panels(figure, list(metrics), panel, columns)
         handles, labels = panels[0].get_legend_handles_labels()
         once = dict(zip(labels, handles, strict=True))
-        figure.legend(once.values(), once.keys(), loc="outside upper center", ncols=4, fontsize=9)
+        figure.legend(once.values(), once.keys(), loc="outside upper center", ncols=2 * columns, fontsize=9)
 
-    return png(draw, 8.2, 0.5 + 2.7 * math.ceil(len(metrics) / 2))
+    return png(draw, NARROW if narrow else WIDE, 0.5 + 2.7 * math.ceil(len(metrics) / columns))
 
 
-def _panels(figure: Figure, names: Sequence[str], panel: Callable[[Axes, str], None]) -> list[Axes]:
-    """Draw a panel for each name, two in a row."""
-    columns = min(len(names), 2)
+def _panels(figure: Figure, names: Sequence[str], panel: Callable[[Axes, str], None], columns: int) -> list[Axes]:
+    """Draw a panel for each name, so many in a row."""
+    columns = min(len(names), columns)
     panels = figure.subplots(math.ceil(len(names) / columns), columns, squeeze=False).ravel()
     for axes, name in zip(panels, names, strict=False):
         panel(axes, name)
@@ -169,10 +179,16 @@ def _band(floor: Spread) -> tuple[float, float, float]:
     return mean - 2 * sd, mean, mean + 2 * sd
 
 
-def quality_curves(curves: Mapping[str, Curve], metrics: Mapping[str, Metric], floors: Mapping[str, Spread]) -> bytes:
+def quality_curves(
+    curves: Mapping[str, Curve],
+    metrics: Mapping[str, Metric],
+    floors: Mapping[str, Spread],
+    *,
+    narrow: bool = False,
+) -> bytes:
     """A panel for each metric over NFE with a line for each sampler, logarithmic where the metric allows.
 
-    The floor is a band of ± 2 sd.
+    The floor is a band of ± 2 sd. narrow: one panel under the other.
     """
 
     def panel(axes: Axes, name: str) -> None:
@@ -185,21 +201,48 @@ def quality_curves(curves: Mapping[str, Curve], metrics: Mapping[str, Metric], f
             axes.errorbar(nfe, means, [v.sd or 0.0 for v in values], lw=1.3, ms=4, capsize=2, label=sampler, **style)
             drawn += means
         axes.axhspan(lowest, highest, color=FLOOR, alpha=0.3, lw=0, label="noise floor ± 2 sd")
-        axes.set(xscale="log", xlabel="score calls per sample (NFE)", ylabel=metrics[name].label)
+        axes.set_ylabel(literal(metrics[name].label))
+        _calls_axis(axes, every)
         if min(*drawn, lowest) > 0:
-            axes.set_yscale("log")
+            _log_axis(axes)
+
+    every = [point.nfe for curve in curves.values() for point in curve.points]
+    columns, ncols = (1, 3) if narrow else (2, 5)
 
     def draw(figure: Figure) -> None:
-        panels = _panels(figure, list(metrics), panel)
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize=9)
+        panels = _panels(figure, list(metrics), panel, columns)
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=ncols, fontsize=9)
 
-    return png(draw, 8.2, 0.6 + 0.2 * math.ceil(len(curves) / 5) + 2.8 * math.ceil(len(metrics) / 2))
+    legend = 0.6 + 0.2 * math.ceil((len(curves) + 1) / ncols)
+    return png(draw, NARROW if narrow else WIDE, legend + 2.8 * math.ceil(len(metrics) / columns))
 
 
-def exact_curves(exact: Exact) -> bytes:
+def _calls_axis(axes: Axes, calls: Sequence[float]) -> None:
+    """A logarithmic axis of score calls, with whole numbers at those that there are, as far as they do not touch."""
+    axes.set(xscale="log", xlabel="score calls per sample (NFE)")
+    least = (max(calls) / min(calls)) ** 0.13
+    shown: list[float] = []
+    for value in sorted(set(calls), reverse=True):
+        if not shown or shown[-1] / value >= max(least, 1.01):
+            shown.append(value)
+    axes.set_xticks(shown, [f"{value:,.0f}" for value in shown])
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def _log_axis(axes: Axes) -> None:
+    """A logarithmic axis of values, with plain numbers that do not touch, however short it is."""
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    few = high < 8 * low
+    axes.yaxis.set_major_locator(MaxNLocator(5) if few else LogLocator(subs=(1, 2, 5) if high < 200 * low else (1,)))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
+def exact_curves(exact: Exact, *, narrow: bool = False) -> bytes:
     """Strong error over NFE, with the exact score and with the run's; on a Gaussian, the exact KL too.
 
-    The score's own error is a line.
+    The score's own error is a line. narrow: one panel under the other.
     """
     panels: dict[str, Callable[[Axes], None]] = {
         "discretisation": lambda axes: _strong_errors(axes, exact),
@@ -208,13 +251,20 @@ def exact_curves(exact: Exact) -> bytes:
     rows = [row for of_sampler in exact.samplers.values() for row in of_sampler]
     shown = [panel for key, panel in panels.items() if any(getattr(row, key) is not None for row in rows)]
 
-    def draw(figure: Figure) -> None:
-        for axes, panel in zip(panels_in_a_row(figure, len(shown)), shown, strict=True):
-            panel(axes)
-            axes.set_xlabel("score calls per sample (NFE)")
-        entries = {text: h for axes in figure.axes for h, text in zip(*axes.get_legend_handles_labels(), strict=True)}
-        figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=5, fontsize=9)
+    columns = 1 if narrow else len(shown)
 
+    def draw(figure: Figure) -> None:
+        panels = figure.subplots(math.ceil(len(shown) / columns), columns, squeeze=False).ravel()
+        for axes, panel in zip(panels, shown, strict=True):
+            panel(axes)
+            _calls_axis(axes, [row.nfe for row in rows])
+            _log_axis(axes)
+        entries = {text: h for axes in figure.axes for h, text in zip(*axes.get_legend_handles_labels(), strict=True)}
+        ncols = 3 if narrow else 5
+        figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=ncols, fontsize=9)
+
+    if narrow:
+        return png(draw, NARROW, 0.9 + 2.8 * len(shown))
     return png(draw, 4.1 * max(len(shown), 1.4), 3.7)
 
 
@@ -240,7 +290,7 @@ def _exact_kls(axes: Axes, exact: Exact) -> None:
     axes.set_ylabel("exact KL(sampler || data), nats")
 
 
-def loss_curve(rows: Sequence[Mapping[str, float]]) -> bytes:
+def loss_curve(rows: Sequence[Mapping[str, float]], *, narrow: bool = False) -> bytes:
     """Training loss over steps from rows {"step", "loss"}: as logged, and its running median."""
     steps, loss = (np.array([row[key] for row in rows], float) for key in ("step", "loss"))
     width = max(1, len(loss) // 20) | 1
@@ -257,7 +307,7 @@ def loss_curve(rows: Sequence[Mapping[str, float]]) -> bytes:
             axes.autoscale(axis="y")
         axes.legend()
 
-    return png(draw, 8.2, 3.0)
+    return png(draw, NARROW if narrow else WIDE, 3.0)
 
 
 def _robust_range(values: Array) -> tuple[float, float]:

@@ -18,6 +18,7 @@ from experiment.plots.base import (
     Array,
     common_limit,
     draw_cloud,
+    literal,
     panels_in_a_row,
     png,
     show_image,
@@ -167,7 +168,9 @@ def typicality(reference: Mapping[str, Any], tested: Mapping[str, Any], dim: int
         ends = {"most": order[:count], "least": order[::-1][:count]}
         for part, (name, which) in zip(bottom.subfigures(2, 1), ends.items(), strict=True):
             captions = [f"{z:+.2f}" for z in tested["z"][which]]
-            _image_line(part, examples[which], captions, f"{name} typical: {tested['name']}, with the z of log p")
+            _image_line(
+                part, examples[which], captions, f"{name} typical: {literal(tested['name'])}, with the z of log p"
+            )
 
     return png(draw, 8.6, 5.7 if images else 7.2)
 
@@ -191,7 +194,9 @@ def _two_histograms(
     for part, colour in ((reference, COLOURS[0]), (tested, COLOURS[1])):
         share = np.histogram(part[key], edges)[0] / len(part[key])
         filled = part is reference
-        axes.stairs(share, edges, fill=filled, color=colour, alpha=0.45 if filled else 1.0, lw=1.6, label=part["name"])
+        axes.stairs(
+            share, edges, fill=filled, color=colour, alpha=0.45 if filled else 1.0, lw=1.6, label=literal(part["name"])
+        )
     if expected is not None:
         axes.stairs(np.diff(expected(edges)), edges, color=INK, lw=1.2, ls="--", label="|latent|² under the model")
     axes.grid(axis="x", visible=False)

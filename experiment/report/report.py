@@ -1,35 +1,81 @@
 """From an evaluation to files: report.json with every number, the PNGs, and report.html, which holds it all."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from experiment import plots
-from experiment.evaluation.evaluate import Arrays, Evaluation
+from experiment.evaluation.earlier import keep_earlier
+from experiment.evaluation.evaluate import Arrays, Evaluation, evaluate_run
+from experiment.evaluation.points import read_budgets
 from experiment.evaluation.results import QUALITY, Report
-from experiment.files import write_bytes, write_json, write_text
+from experiment.files import check_folder, user_path, write_bytes, write_json, write_text
 from experiment.plots import evaluation as report_plots
 from experiment.plots.likelihood import likelihood_histogram
 from experiment.report.document import Figure, document_of
 from experiment.report.page import html_page
+from experiment.report.tables import text_table
 from experiment.run.log import read_metrics
 
 GRID_IMAGES = 64
 
 
-def write_report(run: Any, evaluation: Evaluation, folder: Path) -> Path:
-    """Write report.json, report.html and the PNGs into the folder; returns the path of report.html.
+def report_of_run(
+    workdir: str, given: Mapping[str, Any], out: str | None = None, data: str = "", cache: str = ""
+) -> list[str]:
+    """Do the whole of `evaluate.py`: evaluate, and write the report.
 
-    Each file is replaced as a whole. Raises UserError when the folder cannot be written.
+    given: settings that go over those of the run's config.eval where they are not None; samplers, nfe and exact_score,
+    as the flags have them. out: the folder; WORKDIR/report or WORKDIR/report_exact_score for None. data, cache: as for
+    `load_run`. Raises UserError for every mistake, most before anything is drawn.
+
+    Returns:
+        The report's table, and at last the path of report.html.
+    """
+    settings = {name: value for name, value in given.items() if name not in ("samplers", "nfe", "exact_score")}
+    default = "report_exact_score" if given.get("exact_score") else "report"
+    folder = user_path(out, "--out") if out else user_path(workdir, "run directory") / default
+    budgets = read_budgets(given.get("nfe") or ())
+    if user_path(workdir, "run directory").is_dir():  # otherwise that is the mistake to tell
+        check_folder(folder)
+    exact_score = bool(given.get("exact_score"))
+    run, evaluation = evaluate_run(workdir, given.get("samplers"), settings, budgets, exact_score, data, cache)
+    path, aside = write_report(run, evaluation, folder)
+    return [text_table(evaluation.report), *aside, str(path)]
+
+
+def write_report(run: Any, evaluation: Evaluation, folder: Path) -> tuple[Path, list[str]]:
+    """Write report.json, report.html and the PNGs into the folder.
+
+    Each file is replaced as a whole; a report of other settings that lies there is kept beside it.
+
+    Returns:
+        The path of report.html, and a line that says where the earlier report is; none where there was none.
+
+    Raises UserError when the folder cannot be written.
     """
     figures = draw_figures(run, evaluation)
     document = document_of(run, evaluation.report, figures)
+    content = document.to_json()
+    aside = keep_earlier(folder, "report.json", content, _settings_of, _files_of)
     for figure in figures:
         write_bytes(folder / figure.file, figure.png)
-    write_json(folder / "report.json", document.to_json())
+    write_json(folder / "report.json", content)
     write_text(folder / "report.html", html_page(document))
-    return folder / "report.html"
+    return folder / "report.html", aside
+
+
+def _settings_of(document: Mapping[str, Any]) -> list[Any]:
+    """What two reports of the same settings share."""
+    curves = {name: [point["budget"] for point in curve["points"]] for name, curve in document["curves"].items()}
+    samplers = {name: sampler["settings"] for name, sampler in document["samplers"].items()}
+    return [*(document[key] for key in ("dataset", "checkpoint_step", "score", "protocol")), samplers, curves]
+
+
+def _files_of(document: Mapping[str, Any]) -> list[str]:
+    return ["report.html", *(Path(figure["file"]).name for figure in document["figures"])]
 
 
 def draw_figures(run: Any, evaluation: Evaluation) -> list[Figure]:

@@ -1,12 +1,13 @@
 """The report's numbers as text: with their spread, to the digits that it leaves them, in rows."""
 
+import textwrap
 from dataclasses import dataclass
 
 import numpy as np
 
 from experiment.evaluation.curves import INSIDE
 from experiment.evaluation.results import QUALITY, ExactResult, LikelihoodResult, Report
-from experiment.evaluation.text import aligned, number
+from experiment.evaluation.text import WIDTH, fitted, number
 
 EXACT_COLUMNS = {
     "discretisation": "discretisation error",
@@ -53,10 +54,11 @@ def outside(excess: float | None, kind: str) -> bool:
 def text_table(report: Report) -> str:
     """The report in a few lines for a terminal: a row for each sampler, one for the floor, and the likelihood."""
     header, rows = table_rows(report, QUALITY)
-    lines = aligned([header, *[[row.name, *(cell.text for cell in row.cells)] for row in rows]])
+    lines = fitted([header, *[[row.name, *(cell.text for cell in row.cells)] for row in rows]])
     if report.exact:
-        lines += ["", *aligned(exact_rows(report.exact)), score_error_line(report.exact), ""]
-    return "\n".join([*lines, *curve_lines(report), likelihood_line(report.likelihood), *report.notes])
+        lines += ["", *fitted(exact_rows(report.exact)), score_error_line(report.exact), ""]
+    told = [*curve_lines(report), likelihood_line(report.likelihood), *report.notes]
+    return "\n".join([*lines, *(textwrap.fill(line, WIDTH, subsequent_indent="  ") for line in told)])
 
 
 def table_rows(report: Report, kind: str) -> tuple[list[str], list[Row]]:

@@ -1,12 +1,15 @@
 """The directory of one run: what lies in it, who may write it, and which config it belongs to."""
 
 import contextlib
+import dataclasses
 import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from experiment.config import FREE_ON_RESUME, differences, load_config, save_config
 from experiment.errors import UserError
@@ -17,11 +20,64 @@ from experiment.run.checkpoint import Checkpoints
 
 @dataclass(frozen=True)
 class DataShape:
-    """The facts about the data that building a network needs, as config.json keeps them."""
+    """The facts about the data that building a network and drawing samples need, as config.json keeps them.
+
+    class_counts: how many training examples each class has; () without labels, and of runs that did not note it.
+    """
 
     shape: tuple[int, ...]
     levels: int | None
     num_classes: int
+    class_counts: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, dataset: Any) -> "DataShape":
+        """The facts about this data set."""
+        labels = dataset.train.labels
+        counts = () if labels is None else np.bincount(labels, minlength=dataset.num_classes).tolist()
+        return cls(tuple(dataset.shape), dataset.levels, dataset.num_classes, tuple(counts))
+
+    @classmethod
+    def of_json(cls, found: dict[str, Any]) -> "DataShape":
+        """The facts as config.json has them. Raises KeyError, TypeError or ValueError for what they cannot be."""
+        shape, levels, classes = tuple(found["shape"]), found["levels"], found["num_classes"]
+        counts = tuple(found.get("class_counts", ()))
+        wanted = {*shape, classes, *counts} | ({2} if levels is None else {levels})
+        if found.keys() - {field.name for field in dataclasses.fields(cls)}:  # of a later version
+            raise ValueError
+        if not shape or not all(type(number) is int and 0 <= number < 2**40 for number in wanted):
+            raise ValueError
+        if 0 in shape or (counts and (len(counts) != classes or not sum(counts))):
+            raise ValueError
+        return cls(shape, levels, classes, counts)
+
+    def words(self) -> str:
+        """Say what the data are."""
+        shape = "x".join(map(str, self.shape))
+        kind = f"vectors of {shape}" if self.levels is None else f"images of {shape} with {self.levels} levels"
+        return f"{kind}, {self.num_classes} classes" if self.num_classes else kind
+
+
+def data_shape_of(path: Path, beside: Any) -> DataShape:
+    """The facts about the data in what config.json, at `path`, holds beside the config.
+
+    Raises UserError where they are missing or cannot be.
+    """
+    try:
+        return DataShape.of_json(beside["data_shape"])
+    except (KeyError, TypeError, ValueError):
+        raise UserError(
+            f"{path} does not say which data the run is of (data_shape): restore it from a copy, or train into "
+            "another --workdir"
+        ) from None
+
+
+def with_absolute_path(config: Any) -> Any:
+    """The config, its data's path independent of the folder that a command is started in."""
+    if config.data.path:
+        with config.unlocked():
+            config.data.path = str(user_path(config.data.path, "data.path").absolute())
+    return config
 
 
 class RunDirectory:
@@ -63,7 +119,10 @@ class RunDirectory:
             os.close(file)
 
     def check_belongs(self, config: Any) -> None:
-        """Check that the directory's checkpoints, if any, are of this config. Raises UserError with the difference."""
+        """Check that the directory's checkpoints, if any, are of this config. Raises UserError with the difference.
+
+        Data that are no longer where they were may be at another place: `check_data` looks whether they are the same.
+        """
         steps = self.checkpoints.steps()
         if not steps:  # nothing was trained, so there is nothing to mix up
             return
@@ -71,11 +130,25 @@ class RunDirectory:
             raise UserError(
                 f"{self.path} has checkpoints but no config.json: restore it, or train into another --workdir"
             )
-        changed = differences(load_config(self.config_path)[0], config, FREE_ON_RESUME)
+        saved = with_absolute_path(load_config(self.config_path)[0])
+        moved = saved.data.path and config.data.path and not user_path(saved.data.path, "data.path").exists()
+        changed = differences(saved, config, (*FREE_ON_RESUME, "data.path") if moved else FREE_ON_RESUME)
         if changed:
             raise UserError(
                 f"run directory {self.path} belongs to another config: {'; '.join(changed)};"
                 " undo the change to go on with this run, or train into another --workdir"
+            )
+
+    def check_data(self, data: DataShape) -> None:
+        """Check that the data are those that the directory's checkpoints, if any, saw. Raises UserError otherwise."""
+        if not self.checkpoints.steps():
+            return
+        before = data_shape_of(self.config_path, load_config(self.config_path)[1])
+        known = not before.class_counts or before.class_counts == data.class_counts
+        if (data.shape, data.levels) != (before.shape, before.levels) or not known:
+            raise UserError(
+                f"the data are {data.words()} now, and {self.path} was trained on {before.words()}: give the data of "
+                "this run, or train into another --workdir"
             )
 
     def write_config(self, config: Any, data: DataShape) -> None:

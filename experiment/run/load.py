@@ -1,25 +1,32 @@
 """The way from a run's directory to the mathematics: `load_score`, and `load_run` for all that is known of the run."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from experiment.build.objects import abstract_network, build_score, check_names
-from experiment.config import load_config
+from experiment.build.samplers import make_sampler
+from experiment.config import check_flag, check_seed, load_config
 from experiment.data.dataset import Dataset
-from experiment.data.load import configured_dataset
 from experiment.data.scaling import Scaling
 from experiment.devices.hosts import one_host_only, say
 from experiment.devices.sharding import OverBatch, mesh_here, weight_shardings
-from experiment.errors import UserError, one_line, quoted
-from experiment.run.directory import DataShape, RunDirectory
+from experiment.errors import UserError
+from experiment.files import user_path
+from experiment.run.directory import DataShape, RunDirectory, data_shape_of
+from experiment.run.log import last_rate
+from experiment.sampling import Draws, as_data, check_samples_fit, class_labels, draw
 from sde_lib import NetworkScore
 
+_CALLS_OF_AN_UPDATE = 3  # forward, and backward, which takes about twice as long
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Run:
     """A trained run: its config, and the score with the EMA weights of step `step`.
 
@@ -30,31 +37,110 @@ class Run:
     config: Any
     score_fn: NetworkScore
     step: int
-    shape: tuple[int, ...]
-    levels: int | None
-    num_classes: int
+    data_shape: DataShape
+
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.shape))
+        kind = f"vectors of {shape}" if self.levels is None else f"images of {shape}, {self.levels} levels"
+        classes = f", {self.num_classes} classes" if self.num_classes else ""
+        return f"Run({str(self.workdir)!r}, step {self.step:,}: {kind}{classes}; {self.score_fn!r})"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one example."""
+        return self.data_shape.shape
+
+    @property
+    def levels(self) -> int | None:
+        """The number of the data's levels; None for vectors."""
+        return self.data_shape.levels
+
+    @property
+    def num_classes(self) -> int:
+        """The number of the data's classes; 0 without labels."""
+        return self.data_shape.num_classes
+
+    @cached_property
+    def class_counts(self) -> tuple[int, ...]:
+        """How many training examples each class has; only an old run has to look at its data."""
+        return self.data_shape.class_counts or DataShape.of(self.dataset).class_counts
 
     @cached_property
     def dataset(self) -> Dataset:
-        """The data that the run was trained on, loaded at first use."""
-        return configured_dataset(self.config)
+        """The data that the run was trained on, loaded at first use.
+
+        Raises UserError where they are not to be found, or are others.
+        """
+        from experiment.data.load import configured_dataset
+
+        path = self.config.data.path
+        if path and not user_path(path, "data.path").exists():
+            raise UserError(
+                f"the data of {self.workdir} are not at {path}: give the place where they are now, as --data=PATH"
+            )
+        dataset = configured_dataset(self.config)
+        found, classes = DataShape.of(dataset), self.config.model.class_conditional
+        if (found.shape, found.levels) != (self.shape, self.levels) or (
+            classes and found.num_classes != self.num_classes
+        ):
+            raise UserError(
+                f"the data at {path or self.config.data.name} are {found.words()}, and those that {self.workdir} was "
+                f"trained on {self.data_shape.words()}: give --data=PATH, the place where they are now"
+            )
+        return dataset
 
     @property
     def scaling(self) -> Scaling:
         """The map between the data's levels and the model's space."""
         return Scaling(self.levels, self.config.data.centered)
 
+    @cached_property
+    def seconds_per_call(self) -> float | None:
+        """About how long a score call takes for each sample, by the speed of the training; None where it is unknown."""
+        rate = last_rate(self.workdir)
+        return None if not rate else 1 / (_CALLS_OF_AN_UPDATE * rate)
 
-def load_run(workdir: str | Path) -> Run:
+    def sample(
+        self, sampler: Any, n: int = 64, *, seed: int = 0, label: int | Sequence[int] | None = None, **settings: Any
+    ) -> Draws:
+        """Draw n samples, the same that sample.py draws.
+
+        sampler: a name of its list, with the run's settings and those given, such as steps=50, or a sampler of
+        `sde_lib`. label: the class to draw, or several in turn; None draws them as often as the data have them.
+
+        Returns:
+            The samples: x in the model's space, and data as samples.npz has them, with their labels and cost.
+
+        Raises UserError as sample.py does.
+        """
+        check_flag("n", n, least=1)
+        check_seed(seed)
+        check_flag("steps", settings.get("steps"), "sample.steps")
+        name = sampler if isinstance(sampler, str) else type(sampler).__name__
+        sampler = (
+            make_sampler(name, self.config, **settings) if isinstance(sampler, str) else replace(sampler, **settings)
+        )
+        check_samples_fit(n, self.shape)
+        chosen = None if label is None else [int(one) for one in np.atleast_1d(np.asarray(label))]
+        labels = class_labels(self, n, seed, chosen)
+        draws = draw(self, sampler, jax.random.key(seed), n, self.config.sample.batch_size, name, labels)
+        return replace(draws, data=as_data(self.scaling, draws.x))
+
+
+def load_run(workdir: str | Path, data: str = "", cache: str = "") -> Run:
     """Load the run in workdir, with the EMA weights of its newest whole checkpoint.
+
+    data, cache: where the run's data, and what is prepared of them, are now; "" where they were when it was trained.
 
     Only reads, so training may go on meanwhile. Raises UserError when there is no run, or none of its checkpoints can
     be read.
     """
     directory = RunDirectory(workdir)
     one_host_only("sampling, and whatever else reads a run,")
-    config, data = read_config(directory)
-    apply, shapes = abstract_network(config, data)
+    config, shape = read_config(directory)
+    with config.unlocked():
+        config.data.path, config.data.cache = data or config.data.path, cache or config.data.cache
+    apply, shapes = abstract_network(config, shape)
     restored = directory.checkpoints.restore({"ema": weights_like(config, shapes)}, say)
     if restored is None:
         raise UserError(
@@ -62,7 +148,7 @@ def load_run(workdir: str | Path) -> Run:
         )
     state, meta = restored
     score_fn = build_score(config, OverBatch(apply, mesh_here(config.train.fsdp)), state["ema"])
-    return Run(directory.path, config, score_fn, int(meta["step"]), data.shape, data.levels, data.num_classes)
+    return Run(directory.path, config, score_fn, int(meta["step"]), shape)
 
 
 def _make_one(workdir: str | Path) -> str:
@@ -83,20 +169,7 @@ def read_config(directory: RunDirectory) -> tuple[Any, DataShape]:
         raise UserError(f"run directory {directory.path} {kind}; {_make_one(directory.path)}")
     config, beside = load_config(directory.config_path)
     check_names(config)
-    return config, _data_shape(directory, beside.get("data_shape"))
-
-
-def _data_shape(directory: RunDirectory, saved: Any) -> DataShape:
-    try:
-        data = DataShape(**{**saved, "shape": tuple(saved["shape"])})
-        numbers = (*data.shape, 1 if data.levels is None else data.levels, data.num_classes)
-        if not data.shape or not all(isinstance(n, int) and 0 <= n < 2**31 for n in numbers):
-            raise ValueError(f"data_shape is {quoted(saved)}")
-    except (LookupError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{directory.config_path} does not say which data the run is of ({one_line(error)}): restore it from a copy"
-        ) from None
-    return data
+    return config, data_shape_of(directory.config_path, beside)
 
 
 def weights_like(config: Any, shapes: Any) -> Any:

@@ -36,6 +36,13 @@ def _row(line: str) -> dict[str, Any] | None:
     return row if numbers and row.get("step") is not None else None
 
 
+def last_rate(workdir: str | Path) -> float | None:
+    """The examples for each second that training logged last; None where it logged none."""
+    rows = read_metrics(workdir)
+    rate = rows[-1].get("images_per_second") if rows and isinstance(rows[-1], dict) else None
+    return float(rate) if isinstance(rate, int | float) and 0 < rate < float("inf") else None
+
+
 class RunLog:
     """The open log, to append rows to.
 

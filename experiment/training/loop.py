@@ -18,7 +18,7 @@ from experiment.config import check_config
 from experiment.data.load import configured_dataset
 from experiment.devices.hosts import all_or_none, first_host, joined, say
 from experiment.errors import UserError
-from experiment.run.directory import DataShape, RunDirectory
+from experiment.run.directory import DataShape, RunDirectory, with_absolute_path
 from experiment.run.log import RunLog
 from experiment.training.trainer import NotFinite, Progress, Trainer, empty_window
 from experiment.training.unused import unused_keys, unused_line
@@ -78,13 +78,14 @@ def train(config: Any, workdir: str | Path, given: Iterable[str] = ()) -> int:
     """
     with Signals() as signals, joined(), contextlib.ExitStack() as stack:
         with all_or_none():
-            config = check_config(config)
+            config = with_absolute_path(check_config(config))
             check_names(config)
             directory = RunDirectory(workdir, config.train.keep)
             directory.check_belongs(config)
             # A run that was begun goes on by the same command, whatever that sets in vain.
             unused = unused_keys(config, () if directory.checkpoints.steps() else given)
             dataset = configured_dataset(config)
+            directory.check_data(DataShape.of(dataset))
             trainer = Trainer(config, dataset)
             if first_host():
                 stack.enter_context(directory.lock())
@@ -99,7 +100,7 @@ def train(config: Any, workdir: str | Path, given: Iterable[str] = ()) -> int:
             config.train.steps = max(config.train.steps, step)
         with all_or_none():
             if first_host():
-                directory.write_config(config, DataShape(tuple(dataset.shape), dataset.levels, dataset.num_classes))
+                directory.write_config(config, DataShape.of(dataset))
         if step >= config.train.steps:
             say(f"{directory.path} is trained: step {step}", sys.stdout)
             return 0

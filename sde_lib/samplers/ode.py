@@ -1,11 +1,10 @@
 """The probability-flow ODE dx/dt = f x - ½ g² s, solved by diffrax (Song et al. 2021, arXiv:2011.13456, eq. 13)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import diffrax
 import jax
 import jax.numpy as jnp
 
@@ -13,6 +12,9 @@ from sde_lib.conversions import denoiser, velocity_from_score
 from sde_lib.samplers.base import Samples
 from sde_lib.score import ScoreFn
 from sde_lib.typing import PyTree, Scalar
+
+if TYPE_CHECKING:  # imported where it is used: it takes a second, and most samplers do without
+    import diffrax
 
 # dy/dt = drift(t, y, args), and the size of a step's error, shaped like y.
 Drift = Callable[..., PyTree]
@@ -24,7 +26,7 @@ class Solution(NamedTuple):
 
     y: PyTree
     steps: jax.Array
-    result: diffrax.RESULTS
+    result: "diffrax.RESULTS"
 
 
 def max_over_samples(error: jax.Array) -> jax.Array:
@@ -34,6 +36,12 @@ def max_over_samples(error: jax.Array) -> jax.Array:
     size.
     """
     return jnp.sqrt(jnp.max(jnp.mean(jnp.abs(error) ** 2, axis=tuple(range(1, error.ndim)))))
+
+
+def _tsit5() -> "diffrax.AbstractSolver":
+    import diffrax
+
+    return diffrax.Tsit5()
 
 
 @dataclass(frozen=True)
@@ -54,7 +62,7 @@ class ProbabilityFlow:
 
     rtol: float = 1e-5
     atol: float = 1e-5
-    solver: diffrax.AbstractSolver = diffrax.Tsit5()  # noqa: RUF009 - immutable
+    solver: "diffrax.AbstractSolver" = field(default_factory=_tsit5)
     steps: int | None = None
     max_steps: int = 4096
     per_sample: bool = False
@@ -132,6 +140,8 @@ def solve(
 
     Raises RuntimeError when the solve did not reach its end.
     """
+    import diffrax
+
     tolerances = (jnp.asarray(flow.rtol, times.dtype), jnp.asarray(flow.atol, times.dtype))
     # Steps grow tenfold at a time, so a first step on the scale of t_min costs one or two and suits either direction.
     first = (times[-1] - times[0]) * (1e-3 if flow.steps is None else 1 / flow.steps)
@@ -177,7 +187,7 @@ def _solve(
     times: jax.Array,
     args: tuple[PyTree, ...],
     steps: tuple[jax.Array, tuple[jax.Array, jax.Array]],
-    solver: diffrax.AbstractSolver,
+    solver: "diffrax.AbstractSolver",
     kind: _SolveKind,
 ) -> Solution:
     if not kind.per_sample:
@@ -198,9 +208,11 @@ def _solve_jointly(
     times: jax.Array,
     args: tuple[PyTree, ...],
     steps: tuple[jax.Array, tuple[jax.Array, jax.Array]],
-    solver: diffrax.AbstractSolver,
+    solver: "diffrax.AbstractSolver",
     kind: _SolveKind,
 ) -> Solution:
+    import diffrax
+
     first, (rtol, atol) = steps
     adaptive = diffrax.PIDController(rtol=rtol, atol=atol, norm=kind.norm)
     solution = diffrax.diffeqsolve(

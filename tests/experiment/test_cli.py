@@ -11,7 +11,8 @@ import pytest
 
 from experiment import cli
 from experiment.cli import convolutions_on_all_cores
-from tests.commands import ROOT, Done, train_flags
+from experiment.errors import UserError
+from tests.commands import ROOT, Done, fresh, train_flags
 
 
 def as_a_user(*argv: str, cache: Path) -> Done:
@@ -74,3 +75,43 @@ def test_a_cache_that_the_user_chose_stays(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("XDG_CACHE_HOME", "/large/cache")
     cli._compilation_cache()
     assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "/large/cache/noise_compass/compiled"
+
+
+def test_every_flag_that_another_mode_has_is_refused() -> None:
+    """All pairs of evaluate.py's modes and flags, in one process: what a mode does not take is never ignored."""
+    code = f"""
+import runpy, sys
+from absl import flags
+from experiment import cli
+from experiment.errors import UserError
+sys.argv = ["evaluate.py"]
+evaluate = runpy.run_path({str(ROOT / "evaluate.py")!r}, run_name="evaluate")
+modes, every = evaluate["MODES"], sorted({{name for names in evaluate["MODES"].values() for name in names}})
+for mode in modes:
+    for name in every:
+        flags.FLAGS.unparse_flags()
+        for flag in flags.FLAGS:
+            flags.FLAGS[flag].unparse()
+        kind = flags.FLAGS[name].flag_type()
+        value = "" if kind == "bool" else "=7"
+        cli.parse_flags(["evaluate.py", *([f"--{{mode}}"] if mode else []), f"--{{name}}{{value}}"])
+        try:
+            assert cli.mode_of(modes, evaluate["FID"], evaluate["LIKELIHOOD"]) == mode
+            told = ""
+        except UserError as error:
+            told = str(error)
+        assert bool(told) == (name not in modes[mode]), (mode, name, told)
+        assert not told or f"--{{name}}" in told and ("leave one" in told or "add it" in told), told
+print(len(every) * len(modes))
+"""
+    done = fresh("-c", code)
+    assert done.status == 0, done.err
+    assert int(done.out) > 40
+
+
+@pytest.mark.parametrize("texts", [["x"], ["1.5"], [""], [], ["3", "9" * 5000]])
+def test_a_list_of_what_are_no_whole_numbers_is_told(texts: list[str]) -> None:
+    with pytest.raises(UserError, match=r"--label=.*: give whole numbers, as in --label=3,7") as error:
+        cli.whole_numbers("label", texts)
+    assert len(str(error.value)) < 200
+    assert cli.whole_numbers("label", ["3", " 7"]) == [3, 7] and cli.whole_numbers("label", None) is None

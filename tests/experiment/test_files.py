@@ -13,7 +13,16 @@ from PIL import Image
 
 from experiment.data.load import load_dataset
 from experiment.errors import UserError
-from experiment.files import cache_folder, read_regular, user_path, write_bytes, write_json, write_npz
+from experiment.files import (
+    cache_folder,
+    check_folder,
+    read_regular,
+    set_aside,
+    user_path,
+    write_bytes,
+    write_json,
+    write_npz,
+)
 from experiment.run.directory import RunDirectory
 from tests.commands import fresh
 
@@ -92,6 +101,8 @@ def test_the_cache_folder_is_the_one_given_or_the_user_s(monkeypatch: pytest.Mon
         ("file:///tmp/x", "is a URL"),
         (Path("gs://bucket/run"), "is a URL"),
         (f"loop{os.sep}x", "symbolic links"),
+        ("~" + "x" * 5000, "home directory"),
+        ("\ud800", "surrogates"),
     ],
 )
 def test_what_can_be_no_path_is_one_line_and_leaves_no_folder(
@@ -190,3 +201,31 @@ def test_nothing_that_reads_or_trains_needs_fcntl() -> None:
     code = "import sys; sys.modules['fcntl'] = None; import experiment.run.load, experiment.training.loop"
     done = fresh("-c", code)
     assert done.status == 0, done.err
+
+
+def test_a_folder_that_can_be_written_is_left_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    check_folder(tmp_path / "new" / "folder")
+    check_folder(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("name", ["mine/folder", "mine", "new/" + "a" * 300])
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path, name: str) -> None:
+    (tmp_path / "mine").write_text("mine")
+    with pytest.raises(UserError, match=r"cannot write to .*: choose another folder"):
+        check_folder(tmp_path / name)
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_files_set_aside_are_never_written_over(tmp_path: Path) -> None:
+    folder = tmp_path / "report"
+    for content in ("first", "second", "third"):
+        folder.mkdir(exist_ok=True)
+        (folder / "report.json").write_text(content)
+        (folder / "mine").write_text("mine")
+        set_aside(folder, ["report.json", "not there"], "n64")
+    kept = sorted(path for path in tmp_path.iterdir() if path != folder)
+    assert [path.name for path in kept] == ["report_n64", "report_n64_2", "report_n64_3"]
+    assert [(path / "report.json").read_text() for path in kept] == ["first", "second", "third"]
+    assert [path.name for path in folder.iterdir()] == ["mine"]

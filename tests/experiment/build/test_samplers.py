@@ -58,14 +58,14 @@ def test_a_sampler_s_name_is_of_its_class_and_settings() -> None:
 
 def test_a_grid_s_name_is_of_its_class() -> None:
     expected = {"t": "UniformT", "log_snr": "UniformLogSNR", "karras": "Karras", "quadratic": "Quadratic"}
-    assert {name: type(grid).__name__ for name, grid in GRIDS.items()} == {**expected, "flow": "FlowTime"}
+    assert {name: type(grid()).__name__ for name, grid in GRIDS.items()} == {**expected, "flow": "FlowTime"}
 
 
 def test_settings_given_go_over_the_config_s_and_the_sampler_s_own() -> None:
     config = check_config({"sample": {"steps": 77, "denoise": False}})
     assert (make_sampler("ddim", config).steps, make_sampler("ddim", config).denoise) == (77, False)
     sampler = make_sampler("ddim", config, steps=9, eta=0.5, grid="karras")
-    assert (sampler.steps, sampler.eta, sampler.grid) == (9, 0.5, GRIDS["karras"])
+    assert (sampler.steps, sampler.eta, sampler.grid) == (9, 0.5, GRIDS["karras"]())
     assert make_sampler("rk_tsit5", config).steps == 77  # at fixed steps: the config's
 
 

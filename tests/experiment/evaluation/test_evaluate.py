@@ -21,6 +21,7 @@ from experiment.data.scaling import Scaling
 from experiment.errors import UserError
 from experiment.evaluation.curves import nfe_inside
 from experiment.evaluation.evaluate import Evaluation, evaluate
+from experiment.evaluation.fid import FidSettings
 from experiment.evaluation.likelihood import LikelihoodSettings, likelihood, likelihood_unit, se_probes
 from experiment.evaluation.points import Point, points_at, read_budgets
 from experiment.evaluation.results import CurvePoint, Floor, MetricDescription, Report, Value, plain
@@ -28,7 +29,8 @@ from experiment.evaluation.settings import Settings
 from experiment.plots import evaluation as report_plots
 from experiment.report.tables import text_table
 from experiment.run.load import load_run
-from experiment.sampling import draw, draw_to_files, padded, write_samples
+from experiment.run.samples import draw_to_files, write_samples
+from experiment.sampling import draw, padded
 from sde_lib import VP, EulerMaruyama, ExactScore, ProbabilityFlow
 from sde_lib import sample as draw_samples
 from sde_lib.samplers import DDIM, DPMSolverPP3M, Heun, UniPC
@@ -232,8 +234,10 @@ def test_budgets_that_cannot_be_spent_are_refused_before_anything_is_drawn(mixtu
         evaluate(mixture, {"heun": Heun(denoise=True)}, budgets=(9,))
     with pytest.raises(UserError, match="--nfe=2: DPMSolverPP3M cannot spend"):
         evaluate(mixture, {"3m": DPMSolverPP3M()}, budgets=(2,))
-    with pytest.raises(UserError, match="--nfe=0"):
+    with pytest.raises(UserError, match="--nfe is 0: give at least 1"):
         evaluate(mixture, {"ddim": DDIM()}, budgets=(0, 4))
+    with pytest.raises(UserError, match="--nfe: ode choose their own steps: leave it out"):
+        points_at({"ode": ProbabilityFlow()}, (4,))
     with pytest.raises(UserError, match="--nfe=4,x: give whole numbers"):
         read_budgets(["4", "x"])
 
@@ -318,9 +322,31 @@ def test_settings_are_the_config_s_but_for_those_that_are_given() -> None:
     assert (of_likelihood.n, of_likelihood.probes, of_likelihood.k) == (None, 9, 3)  # eval.n counts samples
 
 
-def test_a_seed_that_numpy_does_not_take_is_told() -> None:
-    with pytest.raises(UserError, match=r"--seed is 4294967296: give less than 4294967296"):
-        Settings.from_config(CONFIG, seed=2**32)
+@pytest.mark.parametrize("kind", [Settings, LikelihoodSettings, FidSettings])
+@pytest.mark.parametrize("seed", [-1, 2**32, 10**30])
+def test_seeds_have_one_range(kind: Any, seed: int) -> None:
+    with pytest.raises(UserError, match=r"--seed is .*: give an integer from 0 to 2\^32 - 1"):
+        kind.from_config(CONFIG, seed=seed, **({"weights": "w"} if kind is FidSettings else {}))
+
+
+def test_the_last_of_the_seeds_is_in_their_range_too() -> None:
+    Settings.from_config(CONFIG, seed=2**32 - 3, seeds=3)
+    with pytest.raises(UserError, match=r"--seeds=3 is beyond 2\^32 - 1: give a smaller --seed"):
+        Settings.from_config(CONFIG, seed=2**32 - 2, seeds=3)
+
+
+@pytest.mark.parametrize(
+    "kind, name",
+    [(Settings, name) for name in ("n", "seeds", "likelihood_n", "probes")]
+    + [(LikelihoodSettings, name) for name in ("n", "probes", "k", "chain")]
+    + [(FidSettings, "n")],
+)
+def test_numbers_that_no_machine_can_hold_are_told(kind: Any, name: str) -> None:
+    beside = {"weights": "w"} if kind is FidSettings else {}
+    for value in (10**12, 10**30, 10**4000):
+        with pytest.raises(UserError, match=rf"--{name} is .*: give at most ") as error:
+            kind.from_config(CONFIG, **{name: value}, **beside)
+        assert len(str(error.value)) < 200
 
 
 def test_plain_values_are_what_json_knows() -> None:
@@ -373,7 +399,8 @@ def test_the_commands_on_a_trained_run(tmp_path: Path) -> None:
     sample = [str(ROOT / "sample.py"), f"--workdir={workdir}", "--sampler=em"]
     done = Command(*sample, "--n=50").wait()
     assert done.status == 0, done.err
-    assert len(done.out.splitlines()) == 1 and "50 samples, 6 NFE" in done.out
+    first, last = done.out.splitlines()
+    assert f"em: 50 samples of {workdir} at step 20" in first and "50 samples, 6 NFE" in last
     with np.load(workdir / "samples" / "em" / "samples.npz") as saved:
         drawn = saved["arr_0"]
     run = load_run(str(workdir))

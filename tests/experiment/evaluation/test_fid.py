@@ -251,10 +251,11 @@ def test_no_note_about_fifty_thousand_samples_and_the_published_weights() -> Non
 
 
 def test_rows_that_are_there_stay(run: Any, compared: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(opening, "load_run", lambda _: run)
+    monkeypatch.setattr(opening, "load_run", lambda *_: run)
     given = {"weights": "w", "n": 10}
-    _, path = fid_of_run("here", ["em"], given, budgets=[4, 8])
-    lines, path = fid_of_run("here", ["ddim", " ode"], given)
+    fid_of_run("here", {**given, "samplers": ["em"], "nfe": ["4", "8"]})
+    *lines, written = fid_of_run("here", {**given, "samplers": ["ddim", " ode"]})
+    path = Path(written)
     rows = json.loads(path.read_text())
     assert [row["sampler"] for row in rows] == ["em", "em", "ddim", "ode"] and [row["nfe"] for row in rows[:3]] == [
         5,
@@ -264,7 +265,7 @@ def test_rows_that_are_there_stay(run: Any, compared: Any, monkeypatch: pytest.M
     assert [line.split()[0] for line in lines[:3]] == ["sampler", "ddim", "ode"]
     path.write_text("[{")
     with pytest.raises(UserError, match="move it away"):
-        fid_of_run("here", ["em"], given)
+        fid_of_run("here", {**given, "samplers": ["em"]})
     assert path.read_text() == "[{"
 
 

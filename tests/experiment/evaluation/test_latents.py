@@ -226,7 +226,7 @@ def latents(monkeypatch: pytest.MonkeyPatch) -> Any:
     """latents(run, **flags): the command on a run that lies nowhere."""
 
     def command(run: Any, out: Path | None = None, **given: Any) -> str:
-        monkeypatch.setattr(experiment.run.load, "load_run", lambda workdir: run)
+        monkeypatch.setattr(experiment.run.load, "load_run", lambda *_: run)
         return latents_of_run("nowhere", given, str(out) if out else None)
 
     return command
@@ -409,11 +409,9 @@ def test_the_command_on_a_trained_run(tmp_path: Path) -> None:
     command = [str(ROOT / "experiment" / "latents.py"), f"--workdir={workdir}"]
     done = Command(*command, "--encode", "--n=20").wait()
     assert done.status == 0, done.err
-    assert (
-        len(done.out.splitlines()) == 1
-        and "20 held-out examples" in done.out
-        and str(workdir / "latents" / "latents.npz") in done.out
-    )
+    first, last = done.out.splitlines()
+    assert first == f"encode: {workdir} at step 2"
+    assert "20 held-out examples" in last and str(workdir / "latents" / "latents.npz") in last
     assert np.load(workdir / "latents" / "latents.npz")["latents"].shape == (20, 2)
     assert "there is no such file" in Command(*command, "--decode=nothing.npz").wait().mistake
     assert "did you mean --interpolate?" in Command(*command, "--interpolte=3,17").wait().mistake

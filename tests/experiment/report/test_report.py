@@ -1,6 +1,7 @@
 """The report's files: complete, valid, self-contained, and safe from what its data are called."""
 
 import base64
+import dataclasses
 import io
 import json
 from html.parser import HTMLParser
@@ -19,6 +20,7 @@ from experiment.data.dataset import Dataset, Split
 from experiment.data.scaling import Scaling
 from experiment.evaluation.evaluate import evaluate
 from experiment.evaluation.settings import Settings
+from experiment.plots import evaluation as report_plots
 from experiment.report.report import write_report
 from experiment.report.tables import number, outside, plus_minus, text_table
 from sde_lib import VP, EulerMaruyama, ExactScore
@@ -52,14 +54,10 @@ def pictures() -> tuple[np.ndarray, np.ndarray]:
     return k, (k.reshape(len(k), -1).astype(float) @ np.linspace(-1, 1, 16) > 0).astype(np.int32)
 
 
-@pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
-    """A report on pictures of 4x4 with 17 levels, from their exact score; one seed."""
+def run_of(workdir: Path) -> Any:
+    """A run whose score is the exact one of its pictures."""
     k, labels = pictures()
-    workdir = tmp_path_factory.mktemp("run")
-    rows = [{"step": s, "loss": 1 / s} for s in range(10, 200, 10)] + [{"step": 200, "loss": float("nan")}]
-    (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    run = SimpleNamespace(
+    return SimpleNamespace(
         config=whole_config({}),
         dataset=Dataset(NAME, Split(k[:500], labels[:500]), Split(k[500:], labels[500:]), 17, 2),
         score_fn=ExactScore(LAW, VP()),
@@ -68,10 +66,20 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
         workdir=workdir,
         step=200,
     )
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """A report on pictures of 4x4 with 17 levels, from their exact score; one seed."""
+    workdir = tmp_path_factory.mktemp("run")
+    rows = [{"step": s, "loss": 1 / s} for s in range(10, 200, 10)] + [{"step": 200, "loss": float("nan")}]
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = run_of(workdir)
     em = EulerMaruyama(steps=50, denoise=True)
     few = {"n": 300, "seeds": 1, "batch_size": 128, "likelihood_n": 20, "rtol": 1e-3, "atol": 1e-3}
     evaluation = evaluate(run, {"em": em, "twin": em}, Settings.from_config(run.config, **few))
-    path = write_report(run, evaluation, workdir / "report")
+    path, aside = write_report(run, evaluation, workdir / "report")
+    assert aside == []
     return path, evaluation
 
 
@@ -190,11 +198,12 @@ def test_the_page_says_what_the_likelihood_is_not(written: tuple[Path, Any]) -> 
     assert "never read it as the likelihood" in Page(written[0].read_text()).text
 
 
-def test_text_table_has_a_row_for_each_sampler_and_the_floor(written: tuple[Path, Any]) -> None:
-    lines = text_table(written[1].report).splitlines()
-    assert [line.split()[0] for line in lines[:4]] == ["sampler", "em", "twin", "noise"]
-    assert lines[1].split()[1] == "51"
-    assert "bits/dim" in lines[4]
+def test_text_table_has_each_sampler_and_the_floor_and_fits_a_terminal(written: tuple[Path, Any]) -> None:
+    text = text_table(written[1].report)
+    assert max(map(len, text.splitlines())) <= 100
+    header, nfe = text.splitlines()[:2]  # too wide, so turned on its side
+    assert header.split() == ["sampler", "em", "twin", "noise", "floor"] and nfe.split() == ["NFE", "51", "51"]
+    assert "bits/dim" in text
 
 
 @pytest.mark.parametrize(
@@ -238,3 +247,29 @@ def test_grid_shows_the_pixels_that_it_is_given(channels: int) -> None:
     picture = np.asarray(Image.open(io.BytesIO(plots.image_grid(images))))[..., :3]
     scale = picture.shape[0] // 13  # two rows of five pixels and three gaps
     np.testing.assert_array_equal(picture[scale::scale, scale::scale][:5, :5], np.broadcast_to(images[0], (5, 5, 3)))
+
+
+def test_another_evaluation_keeps_the_report_and_the_same_one_replaces_it(written: tuple[Path, Any]) -> None:
+    path, evaluation = written
+    run, folder = run_of(path.parent.parent), path.parent
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    assert write_report(run, evaluation, folder)[1] == []  # the same settings
+    protocol = dataclasses.replace(evaluation.report.protocol, n=64)
+    other = dataclasses.replace(evaluation, report=dataclasses.replace(evaluation.report, protocol=protocol))
+    (line,) = write_report(run, other, folder)[1]
+    kept = folder.with_name("report_n300_seeds1_seed0_step200")
+    assert line == f"{folder / 'report.json'} was of other settings: it is kept as {kept / 'report.json'}"
+    assert {file.name for file in kept.iterdir()} == set(before)
+    assert json.loads((kept / "report.json").read_text())["protocol"]["n"] == 300
+    assert json.loads((folder / "report.json").read_text())["protocol"]["n"] == 64
+    (folder / "report.json").write_text("{")  # damaged: nobody knows what it was
+    (line,) = write_report(run, evaluation, folder)[1]
+    assert line.endswith(str(folder.with_name("report_earlier") / "report.json"))
+
+
+@pytest.mark.parametrize("name", ["$x$ and $y", r"$\frac", "a$b", "<i>&\"'"])
+def test_a_name_with_marks_of_mathematics_is_drawn_as_it_is(name: str) -> None:
+    metrics = {"m": SimpleNamespace(label=f"fd_{name}", origin=0.0)}
+    value = SimpleNamespace(mean=0.5, sd=0.1, values=[0.4, 0.6])
+    sampler = SimpleNamespace(nfe=10.0, metrics={"m": value})
+    assert report_plots.quality_bars({"em": sampler}, metrics, {"m": value})

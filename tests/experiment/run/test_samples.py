@@ -1,0 +1,148 @@
+"""Samples of a run that is told classes: which classes, what the files hold, and that no data are needed."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiment import load_run
+from experiment.config import load_config, save_config
+from experiment.errors import UserError
+from experiment.run.samples import draw_to_files
+from sde_lib.samplers import DDIM
+from tests.commands import ROOT, Command, fresh, trained
+
+# Few updates that are large: the classes differ.
+TRAINING = {
+    "model_class_conditional": True,
+    "train_steps": 20,
+    "train_ema": 0.0,
+    "train_lr": 0.05,
+    "sample_steps": 4,
+}
+
+
+@pytest.fixture(scope="module")
+def conditional(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on an .npz with three classes in the proportions 6 : 3 : 1, which is gone when training has ended."""
+    folder = tmp_path_factory.mktemp("moved")
+    labels = np.repeat([0, 1, 2], [60, 30, 10])
+    np.savez(folder / "x.npz", x=np.random.default_rng(0).normal(size=(100, 2)).astype(np.float32), labels=labels)
+    trained(folder / "run", data_path=folder / "x.npz", **TRAINING)
+    (folder / "x.npz").rename(folder / "now.npz")
+    return folder
+
+
+def test_labels_lie_beside_the_samples_and_no_data_are_needed(conditional: Path, tmp_path: Path) -> None:
+    run = str(conditional / "run")
+    draw_to_files(run, "ddim", 50, label=[2, 0], out=str(tmp_path / "chosen"))
+    draw_to_files(run, "ddim", 500, out=str(tmp_path / "all"))
+    with np.load(tmp_path / "chosen" / "samples.npz") as saved:
+        assert saved.files == ["arr_0", "arr_1"] and saved["arr_1"].tolist() == [2, 0] * 25
+    with np.load(tmp_path / "all" / "samples.npz") as saved:
+        shares = np.bincount(saved["arr_1"], minlength=3) / 500
+    np.testing.assert_allclose(shares, [0.6, 0.3, 0.1], atol=5 * 0.5 / np.sqrt(500))
+
+
+def test_the_class_is_the_network_s(conditional: Path) -> None:
+    run = load_run(conditional / "run")
+    x = np.random.default_rng(1).normal(size=(6, 2)).astype(np.float32)
+    drawn = {label: run.sample("ddim", 6, label=label).x for label in (0, 2)}
+    assert np.abs(drawn[0] - drawn[2]).max() > 0.01  # from the same latents
+    classes = np.array([0, 2] * 3)
+    mixed = run.sample("ddim", 6, label=classes).x
+    np.testing.assert_allclose(mixed, np.where((classes == 0)[:, None], drawn[0], drawn[2]), atol=1e-6)
+    assert run.score_fn(x, 0.5, classes).shape == (6, 2)
+
+
+def test_from_python_the_same_samples_in_one_line(conditional: Path, tmp_path: Path) -> None:
+    draw_to_files(str(conditional / "run"), "ddim", 16, seed=3, steps=5, label=[1], out=str(tmp_path))
+    with np.load(tmp_path / "samples.npz") as saved:
+        by_command = saved["arr_0"]
+    run = load_run(conditional / "run")
+    by_name = run.sample("ddim", n=16, seed=3, steps=5, label=1)
+    by_object = run.sample(DDIM(steps=5, denoise=True), n=16, seed=3, label=[1])
+    np.testing.assert_array_equal(by_name.data, by_command)
+    np.testing.assert_array_equal(by_object.data, by_command)
+    assert by_name.nfe == 6 and by_name.labels is not None and by_name.labels.tolist() == [1] * 16
+    with pytest.raises(UserError, match="the sampler is 'dim'"):
+        run.sample("dim", n=4)
+
+
+def test_data_that_have_moved_are_asked_for_where_they_are_needed(conditional: Path) -> None:
+    with pytest.raises(UserError, match=r"are not at .*x\.npz: give the place where they are now, as --data=PATH"):
+        _ = load_run(conditional / "run").dataset
+    found = load_run(conditional / "run", data=str(conditional / "now.npz")).dataset
+    assert len(found.train) == 90 and found.num_classes == 3
+    evaluate_py = [str(ROOT / "evaluate.py"), f"--workdir={conditional / 'run'}", "--samplers=ddim", "--n=20"]
+    assert "--data=PATH" in Command(*evaluate_py).wait().mistake
+    other = conditional / "other.npz"
+    np.savez(other, x=np.zeros((100, 3), np.float32), labels=np.arange(100) % 3)
+    told = Command(*evaluate_py, f"--data={other}").wait().mistake
+    assert "are vectors of 3, 3 classes, and those that" in told and "trained on vectors of 2, 3 classes" in told
+
+
+def test_a_run_of_before_that_noted_no_proportions_takes_them_from_its_data(conditional: Path, tmp_path: Path) -> None:
+    shutil.copytree(conditional / "run", tmp_path / "run")
+    config, beside = load_config(tmp_path / "run" / "config.json")
+    del beside["data_shape"]["class_counts"]
+    save_config(tmp_path / "run" / "config.json", config, **beside)
+    run = load_run(tmp_path / "run", data=str(conditional / "now.npz"))
+    assert sum(run.class_counts) == 90
+    assert run.class_counts == load_run(conditional / "run").class_counts  # in config.json
+
+
+def test_a_run_and_its_score_are_told_in_a_line(conditional: Path) -> None:
+    run = load_run(conditional / "run")
+    for text in (repr(run), repr(run.score_fn)):
+        assert len(text) < 300 and "\n" not in text and "VP(" in text and "weights" in text
+    assert "vectors of 2, 3 classes" in repr(run) and "step 20" in repr(run)
+
+
+@pytest.mark.parametrize(
+    "given, told",
+    [
+        ({"n": 0}, "--n is 0: give at least 1"),
+        ({"n": 10**12}, "--n is 1000000000000: give at most 2,147,483,647"),
+        ({"n": 10**4000}, "--n is a number of about 4000 digits"),
+        ({"seed": -1}, "--seed is -1: give an integer from 0 to 2^32 - 1"),
+        ({"seed": 2**32}, "--seed is 4294967296: give an integer from 0 to 2^32 - 1"),
+        ({"steps": 10**30}, "--steps is a number of about 30 digits: give at most"),
+        ({"steps": -3}, "--steps is -3: give at least 1"),
+        ({"label": [3]}, "--label is 3: this run's classes are 0 to 2"),
+        ({"eta": float("nan")}, "eta must be"),
+        ({"out": "~nobody_of_this_name/x"}, "cannot be a path"),
+        ({"out": "/proc/nowhere"}, "cannot write to /proc/nowhere"),
+        ({"out": "a" * 300}, "File name too long"),
+    ],
+)
+def test_a_mistake_is_told_before_anything_is_drawn(conditional: Path, given: dict, told: str) -> None:
+    with pytest.raises(UserError) as error:
+        draw_to_files(str(conditional / "run"), "ddim", **{"n": 4, **given})
+    assert told in str(error.value) and len(str(error.value)) < 400
+    assert not (conditional / "run" / "samples").exists()
+
+
+def test_the_list_of_samplers_needs_no_jax_and_is_no_mistake() -> None:
+    block = "import sys; sys.modules['jax'] = None; sys.argv = [{!r}, {!r}]; import runpy; "
+    for command, flag in (("sample.py", "--sampler=list"), ("evaluate.py", "--samplers=list")):
+        code = block.format(command, flag) + f"runpy.run_path({str(ROOT / command)!r}, run_name='__main__')"
+        done = fresh("-c", code)
+        assert done.status == 0 and done.err == ""
+        assert [line.split()[0] for line in done.out.splitlines()][:3] == ["em", "pc", "ode"]
+
+
+def test_what_a_sample_does_not_need_is_not_imported() -> None:
+    slow = ("diffrax", "matplotlib", "scipy", "sklearn", "tensorflow_datasets", "tensorboardX", "equinox")
+    code = (
+        "import sys, numpy as np, tempfile; from pathlib import Path; from types import SimpleNamespace;"
+        "from experiment.run.samples import write_samples; from experiment.data.scaling import Scaling;"
+        "from experiment.build.samplers import make_sampler; from experiment.config import check_config;"
+        "make_sampler('em', check_config({}));"
+        "run = SimpleNamespace(scaling=Scaling(17)); x = np.zeros((4, 8, 8, 1), np.float32);"
+        f"write_samples(run, x, Path(tempfile.mkdtemp())); print([m for m in {slow} if m in sys.modules])"
+    )
+    done = fresh("-c", code)
+    assert done.status == 0, done.err
+    assert done.out.strip() == "[]"
