@@ -68,8 +68,8 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace the file's content by the text, as `write_bytes` does."""
-    write_bytes(path, text.encode())
+    """Replace the file's content by the text, as `write_bytes` does. What of a path is no text is escaped."""
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_json(path: Path, document: Any) -> None:

@@ -69,7 +69,9 @@ def load_images(path: Path, recipe: Recipe, cache: Path) -> Dataset:
             # Of what is too large, ours tells as of a mistake; the others are of damage that viewers leave out too.
             warnings.filterwarnings("ignore", module="PIL")
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return decoded_once(Source(path, path.stem, identity), recipe, cache, lambda: _plan(path, files, recipe))
+            return decoded_once(
+                Source(path, shown(path.stem), identity), recipe, cache, lambda: _plan(path, files, recipe)
+            )
 
 
 def _plan(path: Path, files: list[ImageFile], recipe: Recipe) -> Plan:

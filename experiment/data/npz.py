@@ -41,7 +41,7 @@ def load_npz(path: Path) -> Dataset:
         train, test = fixed_split(x, labels, str(path))
     is_images = train.x.dtype == np.uint8
     return Dataset(
-        path.stem,
+        shown(path.stem),
         train,
         test,
         levels=levels if is_images else None,

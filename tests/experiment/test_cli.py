@@ -115,3 +115,9 @@ def test_a_list_of_what_are_no_whole_numbers_is_told(texts: list[str]) -> None:
         cli.whole_numbers("label", texts)
     assert len(str(error.value)) < 200
     assert cli.whole_numbers("label", ["3", " 7"]) == [3, 7] and cli.whole_numbers("label", None) is None
+
+
+def test_a_path_of_bytes_that_are_no_text_can_be_printed() -> None:
+    code = "import sys; from experiment import cli; sys.argv = ['x']; cli.run_app(lambda: print('runs/\\udcff'))"
+    done = fresh("-c", code)
+    assert (done.status, done.out) == (0, "runs/\\udcff\n"), done.err

@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import io
 import json
+import os
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,16 +18,18 @@ from PIL import Image
 from experiment import plots
 from experiment.config import whole_config
 from experiment.data.dataset import Dataset, Split
+from experiment.data.load import load_dataset
 from experiment.data.scaling import Scaling
 from experiment.evaluation.evaluate import evaluate
 from experiment.evaluation.settings import Settings
+from experiment.files import write_text
 from experiment.plots import evaluation as report_plots
 from experiment.report.report import write_report
 from experiment.report.tables import number, outside, plus_minus, text_table
 from sde_lib import VP, EulerMaruyama, ExactScore
 from tests.oracles import random_mixture
 
-NAME = "<b>&sets</b>"
+NAME = "<b>&$x^$sets</b>"
 LAW = random_mixture(seed=3, d=16, spread=0.5)
 
 
@@ -273,3 +276,11 @@ def test_a_name_with_marks_of_mathematics_is_drawn_as_it_is(name: str) -> None:
     value = SimpleNamespace(mean=0.5, sd=0.1, values=[0.4, 0.6])
     sampler = SimpleNamespace(nfe=10.0, metrics={"m": value})
     assert report_plots.quality_bars({"em": sampler}, metrics, {"m": value})
+
+
+def test_a_set_whose_path_is_no_text_has_a_name_that_is(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"set\xff.npz")
+    np.savez(path, x=np.zeros((4, 2)))
+    assert load_dataset("", str(path)).name == r"set\udcff"
+    write_text(tmp_path / "page.html", f"<p>{path}</p>")
+    assert r"set\udcff.npz" in (tmp_path / "page.html").read_text()
