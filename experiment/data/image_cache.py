@@ -15,6 +15,7 @@ another name and renamed when whole; it may be deleted at any time.
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import math
 import os
@@ -33,7 +34,7 @@ from tqdm import tqdm
 from experiment.data.dataset import Dataset, Split
 from experiment.data.image_decoding import Recipe, Unreadable
 from experiment.errors import UserError, one_line, shown
-from experiment.files import lock_file
+from experiment.files import lock_file, open_regular
 
 VERSION = 2  # the decoder's and the files': with another one everything is decoded again
 BLOCK = 2**22  # bytes with a checksum of their own
@@ -225,24 +226,31 @@ def _open(folder: Path, key: str, name: str) -> Dataset:
     Raises _Unusable where there is none, where it comes from another source, and where it is damaged.
     """
     try:
-        content = json.loads((folder / "record.json").read_text())
+        content = json.loads(_read(folder / "record.json"))
         record = content["record"]
         if content["checksum"] != _checksum(record):
             raise ValueError("record.json was changed")
         if record["key"] != key:
             raise _Unusable("its images have changed, or what is done to them")
         x = _mapped(folder / "images.npy", record)
-        data = (folder / "labels.npy").read_bytes()
+        data = _read(folder / "labels.npy")
         if zlib.crc32(data) != record["labels"]:
             raise ValueError("labels.npy was changed")
-        labels = np.load(folder / "labels.npy")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        labels = np.load(io.BytesIO(data))
+    except _Unusable:
+        raise
+    except Exception as error:  # of as many kinds as there are of damage
         raise _Unusable(f"what is stored in {folder} is damaged ({one_line(error)})") from error
     count, first = record["left_out"]
     if count:
         print(f"{_count(count)} that cannot be read left out of {name}, first {shown(first)}", file=sys.stderr)
     train, test = (_split(x[part], labels[part]) for part in (slice(record["train"]), slice(record["train"], None)))
     return Dataset(name, train, test, levels=256, num_classes=len(record["classes"]))
+
+
+def _read(path: Path) -> bytes:
+    with open_regular(path) as file:
+        return file.read()
 
 
 def _split(x: np.ndarray, labels: np.ndarray) -> Split:
