@@ -6,7 +6,7 @@ import pytest
 
 from tests.fuzz import READERS, run_case
 
-CASES = 60
+CASES = 30
 
 
 @pytest.mark.parametrize("reader", READERS)
