@@ -23,6 +23,7 @@ from experiment.errors import UserError, one_line, shown
 from experiment.files import read_regular, write_json
 
 MOST_BYTES = 2**24  # of a config.json
+BESIDE = {"provenance": dict, "earlier_provenance": list, "reconstructed": dict}  # what readers take for these
 
 SEEDS = 2**32  # NumPy's generators take no larger seed
 MOST = 2**31 - 1  # of a whole number that has no limit of its own: the device counts in 32 bits
@@ -432,10 +433,10 @@ def adopt(module: Any) -> str:
 def adopt_of_run(workdir: str | Path) -> None:
     """Import the module of the run that lies in workdir, if there is one. What else is wrong there is told later."""
     try:
-        module = json.loads((Path(workdir).expanduser() / "config.json").read_text()).get("module")
+        module = json.loads(read_regular(Path(workdir).expanduser() / "config.json", MOST_BYTES)).get("module")
     except (OSError, ValueError, RuntimeError, AttributeError, RecursionError):
         return
-    if module:
+    if isinstance(module, str) and module:
         adopt(module)
 
 
@@ -511,6 +512,9 @@ def load_config(path: Path, remedy: str = "restore it, or train into another --w
         content = dict(json.loads(read_regular(path, MOST_BYTES)))
         ours = [field.name for field in dataclasses.fields(Schema)]
         sections = {name: content.pop(name) for name in ours if name in content}
+        for name, kind in BESIDE.items():
+            if not isinstance(content.get(name), kind | None):
+                raise TypeError(f"its {name} is {shown(content[name])}")
         if not {"data_shape", "provenance"} & content.keys():
             sections, content = {**sections, **content}, {}
     except (OSError, ValueError, RecursionError, AttributeError, TypeError, OverflowError) as error:

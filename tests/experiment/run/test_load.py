@@ -1,13 +1,14 @@
 """What a run's config.json must say: a damaged one is a line."""
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from experiment.config import check_config, load_config, save_config
+from experiment.config import adopt_of_run, check_config, load_config, save_config
 from experiment.errors import UserError
 from experiment.run.directory import RunDirectory
 from experiment.run.load import read_config
@@ -77,3 +78,18 @@ def test_a_damaged_config_is_one_line(case: str, tmp_path: Path) -> None:
         read(tmp_path, CONTENTS[case])
     line = str(caught.value)
     assert line.isprintable() and len(line) < 2500 and time.perf_counter() - start < 2
+
+
+@pytest.mark.parametrize("beside", [{"provenance": 3}, {"earlier_provenance": {}}, {"reconstructed": [1]}])
+def test_what_stands_beside_a_config_has_its_kind(beside: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"is damaged .its {next(iter(beside))} is"):
+        read(tmp_path, json.dumps({**check_config({}).to_dict(), "data_shape": SHAPE, **beside}))
+
+
+def test_a_pipe_for_a_config_is_no_run(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "config.json")
+    adopt_of_run(tmp_path)
+    with pytest.raises(UserError, match="is not a run directory"):
+        read_config(RunDirectory(tmp_path))
+    with pytest.raises(UserError, match="a pipe or a device"):
+        load_config(tmp_path / "config.json")
