@@ -137,14 +137,36 @@ def layer_norm(x: jax.Array, scale: jax.Array, shift: jax.Array, epsilon: float 
     return (h * (1.0 + scale[:, None, :]) + shift[:, None, :]).astype(x.dtype)
 
 
-def group_norm(channels: int, *, groups: int = 0, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.GroupNorm:
-    """Group norm with `groups`, or min(c/4, 32), or the next smaller number that divides c.
+class GroupNorm(nnx.GroupNorm):
+    """Group norm of (n, *sides, c), scale (x - mean)/sqrt(var + epsilon) + bias; statistics float32, in two passes.
 
-    The statistics are float32, in two passes.
+    Each channel is summed over the sides, and a small product makes the groups' means of these sums, one for each
+    channel again. On CPU this is several times as fast as means over sides and channels at once, since the compiler
+    then computes what is made of them anew for every entry.
     """
+
+    def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]  # there is no mask
+        channels, sides = x.shape[-1], tuple(range(1, x.ndim - 1))
+        size, count = channels // self.num_groups, math.prod(x.shape[1:-1])
+        of_group = np.kron(np.eye(self.num_groups), np.full((size, size), 1 / (size * count))).astype(np.float32)
+
+        def group_mean(values: jax.Array) -> jax.Array:
+            means = jnp.dot(values.sum(axis=sides), of_group, precision=jax.lax.Precision.HIGHEST)
+            return jnp.expand_dims(means, sides)
+
+        shape = (1,) * (x.ndim - 1) + (channels,)
+        scale, bias = (jnp.reshape(weight[...], shape) for weight in (self.scale, self.bias) if weight is not None)
+        centred = x.astype(jnp.float32)
+        centred = centred - group_mean(centred)
+        factor = jax.lax.rsqrt(group_mean(centred * centred) + self.epsilon) * scale
+        return (centred * factor + bias).astype(self.dtype)
+
+
+def group_norm(channels: int, *, groups: int = 0, dtype: DTypeLike, rngs: nnx.Rngs) -> GroupNorm:
+    """Group norm with `groups`, or min(c/4, 32), or the next smaller number that divides c."""
     most = groups or max(1, min(channels // 4, 32))
     groups = next(g for g in range(most, 0, -1) if channels % g == 0)
-    return nnx.GroupNorm(channels, groups, dtype=jnp.dtype(dtype), use_fast_variance=False, rngs=rngs)
+    return GroupNorm(channels, groups, dtype=jnp.dtype(dtype), rngs=rngs)
 
 
 class SelfAttention(nnx.Module):

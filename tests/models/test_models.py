@@ -262,6 +262,27 @@ def test_group_norm_against_numpy(channels, groups):
     np.testing.assert_allclose(norm(jnp.asarray(x)), exact.reshape(x.shape), atol=1e-3)
 
 
+@pytest.mark.parametrize("sides", [(7,), (4, 6), (2, 3, 4)])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_group_norm_and_its_derivatives_are_flax_s(sides, dtype):
+    keys = jax.random.split(jax.random.key(0), 4)
+    x, tangent = (2 * jax.random.normal(key, (3, *sides, 12)).astype(dtype) + 1 for key in keys[:2])
+    ours = group_norm(12, groups=3, dtype=dtype, rngs=nnx.Rngs(0))
+    theirs = nnx.GroupNorm(12, 3, dtype=dtype, use_fast_variance=False, rngs=nnx.Rngs(0))
+    for name, key in zip(("scale", "bias"), keys[2:], strict=True):
+        value = jax.random.normal(key, (12,))
+        getattr(ours, name)[...] = getattr(theirs, name)[...] = value
+    found, expected = (jax.jvp(norm, (x,), (tangent,)) for norm in (ours, theirs))
+    tolerance = 2e-5 if dtype == jnp.float32 else 2.0**-5
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == b.dtype == dtype
+        np.testing.assert_allclose(*(np.asarray(v, np.float32) for v in (a, b)), rtol=tolerance, atol=tolerance)
+    slopes = [
+        jax.grad(lambda x, norm=norm: jnp.sum(jnp.sin(norm(x).astype(jnp.float32))))(x) for norm in (ours, theirs)
+    ]
+    np.testing.assert_allclose(*(np.asarray(v, np.float32) for v in slopes), rtol=tolerance, atol=10 * tolerance)
+
+
 def test_resampling():
     x = jnp.arange(2.0 * 4 * 6 * 3).reshape(2, 4, 6, 3)
     np.testing.assert_array_equal(upsample(x), np.kron(x, np.ones((1, 2, 2, 1))))
