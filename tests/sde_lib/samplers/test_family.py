@@ -80,7 +80,7 @@ def test_the_steps_that_a_docstring_calls_enough_are(cls):
     cases = [(sampler, sde) for sde in ALL_SDES]
     if others:  # 16,000 rows take a second: they are tried once
         evenly = replace(sampler, grid=UniformLogSNR(), steps=int(others.replace(",", "")))
-        cases = [(evenly, sde) for sde in ALL_SDES] + ([(sampler, VP())] if cls is EulerMaruyama else [])
+        cases = [(evenly, sde) for sde in ALL_SDES[::2]] + ([(sampler, VP())] if cls is EulerMaruyama else [])
     for sampler, sde in cases[:1] if cls is AnnealedLangevin else cases:
         found, covariance = gaussian_law(sampler, sde, mean, np.diag(widths**2), prior=(0.0, sde.sigma(sde.t_max)))
         alpha, std = sde.alpha(sde.t_min), np.hypot(sde.alpha(sde.t_min) * widths, sde.sigma(sde.t_min))
