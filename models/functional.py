@@ -1,5 +1,6 @@
 """A network as a pure function and a plain dict of arrays: split once, then `jax.jit` only."""
 
+import inspect
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +25,10 @@ class Apply:
         # jit hashes its static arguments at every call, and walking the graph takes a millisecond: do it once.
         object.__setattr__(self, "_hash", hash(self.graphdef))
 
+    def __repr__(self) -> str:
+        root: Any = self.graphdef.nodes[0]
+        return f"Apply({root.type.__name__})"  # the graph has hundreds of lines
+
     def __hash__(self) -> int:
         return self._hash
 
@@ -36,7 +41,8 @@ class Apply:
         key: jax.Array | None = None,
     ) -> jax.Array:
         network: Any = nnx.merge(self.graphdef, params)
-        return network(x, c_noise, cond, key)
+        takes_key = "key" in inspect.signature(network.__call__).parameters  # one without dropout need not
+        return network(x, c_noise, cond, key) if takes_key else network(x, c_noise, cond)
 
 
 class OneKey:

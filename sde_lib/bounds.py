@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from sde_lib.batch import fold_in_each, normal_like, per_row, row_keys, sum_of_entries
-from sde_lib.score import ScoreFn
+from sde_lib.batch import check_rows, fold_in_each, normal_like, per_row, points, row_keys, sum_of_entries
+from sde_lib.score import ScoreFn, check_score
 from sde_lib.sde import SDE
 from sde_lib.typing import PyTree
 
@@ -69,6 +69,9 @@ def vlb(
     """
     if times < 1:
         raise ValueError(f"vlb: times must be at least 1, not {times}")
+    check_score(score_fn, "vlb")
+    x = points(x)
+    check_rows(cond, len(x))
     keys = row_keys(key, first + jnp.arange(x.shape[0]))
     sde = score_fn.sde
     high, low = (jnp.asarray(sde.log_snr(t), x.dtype) for t in (sde.t_min, sde.t_max))
@@ -101,7 +104,8 @@ def clean_offset(
         z: (n, *shape), at t_min.
         offset: (n,), in nats.
     """
-    sde = score_fn.sde
+    check_rows(cond, len(x))
+    sde, x = score_fn.sde, points(x)
     alpha, sigma = (jnp.asarray(f(sde.t_min), x.dtype) for f in (sde.alpha, sde.sigma))
     keys = row_keys(key, first + jnp.arange(x.shape[0]))
     eps = normal_like(keys, x)

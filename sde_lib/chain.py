@@ -84,8 +84,11 @@ class Chain:
             values = np.asarray(t)
             if not np.issubdtype(values.dtype, np.integer) or (values < 1).any() or (values > self.steps).any():
                 raise ValueError(f"a step t must be an integer from 1 to {self.steps} (x_0 is the data), not {t}")
-        xp = namespace(t, self.betas)
-        return jax.tree.map(lambda table: xp.asarray(table)[t - 1], self)
+        if namespace(t, self.betas) is np:
+            return jax.tree.map(lambda table: np.asarray(table)[t - 1], self)
+        # Traced steps cannot be checked: outside 1..T they give what is not a number, and not another step's entry.
+        at = jnp.where(t >= 1, t, self.steps + 1) - 1
+        return jax.tree.map(lambda table: jnp.asarray(table).at[at].get(mode="fill", fill_value=jnp.nan), self)
 
     def forward(self, x: jax.Array, t: Step) -> tuple[jax.Array, jax.Array]:
         """The mean, like x, and variance of q(x_t | x_{t-1} = x): one step (Ho et al. 2020, eq. 2)."""

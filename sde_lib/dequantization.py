@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import erf, logsumexp
 
-from sde_lib.batch import sum_of_entries
+from sde_lib.batch import points, sum_of_entries, threefry
 from sde_lib.sde import SDE
 from sde_lib.typing import Array
 
@@ -46,7 +46,8 @@ class UniformDequantization:
             z: like x.
             log_density: (n,), log q(z | x) in nats.
         """
-        u = jax.vmap(lambda key, row: jax.random.uniform(key, row.shape, row.dtype, -0.5, 0.5))(keys, x)
+        x = points(x)
+        u = jax.vmap(lambda key, row: jax.random.uniform(key, row.shape, row.dtype, -0.5, 0.5))(threefry(keys), x)
         return x + self.bin_width * u, jnp.full(x.shape[0], -x[0].size * np.log(self.bin_width), x.dtype)
 
 
@@ -72,9 +73,12 @@ class TruncatedNormalDequantization:
             z: like x.
             log_density: (n,), log q(z | x) in nats.
         """
+        x = points(x)
         alpha, sigma = (jnp.asarray(f(sde.t_min), x.dtype) for f in (sde.alpha, sde.sigma))
         tau = 0.5 * self.bin_width * alpha / sigma
-        e = jax.vmap(lambda key, row: jax.random.truncated_normal(key, -tau, tau, row.shape, row.dtype))(keys, x)
+        e = jax.vmap(lambda key, row: jax.random.truncated_normal(key, -tau, tau, row.shape, row.dtype))(
+            threefry(keys), x
+        )
         log_density = -0.5 * e**2 - 0.5 * np.log(2 * np.pi) - jnp.log(sigma) - jnp.log(erf(tau / np.sqrt(2)))
         return alpha * x + sigma * e, sum_of_entries(log_density)
 

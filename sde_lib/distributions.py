@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from sde_lib.batch import sum_of_entries
+from sde_lib.batch import check_entries, like, points, sum_of_entries
 from sde_lib.pytree import register_dataclass
 from sde_lib.typing import Array, Scalar
 
@@ -66,13 +66,17 @@ class IsotropicGaussian:
 
     def log_prob(self, x: jax.Array) -> jax.Array:
         """The log-density log N(x; 0, std² I) in nats, (n,)."""
+        x = points(x)
+        check_entries(self, x, self.shape)
         flat = x.reshape(x.shape[0], -1)
         std = jnp.asarray(self.std, x.dtype)
         return -0.5 * jnp.sum((flat / std) ** 2, 1) - flat.shape[1] * (jnp.log(std) + 0.5 * np.log(2 * np.pi))
 
     def score(self, x: jax.Array) -> jax.Array:
         """The score -x/std²."""
-        return -x / jnp.asarray(self.std, x.dtype) ** 2
+        z = points(x)
+        check_entries(self, z, self.shape)
+        return like(-z / jnp.asarray(self.std, z.dtype) ** 2, x)
 
 
 @register_dataclass
@@ -94,13 +98,17 @@ class DiagonalGaussian:
 
     def log_prob(self, x: jax.Array) -> jax.Array:
         """The sum over entries of log N(x; mean, std²) in nats, (n,)."""
+        x = points(x)
+        check_entries(self, x, self.mean.shape)
         std = jnp.asarray(self.std, x.dtype)[None]
         z = (x - jnp.asarray(self.mean, x.dtype)[None]) / std
         return -sum_of_entries(0.5 * z**2 + jnp.log(std) + 0.5 * np.log(2 * np.pi))
 
     def score(self, x: jax.Array) -> jax.Array:
         """The score -(x - mean)/std²."""
-        return -(x - jnp.asarray(self.mean, x.dtype)[None]) / jnp.asarray(self.std, x.dtype)[None] ** 2
+        z = points(x)
+        check_entries(self, z, self.mean.shape)
+        return like(-(z - jnp.asarray(self.mean, z.dtype)[None]) / jnp.asarray(self.std, z.dtype)[None] ** 2, x)
 
     def at(self, sde: "SDE", t: Scalar) -> "DiagonalGaussian":
         """The exact distribution of x_t: mean alpha m, variance alpha² std² + sigma²."""
@@ -125,11 +133,11 @@ class Density:
 
     def log_prob(self, x: jax.Array) -> jax.Array:
         """The log-density of each row, up to the constant, (n,)."""
-        return jax.vmap(self.log_density)(x)
+        return jax.vmap(self.log_density)(points(x))
 
     def score(self, x: jax.Array) -> jax.Array:
         """The gradient of the log-density, like x."""
-        return jax.vmap(jax.grad(self.log_density))(x)
+        return like(jax.vmap(jax.grad(self.log_density))(points(x)), x)
 
 
 @jax.tree_util.register_pytree_node_class
@@ -221,8 +229,9 @@ class GaussianMixture:
         """The gradient of log_prob, like x: -sum_k r_k(x) S_k^-1 (x - m_k) with the posterior weights r_k."""
         along = self._whiten(x)
         responsibilities = jax.nn.softmax(self._component_log_probs(along), axis=1)
-        pull = responsibilities[:, :, None] * along / self.variances.astype(x.dtype)[None]
-        return -jnp.einsum("kij,nkj->ni", self.basis.astype(x.dtype), pull, precision=_HIGHEST).reshape(x.shape)
+        pull = responsibilities[:, :, None] * along / self.variances.astype(along.dtype)[None]
+        score = -jnp.einsum("kij,nkj->ni", self.basis.astype(along.dtype), pull, precision=_HIGHEST)
+        return like(score.reshape(x.shape), x)
 
     def at(self, sde: "SDE", t: Scalar) -> "GaussianMixture":
         """The exact distribution of x_t at one time: means alpha m_k, covariances alpha² S_k + sigma² I."""
@@ -233,6 +242,8 @@ class GaussianMixture:
 
     def _whiten(self, x: jax.Array) -> jax.Array:
         """The offsets from each mean along each component's axes, (n, k, d)."""
+        x = points(x)
+        check_entries(self, x, self.means.shape[1:])
         offsets = x.reshape(x.shape[0], 1, -1) - self.means.astype(x.dtype)[None]
         return jnp.einsum("nki,kij->nkj", offsets, self.basis.astype(x.dtype), precision=_HIGHEST)
 

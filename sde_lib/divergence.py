@@ -13,6 +13,7 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 
+from sde_lib.batch import threefry
 from sde_lib.typing import Scalar
 
 Field = Callable[[jax.Array], jax.Array]
@@ -88,8 +89,10 @@ class Hutchinson:
         object.__setattr__(self, "law", law)
 
     def probes(self, keys: jax.Array | None, x: jax.Array) -> jax.Array:
-        """Draw the probes (n, probes, *shape), row i from keys[i] alone."""
-        return jax.vmap(lambda key: self.law(key, (self.count, *x.shape[1:]), x.dtype))(keys)
+        """Draw the probes (n, probes, *shape), row i from keys[i] alone. Raises ValueError without keys."""
+        if keys is None:
+            raise ValueError("Hutchinson draws random probes: give it a key for each row, or use Exact()")
+        return jax.vmap(lambda key: self.law(key, (self.count, *x.shape[1:]), x.dtype))(threefry(keys))
 
     def __call__(
         self, fn: Field, x: jax.Array, probes: jax.Array, isotropic: Scalar = 0.0

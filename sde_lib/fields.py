@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sde_lib.batch import check_entries, like, points
 from sde_lib.pytree import register_dataclass
 from sde_lib.typing import Array, Scalar
 
@@ -42,13 +43,17 @@ class StationaryGaussianField:
 
     def log_prob(self, x: jax.Array) -> jax.Array:
         """The log-density -½ sum_k [|(F x)_k|²/P_k + log 2 pi P_k] in nats, (n,), of x (n, h, w)."""
+        x = points(x)
+        check_entries(self, x, self.shape)
         spectrum = jnp.asarray(self.spectrum, x.dtype)[None]
         terms = _power(x) / spectrum + jnp.log(2 * np.pi * spectrum)
         return -0.5 * jnp.sum(jnp.asarray(_multiplicity(self.shape), x.dtype)[None] * terms, axis=(1, 2))
 
     def score(self, x: jax.Array) -> jax.Array:
         """The score -F* (F x)/P, like x."""
-        return self._filtered(x, -1 / jnp.asarray(self.spectrum, x.dtype))
+        z = points(x)
+        check_entries(self, z, self.shape)
+        return like(self._filtered(z, -1 / jnp.asarray(self.spectrum, z.dtype)), x)
 
     def at(self, sde: "SDE", t: Scalar) -> "StationaryGaussianField":
         """The exact distribution of x_t."""

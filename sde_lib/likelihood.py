@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sde_lib.batch import per_row, row_keys, sum_of_entries
+from sde_lib.batch import check_rows, like, per_row, points, row_keys, sum_of_entries
 from sde_lib.distributions import Prior
 from sde_lib.divergence import Divergence, Exact, Hutchinson
 from sde_lib.samplers.ode import Drift, ProbabilityFlow, solve
-from sde_lib.score import ScoreFn
+from sde_lib.score import ScoreFn, check_score
 from sde_lib.typing import PyTree, ScalarT
 
 if TYPE_CHECKING:  # a solve imports it, which takes a second
@@ -66,7 +66,7 @@ def log_prob(
 
     Args:
         score_fn: the score, which carries its SDE.
-        x: (n, *shape), taken as points at t_min.
+        x: (n, *shape), taken as points at t_min. The solve is in float32 at least, whatever its dtype.
         key: randomness of the probes, those of row i from (key, first + i); not needed for `Exact()`.
         divergence: `Exact()` (default) or `Hutchinson(probes=4)`.
         data_std: standard deviation of the data. The score's Jacobian is then near -I/(alpha² data_std² + sigma²), a
@@ -83,11 +83,16 @@ def log_prob(
         ValueError: a probe-based divergence without a key, or a data_std that is not positive.
         RuntimeError: the solve reached max_steps.
     """
+    check_score(score_fn, "log_prob")
+    if isinstance(divergence, type):
+        raise ValueError(f"log_prob: divergence must be an object: write {divergence.__name__}()")
     divergence = divergence or Exact()
     if key is None and not isinstance(divergence, Exact):
         raise ValueError(f"log_prob: {type(divergence).__name__} draws random probes: give it a key, or use Exact()")
     if data_std is not None and not data_std > 0:
         raise ValueError(f"log_prob: data_std must be positive, not {data_std}")
+    given, x = x, points(x)
+    check_rows(cond, x.shape[0])
     keys = None if key is None else row_keys(key, first + jnp.arange(x.shape[0]))
     probes = divergence.probes(keys, x)
     sde = score_fn.sde
@@ -104,7 +109,7 @@ def log_prob(
     prior = sde.prior(x.shape[1:]) if prior is None else prior
     linear = x[0].size * jnp.log(jnp.asarray(sde.alpha(sde.t_max) / sde.alpha(sde.t_min), x.dtype))
     probe_nats = prior.log_prob(latent)[:, None] + linear + change
-    return LogProb(jnp.mean(probe_nats, axis=1), probe_nats, latent, nfe)
+    return LogProb(jnp.mean(probe_nats, axis=1), probe_nats, like(latent, given), nfe)
 
 
 def _error_in_nats(error: tuple[jax.Array, jax.Array]) -> jax.Array:

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sde_lib.batch import per_row
+from sde_lib.batch import per_row, points
 from sde_lib.pytree import register_dataclass
 from sde_lib.score import TrainableScoreFn
 from sde_lib.sde import SDE
@@ -200,7 +200,7 @@ def denoising_score_matching(
 
     u: (n,) in [0, 1), where the time distribution draws; default `stratified_uniform`, from the key.
     """
-    sde = score_fn.sde
+    sde, x0 = score_fn.sde, points(x0)
     key_time, key_noise, key_network = jax.random.split(key, 3)
     u = stratified_uniform(key_time, x0.shape[0]) if u is None else u
     t, density = times(sde, u.astype(x0.dtype))

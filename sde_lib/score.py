@@ -11,6 +11,7 @@ A parameterisation says how a raw network F becomes a score, in one place:
 Writing it for the score itself, not for the denoiser, leaves no difference of nearly equal numbers at small sigma.
 """
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 
-from sde_lib.batch import per_row
+from sde_lib.batch import check_rows, like, per_row, points
 from sde_lib.distributions import Diffusible
 from sde_lib.labels import LogSNRLabel, NoiseLabel
 from sde_lib.pytree import register_dataclass
@@ -43,6 +44,35 @@ class TrainableScoreFn(ScoreFn, Protocol):
     """A score that also takes a key, for the network's dropout: what the training loss takes."""
 
     def __call__(self, x: jax.Array, t: Scalar, cond: PyTree = None, *, key: jax.Array | None = None) -> jax.Array: ...
+
+
+def check_score(score_fn: object, where: str) -> None:
+    """Raise ValueError for what is no score, such as a plain function or a class."""
+    if isinstance(score_fn, type):
+        raise ValueError(f"{where}: the score must be an object, not the class {score_fn.__name__}: call it first")
+    if not hasattr(score_fn, "sde"):
+        raise ValueError(
+            f"{where}: a score carries its SDE as `sde`, which {type(score_fn).__name__} does not: wrap a plain "
+            "function of (x, t) as FunctionScore(function, sde)"
+        )
+    if isinstance(score_fn.sde, type):
+        name = score_fn.sde.__name__
+        raise ValueError(f"{where}: the score's sde must be an object, not the class {name}: write {name}()")
+
+
+@partial(register_dataclass, static=("function",))
+@dataclass(frozen=True)
+class FunctionScore:
+    """The score that a plain function of (x, t), or of (x, t, cond), computes under an SDE.
+
+    The function is compiled with what it closes over; another one compiles again.
+    """
+
+    function: Callable[..., jax.Array]
+    sde: SDE
+
+    def __call__(self, x: jax.Array, t: Scalar, cond: PyTree = None, *, key: jax.Array | None = None) -> jax.Array:
+        return self.function(x, t) if cond is None else self.function(x, t, cond)
 
 
 @register_dataclass
@@ -228,9 +258,9 @@ class NetworkScore:
     """A network's score under an SDE.
 
     Args:
-        apply: `apply(params, x, c_noise, cond, key)`, hashable, and equal for equal architectures. c_noise (n,) is
-            the parameterisation's noise label, log(sigma/alpha)/4 unless it says otherwise; key is a dropout key, or
-            None to evaluate.
+        apply: `apply(params, x, c_noise, cond)`, or with a fifth argument `key` for a network with dropout, which is
+            None to evaluate; hashable, and equal for equal architectures. c_noise (n,) is the parameterisation's noise
+            label, log(sigma/alpha)/4 unless it says otherwise.
         params: the network's weights, a pytree of arrays.
         sde: the forward process it was trained under.
         parameterization: how its output becomes a score.
@@ -246,11 +276,13 @@ class NetworkScore:
         return f"NetworkScore({weights:,} weights, {self.sde!r}, {type(self.parameterization).__name__})"
 
     def __call__(self, x: jax.Array, t: Scalar, cond: PyTree = None, *, key: jax.Array | None = None) -> jax.Array:
+        check_rows(cond, x.shape[0])
+        given, x = x, points(x)
         t = jnp.asarray(t, x.dtype)
         alpha, sigma, p = self.sde.alpha(t), self.sde.sigma(t), self.parameterization
         c_noise = jnp.broadcast_to(jnp.asarray(p.noise_label(self.sde, t), x.dtype), x.shape[:1])
         raw = _apply(self.apply, self.params, per_row(p.c_in(alpha, sigma), x) * x, c_noise, cond, key)
-        return per_row(p.skip(alpha, sigma), x) * x + per_row(p.out(alpha, sigma), x) * raw
+        return like(per_row(p.skip(alpha, sigma), x) * x + per_row(p.out(alpha, sigma), x) * raw, given)
 
 
 # One jitted call, so that samplers, likelihoods and checkpoints share one trace of the network per shape.
@@ -263,4 +295,22 @@ def _apply(
     cond: PyTree,
     key: jax.Array | None,
 ) -> jax.Array:
-    return apply(params, x, c_noise, cond, key)
+    given = (params, x, c_noise, cond)
+    try:
+        taken = list(inspect.signature(apply).parameters.values())
+    except ValueError:  # a function without a signature
+        return apply(*given, key)
+    if any(p.name == "key" and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD) for p in taken):
+        return apply(*given, key=key)
+    positional = [p for p in taken if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if any(p.kind == p.VAR_POSITIONAL for p in taken):  # whoever hands all on may hand them to a network of four
+        return apply(*given) if key is None else apply(*given, key)
+    if len(positional) < 4:
+        raise ValueError(
+            f"NetworkScore: apply must take (params, x, c_noise, cond), and key for dropout; it takes {len(positional)}"
+        )
+    return (
+        apply(*given, key)
+        if len(positional) > 4 and positional[4].default is inspect.Parameter.empty
+        else apply(*given)
+    )

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from sde_lib.batch import fold_in_each, row_keys
+from sde_lib.batch import check_rows, fold_in_each, row_keys
 from sde_lib.distributions import Prior
-from sde_lib.score import ScoreFn
+from sde_lib.score import ScoreFn, check_score
 from sde_lib.typing import PyTree
 
 # All randomness of sample i comes from fold_in(key, i), split by purpose.
@@ -69,11 +69,17 @@ def sample(
         frames: how many frames of the path to keep; 0 keeps none.
         first: index of the first sample.
         batch_size: how many to draw at once; default all.
+        dtype: of the result. The steps accumulate in float32 at least, whatever it is.
 
     Raises:
         ValueError: for a bad argument.
         RuntimeError: an adaptive solver reached its max_steps.
     """
+    if isinstance(sampler, type):
+        raise ValueError(f"sample: the sampler must be an object: write {sampler.__name__}(), not {sampler.__name__}")
+    check_score(score_fn, "sample")
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"sample: dtype must be a float's, not {jnp.dtype(dtype).name}")
     if n < 1:
         raise ValueError(f"sample: n must be at least 1, not {n}")
     if frames < 0 or frames == 1:
@@ -81,6 +87,7 @@ def sample(
     batch_size = n if batch_size is None else min(batch_size, n)
     if batch_size < 1:
         raise ValueError(f"sample: batch_size must be at least 1, not {batch_size}")
+    check_rows(cond, n)
     prior = score_fn.sde.prior(shape) if prior is None else prior
     batches = []
     for start in range(0, n, batch_size):
@@ -89,9 +96,11 @@ def sample(
         rows = np.minimum(index, n - 1)
         batch_cond = cond if cond is None else jax.tree.map(lambda c, rows=rows: c[rows], cond)
         keys = row_keys(key, jnp.asarray(first + index))
-        x = _draw_prior(prior, keys).reshape(batch_size, *shape).astype(dtype)
+        x = _draw_prior(prior, keys).reshape(batch_size, *shape).astype(jnp.promote_types(dtype, jnp.float32))
         noise_keys = fold_in_each(keys, _NOISE)
-        batches.append(sampler.run(score_fn, x, noise_keys, batch_cond, frames))
+        done = sampler.run(score_fn, x, noise_keys, batch_cond, frames)
+        path = done.path if done.path is None else done.path.astype(dtype)
+        batches.append(done._replace(x=done.x.astype(dtype), path=path))
     if len(batches) == 1:
         return batches[0]
     paths = [b.path for b in batches if b.path is not None]

@@ -71,7 +71,8 @@ class DDIM(LinearSampler):
         keep = (1 - tau) ** 0.5 * sde.sigma(t_next) / sde.sigma(t)
         # alpha_s - keep alpha_t = alpha_s (1 - sqrt(1 - tau) exp(-h)), by expm1 of the product's logarithm.
         gain = -sde.alpha(t_next) * xp.expm1(0.5 * xp.log1p(-tau) - h)
-        return Table(t, t_next, keep, columns(gain), sde.sigma(t_next) * tau**0.5)
+        c = None if self.eta == 0 else sde.sigma(t_next) * tau**0.5  # a root of 0 has no derivative
+        return Table(t, t_next, keep, columns(gain), c)
 
 
 @dataclass(frozen=True)
@@ -113,9 +114,9 @@ class DPMSolverPP3M(LinearSampler):
     def update(self, sde: SDE, times: Array) -> Table:
         t, t_next = times[:-1], times[1:]
         xp, h = sde.namespace(t), log_snr_steps(sde, times)
-        h0, h1 = earlier(sde, h, 1), earlier(sde, h, 2)
-        w0, w1, w01 = h / h0, h / h1, h / (h0 + h1)  # 1/r0, 1/r1, 1/(r0 + r1): zero before there is a past
-        share = 1 / (1 + xp.where(xp.isfinite(h1), h1, xp.inf) / xp.where(xp.isfinite(h0), h0, 1.0))  # r0/(r0 + r1)
+        w0, w1 = h / earlier(sde, h, 1), h / earlier(sde, h, 2)  # 1/r0 and 1/r1: zero before there is a past
+        share = w1 / xp.where(w0 > 0, w0 + w1, 1.0)  # r0/(r0 + r1)
+        w01 = w0 * share  # 1/(r0 + r1)
         alpha, phi2 = sde.alpha(t_next), _phi2(xp, h)
         bend = phi2 * share - _phi3(xp, h) * self.second_derivative * w01  # of a0 - a1
         of_a0, of_a1 = (phi2 + bend) * w0, -bend * w1
@@ -157,11 +158,12 @@ class SDEDPMSolverPP1(LinearSampler):
         a, gain, c = self._first_order(sde, times)
         return Table(times[:-1], times[1:], a, columns(gain), c)
 
-    def _first_order(self, sde: SDE, times: Array) -> tuple[Array, Array, Array]:
+    def _first_order(self, sde: SDE, times: Array) -> tuple[Array, Array, Array | None]:
         t, t_next = times[:-1], times[1:]
         xp, h, eta2 = sde.namespace(t), log_snr_steps(sde, times), self.eta**2
         a = sde.sigma(t_next) / sde.sigma(t) * xp.exp(-eta2 * h)
-        return a, -sde.alpha(t_next) * xp.expm1(-(1 + eta2) * h), sde.sigma(t_next) * (-xp.expm1(-2 * eta2 * h)) ** 0.5
+        c = None if self.eta == 0 else sde.sigma(t_next) * (-xp.expm1(-2 * eta2 * h)) ** 0.5
+        return a, -sde.alpha(t_next) * xp.expm1(-(1 + eta2) * h), c
 
 
 @dataclass(frozen=True)

@@ -45,9 +45,10 @@ class Heun(LinearSampler):
         gamma = min(self.churn / self.steps, math.sqrt(2) - 1)
         gamma = xp.where((rho >= self.churn_min) & (rho <= self.churn_max), gamma, 0.0)
         # No noise beyond t_max, where x begins, and none after the last step.
-        hat = xp.concatenate([rho[:1], xp.minimum(rho * (1 + gamma), rho[0])[1:-1], rho[-1:]])
-        times_hat = sde.time_of_log_snr(-2 * xp.log(hat))
-        times_hat = xp.where(hat == rho, times, times_hat)
+        inner = xp.minimum(gamma, rho[0] / rho - 1)[1:-1]
+        gamma = xp.concatenate([xp.zeros(1), inner, xp.zeros(1)])
+        hat = rho * (1 + gamma)
+        times_hat = xp.where(gamma > 0, sde.time_of_log_snr(-2 * xp.log(hat)), times)
         start, end, q = times_hat[:-1], times[1:], rho[1:] / hat[:-1]
         scale = sde.alpha(times_hat[1:]) / sde.alpha(start)  # of x, from the step's start to the next step's
         zero, one = xp.zeros_like(q), xp.ones_like(q)
@@ -63,5 +64,8 @@ class Heun(LinearSampler):
         alpha_next = sde.alpha(times_hat[1:])
         b_second = xp.stack([alpha_next * 0.5 * (1 / q - 1), alpha_next * (1 - q) * (1 - 0.5 / q)], axis=1)
         b = rows(xp.zeros_like(b_second), b_second)
-        c = alpha_next * self.churn_noise * xp.sqrt(xp.maximum(hat[1:] ** 2 - rho[1:] ** 2, 0.0))
-        return Table(rows(start, end), rows(start, times_hat[1:]), rows(one, scale * q), b, rows(zero, c), euler)
+        # hat² - rho², without a difference: exactly 0 where there is no churn, also under jit, and with a derivative.
+        added = gamma[1:] * (2 + gamma[1:])
+        root = xp.where(added > 0, xp.sqrt(xp.where(added > 0, added, 1.0)), 0.0)
+        c = None if self.churn == 0 else rows(zero, alpha_next * self.churn_noise * rho[1:] * root)
+        return Table(rows(start, end), rows(start, times_hat[1:]), rows(one, scale * q), b, c, euler)

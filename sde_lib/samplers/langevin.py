@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sde_lib.batch import fold_in_each, normal_like, per_row, row_keys, sum_of_entries
+from sde_lib.batch import fold_in_each, like, normal_like, per_row, points, row_keys, sum_of_entries
 from sde_lib.distributions import HasScore, Prior
 from sde_lib.samplers.linear import kept_rows
 
@@ -70,15 +70,18 @@ def langevin(
         key: chain i's randomness comes from (key, i).
         frames: how many frames of the path to keep, both ends included; 0 keeps none.
     """
+    if isinstance(sampler, type):
+        raise ValueError(f"langevin: the sampler must be an object: write {sampler.__name__}()")
     if frames < 0 or frames == 1:
         raise ValueError(f"langevin: frames must be 0 (keep no path) or at least 2 (both ends), not {frames}")
+    given, x = x, points(x)
     keys = row_keys(key, jnp.arange(x.shape[0]))
     kept, frame = kept_rows(frames, sampler.steps)
     slots = jnp.asarray(np.searchsorted(kept, np.arange(1, sampler.steps + 1)))
     settings = jnp.asarray([sampler.step_size, sampler.noise], x.dtype)
     x, path, accepted = _chain(distribution, x, keys, settings, slots, len(kept), sampler.metropolis)
-    path = path if path is None or len(kept) == frames else path[frame]
-    return LangevinSamples(x, path, accepted / sampler.steps, sampler.steps + sampler.metropolis)
+    path = path if path is None else like(path if len(kept) == frames else path[frame], given)
+    return LangevinSamples(like(x, given), path, accepted / sampler.steps, sampler.steps + sampler.metropolis)
 
 
 # x, its score, its log-density, the path, and how many proposals each chain has accepted.

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from sde_lib.batch import check_rows, like, points
 from sde_lib.conversions import denoiser, velocity_from_score
 from sde_lib.samplers.base import Samples
-from sde_lib.score import ScoreFn
+from sde_lib.score import ScoreFn, check_score
 from sde_lib.typing import PyTree, Scalar
 
 if TYPE_CHECKING:  # imported where it is used: it takes a second, and most samplers do without
@@ -103,6 +104,7 @@ def flow_drift(t: Scalar, x: jax.Array, args: tuple[ScoreFn, PyTree]) -> jax.Arr
 
 def encode(score_fn: ScoreFn, x: jax.Array, *, flow: ProbabilityFlow | None = None, cond: PyTree = None) -> Samples:
     """Carry data at t_min along the probability flow to its latent at t_max; `.x` is like x."""
+    check_score(score_fn, "encode")
     return _carry(score_fn, x, flow, cond, score_fn.sde.t_min, score_fn.sde.t_max)
 
 
@@ -110,15 +112,18 @@ def decode(
     score_fn: ScoreFn, latent: jax.Array, *, flow: ProbabilityFlow | None = None, cond: PyTree = None
 ) -> Samples:
     """Carry latents at t_max back to t_min: the inverse of `encode`, within the solver's tolerance."""
+    check_score(score_fn, "decode")
     return _carry(score_fn, latent, flow, cond, score_fn.sde.t_max, score_fn.sde.t_min)
 
 
 def _carry(
     score_fn: ScoreFn, x: jax.Array, flow: ProbabilityFlow | None, cond: PyTree, start: Scalar, end: Scalar
 ) -> Samples:
-    times = jnp.stack([jnp.asarray(start, x.dtype), jnp.asarray(end, x.dtype)])
-    path, nfe = solve(flow or ProbabilityFlow(), flow_drift, x, times, (score_fn, cond))
-    return Samples(path[-1], nfe)
+    y = points(x)
+    check_rows(cond, y.shape[0])
+    times = jnp.stack([jnp.asarray(t, y.dtype) for t in (start, end)])
+    path, nfe = solve(flow or ProbabilityFlow(), flow_drift, y, times, (score_fn, cond))
+    return Samples(like(path[-1], x), nfe)
 
 
 def solve(
