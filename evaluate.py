@@ -14,9 +14,9 @@ The first one writes WORKDIR/report/, or with --exact_score WORKDIR/report_exact
 WORKDIR/likelihood/; the third one WORKDIR/fid/; or all of them --out=DIR.
 """
 
-from absl import flags
-
+import experiment.command_line.start  # noqa: F401
 from experiment import cli
+from experiment.cli import flags
 
 WORKDIR = flags.DEFINE_string("workdir", "runs/digits", "The run directory.")
 OUT = flags.DEFINE_string(

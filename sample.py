@@ -6,9 +6,9 @@
 Writes samples.npz and grid.png to WORKDIR/samples/SAMPLER/, or to DIR.
 """
 
-from absl import flags
-
+import experiment.command_line.start  # noqa: F401
 from experiment import cli
+from experiment.cli import flags
 
 WORKDIR = flags.DEFINE_string("workdir", "runs/digits", "The run directory.")
 SAMPLER = flags.DEFINE_string("sampler", "pc", "A sampler by name; --sampler=list shows them all.")

@@ -1,59 +1,77 @@
-"""The part that all commands share: flags, quiet logs, and mistakes told in one line.
+"""The part that all commands share: flags, help, quiet logs, and mistakes told in one line.
+
+import experiment.command_line.start
+from experiment import cli
+from experiment.cli import flags
 
 def main() -> int | None: ...
 if __name__ == "__main__":
-    cli.run_app(main, config="configs/digits.py")
+    cli.run_app(main)
 """
 
 import contextlib
-import importlib.metadata
+import json
 import logging
 import os
-import runpy
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
+from absl import flags as flags
 from absl import logging as absl_logging
-from ml_collections import ConfigDict, config_flags
 
-from experiment.config import KEYS, check_config, check_key, describe, nearest, whole_config
-from experiment.errors import UserError
-from experiment.files import cache_folder
+from experiment.command_line import INTERRUPTED, MISTAKE
+from experiment.command_line.given_config import split_arguments, whole_config
+from experiment.command_line.help import help_text
+from experiment.config import adopt_of_run, nearest
+from experiment.errors import UserError, quoted, shown
 
-MISTAKE, INTERRUPTED = 2, 130
 _LOUD = ("absl", "jax", "orbax", "tensorboardX", "etils")
+_HELP = ("-h", "--h", "-help", "--help", "--helpshort", "--helpfull")
+_NO_MORE_READER = 128 + 13  # as a process that SIGPIPE ends
 
 
 def run_app(main: Callable[..., int | None], config: str = "", positional: tuple[str, ...] = ()) -> None:
-    """Parse the command's flags, run main() or main(*positional arguments), exit with its status.
+    """Parse the command's flags, run main, and exit with its status.
 
     A UserError, or a mistake in the flags, is one line on stderr and status 2; Ctrl-C is status 130 in silence; any
     other exception is a bug and keeps its traceback.
 
     Args:
-        main: the command; it reads its flags from absl.
+        main: the command, main(*positional arguments), or main(config, keys) for one with a config: the config, whole
+            and checked, and the keys that the command line set. It reads its flags from absl.
         config: for a command with --config=FILE and --config.section.key=value, the default file, beside the
-            command's own. The config, whole and checked, is then flags.FLAGS.config.
+            command's own.
         positional: what the arguments that are no flags are called, such as ("CHECKPOINT", "RUN"): all must be given.
     """
     with mistakes_in_one_line():
+        # Lines come at once, into a file or pipe too; a name that is no text is written escaped.
+        for stream in (sys.stdout, sys.stderr):
+            stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
         _quiet()
-        convolutions_on_all_cores()
-        app.define_help_flags()
         config_file = str(Path(sys.argv[0]).resolve().parent / config) if config else ""
-        arguments = parse_flags(sys.argv, config_file, positional=positional)
+        arguments = parse_flags(
+            sys.argv, config_file, positional=positional, about=sys.modules["__main__"].__doc__ or ""
+        )
+        convolutions_on_all_cores()
         _compilation_cache()
+        if "workdir" in flags.FLAGS:
+            adopt_of_run(flags.FLAGS.workdir)
         status = main(*arguments)
-    sys.stdout.flush()
+        sys.stdout.flush()
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done, and the interpreter's own end is not to be heard
     sys.exit(status or 0)
 
 
 @contextlib.contextmanager
 def mistakes_in_one_line() -> Iterator[None]:
-    """Turn a UserError into its line on stderr and SystemExit(2), and KeyboardInterrupt into SystemExit(130)."""
+    """Turn a UserError into its line on stderr and SystemExit(2), and KeyboardInterrupt into SystemExit(130).
+
+    A pipe that nobody reads any more, as of `| head`, ends the command in silence too.
+    """
     try:
         yield
     except UserError as error:
@@ -64,85 +82,73 @@ def mistakes_in_one_line() -> Iterator[None]:
         sys.exit(MISTAKE)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left to write is flushed at exit
+        sys.exit(_NO_MORE_READER)
 
 
 def parse_flags(
-    argv: list[str], config: str = "", values: flags.FlagValues = flags.FLAGS, positional: tuple[str, ...] = ()
-) -> list[str]:
-    """Parse the flags by absl, with every mistake as a UserError.
+    argv: list[str],
+    config: str = "",
+    values: flags.FlagValues = flags.FLAGS,
+    positional: tuple[str, ...] = (),
+    about: str = "",
+) -> list[Any]:
+    """Parse the flags by absl, with every mistake as a UserError; --help and --print_config print and exit.
 
     Args:
         config: the default file of --config; "" for a command that has no config.
+        positional: the names of the arguments that are no flags.
+        about: what --help says of the command.
 
     Returns:
-        The arguments that are no flags, as many as `positional` names.
+        What main is called with: the arguments that are no flags, as many as `positional` names, or the config, whole
+        and checked, and the keys that the command line set.
     """
+    own = _own_flags(values)
+    if any(argument in _HELP for argument in argv[1:]):
+        print(help_text(about, [values[name] for name in own], os.path.relpath(config) if config else ""))
+        sys.exit(0)
+    given = split_arguments(argv[1:], config) if config else None
+    arguments = argv[1:] if given is None else given.rest
+    printed = given is not None and any(name in arguments for name in ("--print_config", "-print_config"))
+    arguments = [name for name in arguments if not (printed and name.lstrip("-") == "print_config")]
+    _check_known(arguments, own)
     try:
         values.set_gnu_getopt(bool(positional))  # flags may follow them
-        if config:
-            argv = _define_config(argv, config, values)
-        rest = values(argv)[1:]
-    except flags.UnrecognizedFlagError as error:
-        guess = nearest(error.flagname, values)
-        raise UserError(
-            f"unknown flag --{error.flagname}: {f'did you mean --{guess}?' if guess else 'see --help'}"
-        ) from None
+        rest = values([argv[0], *arguments])[1:]
     except flags.Error as error:
-        raise UserError(_flag_mistake(str(error))) from None
+        raise UserError(f"{shown(str(error))}: see --help") from None
     if len(rest) > len(positional):
-        raise UserError(f"unexpected argument {rest[len(positional)]!r}: flags are written --name=value")
+        raise UserError(f"unexpected argument {quoted(rest[len(positional)])}: flags are written --name=value")
     if len(rest) < len(positional):
         raise UserError(
             f"{positional[len(rest)]} is missing: give {' '.join(positional)}, then flags written --name=value"
         )
-    if config:
-        check_config(values.config)
-    return list(rest)
+    if given is None:
+        return list(rest)
+    found = whole_config(given)
+    if printed:
+        print(json.dumps(found.to_dict(), indent=2))
+        sys.exit(0)
+    return [found, tuple(given.overrides)]
 
 
-def _define_config(argv: list[str], file: str, values: flags.FlagValues) -> list[str]:
-    """Define --config.section.key of the whole config that --config=FILE, by default `file`, stands for.
+def _own_flags(values: flags.FlagValues) -> list[str]:
+    """The flags that the command itself defines; absl's own, such as --logtostderr, would change nothing here."""
+    by_module = values.flags_by_module_dict()
+    return [flag.name for module, own in by_module.items() if not module.startswith("absl") for flag in own]
 
-    The file is read here, since ml_collections overrides only keys that a file itself names. Raises UserError for an
-    unknown key, a missing file, and a value that its key does not take.
 
-    Returns:
-        The arguments without --config=FILE.
-    """
-    rest = argv[:1]
-    arguments = iter(argv[1:])
+def _check_known(arguments: list[str], own: list[str]) -> None:
+    """Raises UserError for a flag that is not one of the command's own, with the nearest one."""
     for argument in arguments:
-        name, equals, value = argument.lstrip("-").partition("=")
-        if argument.startswith("-") and name == "config":
-            file = value if equals else next(arguments, "")
-            _check_file(file)
-            continue
-        if argument.startswith("-") and name.startswith("config."):
-            check_key(name.removeprefix("config."))
-        rest.append(argument)
-    config = whole_config(_given_by(file))
-    told = "A file with get_config(). Each of its keys, and every other, is also --config.section.key=value."
-    config_flags.DEFINE_config_dict("config", config, told, values, lock_config=True, sys_argv=rest)
-    values["config"].default_as_str = f"'{file}'"
-    return rest
-
-
-def _given_by(file: str) -> Any:
-    """Return what the file's get_config() gives. Raises UserError for a file without one, and for no config."""
-    get_config = runpy.run_path(file).get("get_config")
-    if not callable(get_config):
-        raise UserError(f"config file {file} has no get_config(): write one, as configs/digits.py does")
-    config = get_config()
-    if not isinstance(config, Mapping | ConfigDict):
-        raise UserError(f"get_config() of {file} returns {type(config).__name__}: give a ConfigDict of what differs")
-    return config
-
-
-def _check_file(name: str) -> None:
-    if not Path(name).is_file():
-        there = sorted(Path(sys.argv[0]).resolve().parent.glob("configs/[!_]*.py"))
-        names = ", ".join(os.path.relpath(path) for path in there if path.name != "base.py")
-        raise UserError(f"config file {name!r} does not exist; there are {names}")
+        if argument == "--":
+            return
+        name = argument.lstrip("-").partition("=")[0]
+        if argument.startswith("-") and name not in own and name.removeprefix("no") not in own and not _is_number(name):
+            guess = nearest(name, own)
+            raise UserError(f"unknown flag --{shown(name)}: {f'did you mean --{guess}?' if guess else 'see --help'}")
 
 
 def mode_of(modes: Mapping[str, Iterable[str]], *switches: flags.FlagHolder[bool | None]) -> str:
@@ -177,11 +183,12 @@ def whole_numbers(flag: str, texts: Iterable[str] | None) -> list[int] | None:
     return numbers
 
 
-def _flag_mistake(text: str) -> str:
-    """Return absl's own sentence, or for a config key what that key takes."""
-    flag, _, value = text.removeprefix("flag --config.").partition(": ")[0].partition("=")
-    override = text.startswith("flag --config.") and flag in KEYS
-    return f"config.{flag} is {value!r}; it takes {describe(flag)}" if override else text
+def _is_number(text: str) -> bool:
+    """Tell whether it may be the value of a flag before it, as in --eta -1."""
+    try:
+        return bool(float(text) or True)
+    except ValueError:
+        return False
 
 
 def _quiet() -> None:
@@ -199,6 +206,8 @@ def convolutions_on_all_cores() -> None:
     it. The flag was tried with jaxlib 0.10.2, 0.11.0 and 0.11.2. Other versions, which may not know it and would abort,
     are left as they are.
     """
+    import importlib.metadata  # slow, and not for --help
+
     flags = os.environ.get("XLA_FLAGS", "")
     if "ynn_fusion_type" not in flags and importlib.metadata.version("jaxlib").startswith(("0.10.", "0.11.")):
         os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_experimental_ynn_fusion_type=-individual_convolution".strip()
@@ -209,5 +218,7 @@ def _compilation_cache() -> None:
 
     jax reads these variables once, when it is imported: nothing below this file imports it.
     """
+    from experiment.files import cache_folder  # imports NumPy, which --help does not need
+
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder() / "compiled"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")

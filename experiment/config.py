@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import json
 import math
+import os
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -18,13 +19,14 @@ from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict, config_dict
 
-from experiment.errors import UserError, one_line
-from experiment.files import read_regular, write_json
+from experiment.errors import UserError, one_line, quoted
 
 MOST_BYTES = 2**24  # of a config.json
 
 SEEDS = 2**32  # NumPy's generators take no larger seed
-MOST = 2**31 - 1  # of what a flag counts, where memory does not set a limit before
+MOST = 2**31 - 1  # of a count that has no limit of its own: the device counts in 32 bits
+FLOAT32 = (1.2e-38, 3.4e38)  # the sizes that float32 holds
+ENTRIES = 100  # of a tuple
 
 
 def key(
@@ -63,12 +65,14 @@ class ModelSection:
         "eps", "what it predicts: eps | x0 | edm | v | velocity, or on the unscaled input: raw_eps | raw_score"
     )
     sigma_data: float = key(0.5, "of edm and its weightings: the standard deviation of the scaled data", above=0)
-    width: int = key(128, "channels at full resolution; of mlp and dit, in every layer", low=1)
-    depth: int = key(4, "of mlp and dit: hidden layers, or transformer blocks", low=1)
+    width: int = key(128, "channels at full resolution; of mlp and dit, in every layer", low=1, high=2**16)
+    depth: int = key(4, "of mlp and dit: hidden layers, or transformer blocks", low=1, high=1000)
     heads: int = key(4, "of unet and dit: attention heads", low=1)
     patch_size: int = key(2, "of dit: pixels per side of a patch", low=1)
-    channel_mults: tuple[int, ...] = key((1, 2), "of unet and ncsnpp: width factor of each resolution", low=1)
-    blocks: int = key(2, "of unet and ncsnpp: residual blocks for each resolution", low=1)
+    channel_mults: tuple[int, ...] = key(
+        (1, 2), "of unet and ncsnpp: width factor of each resolution", low=1, high=1000
+    )
+    blocks: int = key(2, "of unet and ncsnpp: residual blocks for each resolution", low=1, high=100)
     attention: tuple[int, ...] = key((), "of unet and ncsnpp: resolutions with attention, in pixels per side", low=1)
     dropout: float = key(0.0, "the share of features left out in training", low=0, below=1)
     class_conditional: bool = key(False, "whether the network is told the class")
@@ -104,15 +108,15 @@ class DataSection:
     flip: bool = key(False, "images flipped left to right at random in training")
     cache: str = key("", 'where prepared data are kept; "": the user\'s cache folder')
     centered: bool = key(True, "images in [-1, 1); false: in [0, 1)")
-    crop: int = key(0, "pixels per side of a central crop, before anything else; 0: none", low=0)
-    size: int = key(0, "pixels per side that images are resized to; 0: as they are", low=0)
+    crop: int = key(0, "pixels per side of a central crop, before anything else; 0: none", low=0, high=2**16)
+    size: int = key(0, "pixels per side that images are resized to; 0: as they are", low=0, high=2**16)
     skip_unreadable: bool = key(False, "leave damaged images out, counted, instead of stopping")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSection:
     steps: int = key(4000, "updates of the weights", low=1)
-    batch_size: int = key(128, "examples for an update, on all devices together", low=1)
+    batch_size: int = key(128, "examples for an update, on all devices together", low=1, high=2**24)
     lr: float = key(1e-3, "the learning rate after warming up", above=0)
     optimizer: str = key("adam", "adam | adamw")
     weight_decay: float = key(0.0, "of adamw", low=0)
@@ -146,15 +150,15 @@ class TrainSection:
     keep: int = key(3, "checkpoints kept", low=1)
     log_every: int = key(50, "updates between rows of the log", low=1)
     fsdp: int = key(1, "devices that weights, averages and moments are split over", low=1)
-    steps_per_call: int = key(1, "updates in one call of the device; on CPU always 1", low=1)
+    steps_per_call: int = key(1, "updates in one call of the device; on CPU always 1", low=1, high=10_000)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleSection:
-    steps: int = key(500, "of samplers with fixed steps", low=1)
-    batch_size: int = key(64, "samples drawn at once", low=1)
+    steps: int = key(500, "of samplers with fixed steps", low=1, high=1_000_000)
+    batch_size: int = key(64, "samples drawn at once", low=1, high=2**24)
     snr: float = key(0.16, "of the corrector: its signal-to-noise ratio; Song et al.'s for ve, for vp 0.01", above=0)
-    corrector_steps: int = key(1, "of the corrector, after each step of the predictor", low=0)
+    corrector_steps: int = key(1, "of the corrector, after each step of the predictor", low=0, high=10_000)
     rtol: float = key(1e-5, "of adaptive solvers", above=0, below=1)
     atol: float = key(1e-5, "of adaptive solvers", above=0, below=1)
     denoise: bool = key(True, "a last step to the denoiser's value at t_min")
@@ -163,20 +167,21 @@ class SampleSection:
 @dataclass(frozen=True, kw_only=True)
 class EvalSection:
     samplers: tuple[str, ...] = key(("em", "pc", "ode"), "what evaluate.py compares")
-    n: int = key(1024, "samples for each sampler and seed", low=2)
-    seeds: int = key(3, "how many seeds", low=1)
+    n: int = key(1024, "samples for each sampler and seed", low=2, high=10**9)
+    seeds: int = key(3, "how many seeds", low=1, high=10_000)
     likelihood_n: int = key(256, "held-out examples of the likelihood", low=2)
-    probes: int = key(4, "Hutchinson's probes for each of them", low=1)
+    probes: int = key(4, "Hutchinson's probes for each of them", low=1, high=100_000)
     rtol: float = key(1e-5, "of the likelihood's solve", above=0, below=1)
     atol: float = key(1e-5, "of the likelihood's solve", above=0, below=1)
     seed: int = key(0, "the first of the seeds", low=0, below=SEEDS)
-    batch_size: int = key(128, "examples at once, of the likelihood", low=1)
+    batch_size: int = key(128, "examples at once, of the likelihood", low=1, high=2**24)
     reference: str = key("train", "the split that samples are held against", choices=("train", "test"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schema:
     seed: int = key(0, "of the weights, the batches and the noise", low=0, below=SEEDS)
+    module: str = key("", "a Python file of your own that is imported first: it adds to the tables of names")
     sde: SDESection = dataclasses.field(default_factory=SDESection)
     model: ModelSection = dataclasses.field(default_factory=ModelSection)
     data: DataSection = dataclasses.field(default_factory=DataSection)
@@ -188,6 +193,7 @@ class Schema:
 # What may differ when a run goes on: how long, how often, how devices share the work, where data are kept, and what
 # follows training.
 FREE_ON_RESUME = (
+    "module",
     "train.steps",
     "train.log_every",
     "train.checkpoint_every",
@@ -201,7 +207,7 @@ FREE_ON_RESUME = (
 )
 
 
-SECTIONS = tuple(field.name for field in dataclasses.fields(Schema) if field.name != "seed")
+SECTIONS = tuple(field.name for field in dataclasses.fields(Schema) if dataclasses.is_dataclass(field.type))
 
 
 def _leaves(section: type = Schema, prefix: str = "") -> dict[str, tuple[Any, dataclasses.Field[Any]]]:
@@ -216,11 +222,12 @@ def _leaves(section: type = Schema, prefix: str = "") -> dict[str, tuple[Any, da
 
 
 KEYS = _leaves()
+OWN_KEYS: set[str] = set()  # those of KEYS that a module of the user's brought
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
     """The closest of `names`, or "" when none is close."""
-    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name[:100], list(names), n=1, cutoff=0.5)
     return close[0] if close else ""
 
 
@@ -255,14 +262,26 @@ def describe(name: str) -> str:
     words = f"a tuple, each entry {article}" if many else article
     if field.metadata["choices"]:
         words = "one of " + ", ".join(field.metadata["choices"])
-    words += "".join(f", {word} {limit:g}" for word, limit in field.metadata["ranges"].items() if limit is not None)
+    limits = field.metadata["ranges"].items()
+    words += "".join(f", {word} {_number(limit)}" for word, limit in limits if limit is not None)
     return words + (", or None" if optional else "")
 
 
+def _number(limit: float) -> str:
+    return f"{limit:,}" if isinstance(limit, int) else f"{limit:g}"
+
+
 def _entry(kind: type, value: Any) -> Any:
-    """Return the value as `kind`. Raises ValueError when it is of another type; an int will do for a float."""
+    """Return the value as `kind`. Raises ValueError when it is of another type; an int will do for a float.
+
+    So will numpy's own kind of number, and a path for a string.
+    """
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        value = value.item()
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
+    if kind is str and isinstance(value, os.PathLike):
+        value = os.fspath(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ValueError
     return value
@@ -281,6 +300,17 @@ def _within(value: Any, field: dataclasses.Field[Any]) -> bool:
     )
 
 
+def _check_size(name: str, value: Any) -> None:
+    """Raises UserError for a number that is in its range, and that the device cannot hold."""
+    ranges = KEYS[name][1].metadata["ranges"]
+    if isinstance(value, int) and abs(value) > MOST and ranges["at most"] is None and ranges["below"] is None:
+        raise UserError(f"config.{name} is {quoted(value)}: give a whole number of at most {MOST:,}")
+    if isinstance(value, float) and value and not FLOAT32[0] <= abs(value) <= FLOAT32[1]:
+        raise UserError(
+            f"config.{name} is {value:g}: float32 holds sizes from {FLOAT32[0]:g} to {FLOAT32[1]:g}; give another"
+        )
+
+
 def check_value(name: str, value: Any) -> Any:
     """Return the value in its key's type. Raises UserError when its type or range is wrong."""
     hint, field = KEYS[name]
@@ -288,17 +318,20 @@ def check_value(name: str, value: Any) -> Any:
     if value is None and optional:
         return None
     if many and kind is str and isinstance(value, (tuple, list)):
-        # --config.eval.samplers=em,ode arrives as one string
+        # Names in one string, as "em, ode".
         value = [part.strip() for entry in value for part in (entry.split(",") if isinstance(entry, str) else [entry])]
     listed = isinstance(value, (tuple, list))
     try:
         if listed != many:
             raise ValueError
         entries = [_entry(kind, entry) for entry in (value if listed else [value])]
-        if not all(_within(entry, field) for entry in entries):
+        if len(entries) > ENTRIES or not all(_within(entry, field) for entry in entries):
             raise ValueError
-    except ValueError:
-        raise UserError(f"config.{name} is {value!r}; it takes {describe(name)}") from None
+    except (ValueError, OverflowError):
+        most = f", {ENTRIES} entries at most" if many else ""
+        raise UserError(f"config.{name} is {quoted(value)}; it takes {describe(name)}{most}") from None
+    for entry in entries:
+        _check_size(name, entry)
     return tuple(entries) if many else entries[0]
 
 
@@ -331,13 +364,77 @@ def _short(value: int) -> str:
     return str(value) if abs(value) < 10**20 else f"a number of about {int(value.bit_length() * 0.30103)} digits"
 
 
+def read_text(name: str, text: str) -> Any:
+    """Read a key's value as the command line gives it: a number, true or false, None, or a tuple as 1,2 or (1, 2).
+
+    What its key's type does not read stays text, for `check_value` to refuse.
+    """
+    kind, many, optional = _kind(KEYS[name][0])
+    if optional and text.strip().lower() in ("none", "null"):
+        return None
+    if not many:
+        return _read(kind, text)
+    inner = text.strip()
+    if inner[:1] + inner[-1:] in ("()", "[]"):
+        inner = inner[1:-1]
+    parts = [part.strip() for part in inner.split(",")]
+    return tuple(_read(kind, part) for part in (parts if parts[-1] else parts[:-1]))
+
+
+def _read(kind: type, text: str) -> Any:
+    if kind is bool:
+        return {"true": True, "1": True, "false": False, "0": False}.get(text.strip().lower(), text)
+    if kind is str:
+        marked = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+        return text[1:-1] if marked else text
+    try:
+        return kind(text)
+    except ValueError:
+        return text
+
+
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     """Return a nested config as {"train.lr": 1e-3, ...}."""
     found: dict[str, Any] = {}
     for name, value in config.items():
-        nested = isinstance(value, (Mapping, ConfigDict, FrozenConfigDict))
-        found |= flatten(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
+        inside = isinstance(value, (Mapping, ConfigDict, FrozenConfigDict)) and (value or name in SECTIONS)
+        found |= flatten(value, f"{prefix}{name}.") if inside else {f"{prefix}{name}": value}
     return found
+
+
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Return {"train.lr": 1e-3, ...} as a nested config."""
+    found: dict[str, Any] = {}
+    for name, value in flat.items():
+        section, _, last = name.rpartition(".")
+        (found.setdefault(section, {}) if section else found)[last] = value
+    return found
+
+
+def adopt(module: Any) -> str:
+    """Import a module of the user's, whose constructors' arguments become keys: None unless they are given.
+
+    Returns the file's absolute path. Raises UserError where there is no such file, or where it raises.
+    """
+    from experiment.build.own_module import load  # imports jax, which a config without one does not need
+
+    path, arguments = load(check_value("module", module))
+    for name, kind in arguments.items():
+        if name not in KEYS:
+            meaning = f"of {path}: None for its own default"
+            KEYS[name] = (kind | None, key(None, meaning))
+            OWN_KEYS.add(name)
+    return path
+
+
+def adopt_of_run(workdir: str | Path) -> None:
+    """Import the module of the run that lies in workdir, if there is one. What else is wrong there is told later."""
+    try:
+        module = json.loads((Path(workdir).expanduser() / "config.json").read_text()).get("module")
+    except (OSError, ValueError, RuntimeError, AttributeError, RecursionError):
+        return
+    if module:
+        adopt(module)
 
 
 def check_config(config: Any) -> Any:
@@ -346,13 +443,17 @@ def check_config(config: Any) -> Any:
     Raises UserError that names the key: unknown (with the nearest valid one), or of a wrong type or range.
     """
     given = flatten(config)
+    if given.get("module"):
+        given["module"] = adopt(given["module"])
     for name in given:
         check_key(name)
-    values: dict[str, Any] = {}
-    for name, (_, field) in KEYS.items():
-        value = given.get(name, field.default)
-        section, _, last = name.rpartition(".")
-        (values.setdefault(section, {}) if section else values)[last] = check_value(name, value)
+    values = nested(
+        {
+            name: check_value(name, given.get(name, field.default))
+            for name, (_, field) in KEYS.items()
+            if name not in OWN_KEYS or given.get(name) is not None
+        }
+    )
     for low, high in (("beta_min", "beta_max"), ("sigma_min", "sigma_max")):
         below, above = values["sde"][low], values["sde"][high]
         if below >= above:
@@ -361,17 +462,13 @@ def check_config(config: Any) -> Any:
 
 
 def whole_config(config: Any) -> Any:
-    """Return the whole, checked config with every value open to be set.
-
-    A key that may be None, and is, has its type as a placeholder, by which ml_collections parses it.
-    """
-    checked = check_config(config)
-    values = ConfigDict({section: checked[section].to_dict() for section in SECTIONS} | {"seed": checked.seed})
+    """Return the whole, checked config with every value open to be set."""
+    checked = check_config(config).to_dict()
     for name, (hint, _) in KEYS.items():
         section, _, last = name.rpartition(".")
-        if section and values[section][last] is None:
-            values[section][last] = config_dict.placeholder(_kind(hint)[0])
-    return values
+        if section and checked[section].get(last, 0) is None:
+            checked[section][last] = config_dict.placeholder(_kind(hint)[0])
+    return ConfigDict(checked)
 
 
 def set_keys(config: Any) -> dict[str, Any]:
@@ -395,18 +492,33 @@ def differences(old: Any, new: Any, free: tuple[str, ...] = ()) -> list[str]:
 
 def save_config(path: Path, config: Any, **beside: Any) -> None:
     """Write config.json atomically: the config's sections, and beside them what else is to be remembered of the run."""
+    from experiment.files import write_json  # imports NumPy, which --help does not need
+
     write_json(path, {**config.to_dict(), **beside})
 
 
-def load_config(path: Path) -> tuple[Any, dict[str, Any]]:
-    """Read config.json. Raises UserError when the file cannot be read as a config.
+def load_config(path: Path, remedy: str = "restore it, or train into another --workdir") -> tuple[Any, dict[str, Any]]:
+    """Read config.json, or another file of its form. Raises UserError where it cannot be read as a config.
+
+    Beside the config's sections, what training writes there itself is told by its data_shape or provenance; a file
+    without them holds a config alone.
 
     Returns:
         The checked config, and what was saved beside it.
     """
+    from experiment.files import read_regular  # imports NumPy, which --help does not need
+
     try:
         content = dict(json.loads(read_regular(path, MOST_BYTES)))
-        sections = {name: content.pop(name) for name in [f.name for f in dataclasses.fields(Schema)] if name in content}
+        ours = [field.name for field in dataclasses.fields(Schema)]
+        sections = {name: content.pop(name) for name in ours if name in content}
+        if not {"data_shape", "provenance"} & content.keys():
+            sections, content = {**sections, **content}, {}
+    except (OSError, ValueError, RecursionError, AttributeError, TypeError, OverflowError) as error:
+        raise UserError(f"{path} is damaged ({one_line(error)}): {remedy}") from None
+    try:
         return check_config(sections), content
-    except (OSError, ValueError, AttributeError, TypeError, RecursionError, OverflowError) as error:
-        raise UserError(f"{path} is damaged ({one_line(error)}): restore it, or train into another --workdir") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except RecursionError:
+        raise UserError(f"{path} is damaged (its sections are nested without end): {remedy}") from None

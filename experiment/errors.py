@@ -1,6 +1,7 @@
 """The error that a user's mistake raises, and how a name, or any error's text, stands in a message."""
 
 import reprlib
+import traceback
 from collections.abc import Mapping
 from typing import Any
 
@@ -52,3 +53,13 @@ def quoted(value: object) -> str:
 def one_line(error: object, limit: int = 200) -> str:
     """The error's text on one line, at most `limit` characters of it; its class where it has none."""
     return shown(" ".join(str(error)[: 8 * limit].split())[:limit], limit) or type(error).__name__
+
+
+def place(name: str, error: BaseException) -> str:
+    """Say where a Python file of the user's failed, and why: "mine.py, line 3: NameError: name 'x' is not defined"."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == name]
+    reason = one_line(error)
+    if isinstance(error, SyntaxError) and error.filename == name:
+        lines, reason = [error.lineno], error.msg
+    at = f", line {lines[-1]}" if lines and lines[-1] else ""
+    return f"{name}{at}: {type(error).__name__}: {reason}"

@@ -11,9 +11,9 @@ process of the same betas, and is told the step at which the chain has the same 
 arXiv:2011.13456) gives the score under VE, and is told log sigma.
 """
 
-from absl import flags
-
+import experiment.command_line.start  # noqa: F401
 from experiment import cli
+from experiment.cli import flags
 
 
 def main(folder: str, run: str) -> int:

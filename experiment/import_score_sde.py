@@ -7,9 +7,9 @@ CHECKPOINT is a .pth of github.com/yang-song/score_sde_pytorch, whole or the net
 network it is; flags say what they do not show. Song et al. 2021, arXiv:2011.13456.
 """
 
-from absl import flags
-
+import experiment.command_line.start  # noqa: F401
 from experiment import cli
+from experiment.cli import flags
 
 
 def define_flags() -> None:

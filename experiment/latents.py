@@ -8,9 +8,9 @@
                            typicality.png.
 """
 
-from absl import flags
-
+import experiment.command_line.start  # noqa: F401
 from experiment import cli
+from experiment.cli import flags
 
 
 def define_flags() -> None:

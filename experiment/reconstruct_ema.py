@@ -8,9 +8,9 @@ RUN was trained with config.train.power_ema, say (0.05, 0.1). NEW is a run direc
 like any other; it holds the average alone and cannot be trained further.
 """
 
-from absl import flags
-
+import experiment.command_line.start  # noqa: F401
 from experiment import cli
+from experiment.cli import flags
 from experiment.errors import UserError
 
 

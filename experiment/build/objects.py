@@ -121,21 +121,33 @@ def check_names(config: Any) -> None:
         check_sampler(name, "a sampler of config.eval.samplers")
 
 
+# What every network and parameterisation is given beside the keys of its section, as far as it takes them.
+GIVEN = ("shape", "num_classes", "dtype", "centered", "rngs", "noise_label")
+
+
 def parameters(cls: type) -> list[str]:
     """The names that the class's constructor takes."""
     signature = inspect.signature(cls.__init__)  # type: ignore[misc]  # of a flax class itself, it is its metaclass's
     return list(signature.parameters)
 
 
+def _required(cls: type) -> list[str]:
+    """Those of them that have no default."""
+    named = list(inspect.signature(cls.__init__).parameters.values())[1:]  # type: ignore[misc]
+    return [p.name for p in named if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+
+
 def construct(cls: type, section: Any, what: str, **given: Any) -> Any:
     """Construct cls from `given` and those keys of the config's section that it takes; None is left out.
 
-    Raises UserError where the constructor raises ValueError.
+    Raises UserError where the constructor raises ValueError, or wants an argument that no key gives.
     """
     named = parameters(cls)
     options = {name: section[name] for name in named if name in section}
     options |= {name: value for name, value in given.items() if name in named}
     options = {name: value for name, value in options.items() if value is not None}
+    if missing := [name for name in _required(cls) if name not in options]:
+        raise UserError(f"{what}: {cls.__name__} needs {missing[0]}: set {what}.{missing[0]}, or give it a default")
     try:
         return cls(**options)
     except ValueError as error:

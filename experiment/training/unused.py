@@ -7,18 +7,25 @@ from ml_collections import ConfigDict
 
 from experiment.build.objective import Objective
 from experiment.build.objects import MODELS, build_parameterization, build_sde, parameters
-from experiment.config import KEYS, set_keys
+from experiment.config import set_keys
 from experiment.errors import UserError
 
-# Keys that some classes take and others do not, and the key that chooses the class.
-CHOSEN_BY = {name: f"{name.partition('.')[0]}.name" for name in KEYS if name.startswith(("model.", "sde."))}
-CHOSEN_BY |= {
+# Keys that some classes take and others do not, each with the key that chooses the class; beside them, those of the
+# sections model and sde, which their names choose.
+_CHOSEN_BY = {
     "model.sigma_data": "model.parameterization",
     "model.scale_by_sigma": "model.parameterization",
     "train.min_snr_gamma": "train.weighting",
     "train.time_mean": "train.times",
     "train.time_std": "train.times",
+    "train.snapshot_every": "train.power_ema",
 }
+
+
+def chosen_by(name: str) -> str:
+    """The key by whose choice a class takes the key `name`; "" for one that is of no class."""
+    section = name.partition(".")[0]
+    return _CHOSEN_BY.get(name, f"{section}.name" if section in ("model", "sde") else "")
 
 
 def unused_keys(config: Any, given: Iterable[str] = ()) -> list[str]:
@@ -31,8 +38,8 @@ def unused_keys(config: Any, given: Iterable[str] = ()) -> list[str]:
     build_parameterization(read)
     Objective.of(read)
     network = {f"model.{name}" for name in (*parameters(MODELS[config.model.name]), *_OF_EVERY_NETWORK)}
-    taken = network | read.names
-    unused = [name for name in set_keys(config) if name in CHOSEN_BY and name not in taken]
+    taken = network | read.names | ({"train.snapshot_every"} if config.train.power_ema else set())
+    unused = [name for name in set_keys(config) if chosen_by(name) and name not in taken]
     for name in unused:
         if name in given:
             raise UserError(f"config.{name} is set, and {_choice(config, name)} does not take it: leave it out")
@@ -49,7 +56,7 @@ _OF_EVERY_NETWORK = ("name", "class_conditional", "dtype")
 
 def _choice(config: Any, name: str) -> str:
     """The choice by which the key is not taken, such as "config.model.name=unet"."""
-    section, _, key = CHOSEN_BY[name].partition(".")
+    section, _, key = chosen_by(name).partition(".")
     return f"config.{section}.{key}={config[section][key]}"
 
 

@@ -180,6 +180,7 @@ DEFAULTS = {
     "eval.seed": 0,
     "eval.batch_size": 128,
     "eval.reference": "train",
+    "module": "",
 }
 
 
@@ -204,6 +205,7 @@ UNUSED = {
     "sde.sigma_min": 0.5,
     "train.min_snr_gamma": 3.0,
     "train.time_std": 2.0,
+    "train.snapshot_every": 7,
 }
 
 
@@ -261,7 +263,7 @@ def test_differences_name_the_keys_that_matter() -> None:
 @pytest.mark.parametrize("name", KEYS)
 def test_a_run_goes_on_under_another_length_rhythm_or_machine_and_nothing_else(name: str) -> None:
     train = "steps log_every checkpoint_every keep snapshot_every fsdp steps_per_call".split()
-    free = name in {f"train.{key}" for key in train} | {"data.cache"} or name.startswith(("sample.", "eval."))
+    free = name in {f"train.{key}" for key in train} | {"data.cache", "module"} or name.startswith(("sample.", "eval."))
     assert (differences({name: 1}, {name: 2}, FREE_ON_RESUME) == []) == free
 
 
@@ -269,10 +271,11 @@ def test_a_run_goes_on_under_another_length_rhythm_or_machine_and_nothing_else(n
 def parse(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     def parsed(*arguments: str) -> Any:
         values, argv = flags.FlagValues(), [str(ROOT / "train.py"), *arguments]
-        monkeypatch.setattr("sys.argv", argv)  # where ml_collections looks for overrides
-        flags.DEFINE_string("workdir", "runs/digits", "", flag_values=values)
-        cli.parse_flags(argv, str(ROOT / "configs" / "digits.py"), values)
-        return values.config
+        monkeypatch.setattr("sys.argv", argv)  # whose folder has the configs
+        flags.DEFINE_string("workdir", "runs/digits", "The run directory.", flag_values=values)
+        config, given = cli.parse_flags(argv, str(ROOT / "configs" / "digits.py"), values, about="Trains.")
+        parsed.given = given  # type: ignore[attr-defined]
+        return config
 
     return parsed
 
@@ -290,6 +293,50 @@ def test_overrides_reach_the_config(parse: Callable[..., Any]) -> None:
     assert (checked.train.steps, checked.train.lr, checked.sde.t_min, checked.data.flip) == (7, 1.0, 0.01, True)
     assert checked.model.channel_mults == (1, 2, 4)
     assert checked.eval.samplers == ("em", "ode")
+    assert len(parse.given) == 6 and parse.given[0] == "train.steps"  # type: ignore[attr-defined]
+
+
+WRITTEN: dict[str, tuple[str, Any]] = {
+    "--config.sde.t_min=None": ("sde.t_min", None),
+    "--config.train.time_mean=None": ("train.time_mean", None),
+    "--config.train.time_std=none": ("train.time_std", None),
+    "--config.train.time_mean=-3e-1": ("train.time_mean", -0.3),
+    "--config.train.lr 1e-2": ("train.lr", 0.01),
+    "-config.train.lr=2": ("train.lr", 2.0),
+    "--config.train.steps=1_000": ("train.steps", 1000),
+    "--config.data.flip": ("data.flip", True),
+    "--config.data.flip=True": ("data.flip", True),
+    "--config.data.flip=0": ("data.flip", False),
+    "--noconfig.data.dequantize": ("data.dequantize", False),
+    "--config.model.channel_mults=(1,2,4)": ("model.channel_mults", (1, 2, 4)),
+    "--config.model.channel_mults=[1, 2]": ("model.channel_mults", (1, 2)),
+    "--config.model.channel_mults=3": ("model.channel_mults", (3,)),
+    "--config.model.channel_mults=3,": ("model.channel_mults", (3,)),
+    "--config.model.attention=()": ("model.attention", ()),
+    "--config.model.attention=": ("model.attention", ()),
+    "--config.train.power_ema=0.05,0.1": ("train.power_ema", (0.05, 0.1)),
+    "--config.eval.samplers=('em', 'ode')": ("eval.samplers", ("em", "ode")),
+    "--config.data.path=None": ("data.path", "None"),  # a name like any other
+    "--config.data.path='my data'": ("data.path", "my data"),
+    "--config.seed=4294967295": ("seed", 2**32 - 1),
+}
+
+
+@pytest.mark.parametrize("argument", WRITTEN)
+def test_a_value_is_read_as_its_key_takes_it(parse: Callable[..., Any], argument: str) -> None:
+    name, value = WRITTEN[argument]
+    flag, space, rest = argument.partition(" ")
+    found = flatten(parse(*([flag, rest] if space and "=" not in flag else [argument])))[name]
+    assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize("name", [name for name, (hint, _) in KEYS.items() if "None" in str(hint)])
+def test_every_key_that_may_be_none_takes_it_as_text(parse: Callable[..., Any], name: str, tmp_path: Path) -> None:
+    section, _, last = name.partition(".")
+    (tmp_path / "mine.py").write_text(f"def get_config():\n    return {{{section!r}: {{{last!r}: 0.5}}}}")
+    file = f"--config={tmp_path / 'mine.py'}"
+    assert flatten(parse(file))[name] == 0.5
+    assert flatten(parse(file, f"--config.{name}=None"))[name] is None
 
 
 COMMAND_LINES = {
@@ -304,6 +351,29 @@ COMMAND_LINES = {
     "--config=configs/digit.py": "config file 'configs/digit.py' does not exist",
     "--wrokdir=runs/x": "unknown flag --wrokdir: did you mean --workdir?",
     "runs/x": "unexpected argument 'runs/x'",
+    "--config.train.steps": "--config.train.steps has no value: write --config.train.steps=VALUE",
+    "--config": "--config has no value",
+    "--config=configs": "config file configs is a folder: give a file",
+    "--config=/dev/null": "config file /dev/null is no ordinary file",
+    "--config.train.steps=" + "9" * 5000: "it takes an int, at least 1",
+    "--config.train.steps=1" + "0" * 30: "give a whole number of at most 2,147,483,647",
+    "--config.model.width=100000": "config.model.width is 100000; it takes an int, at least 1, at most 65,536",
+    "--config.train.batch_size=1000000000": "at most 16,777,216",
+    "--config.sample.steps=1000000000000": "at most 1,000,000",
+    "--config.train.lr=1e400": "config.train.lr is inf",
+    "--config.train.lr=nan": "config.train.lr is nan",
+    "--config.train.lr=1e39": "config.train.lr is 1e+39: float32 holds sizes from 1.2e-38 to 3.4e+38",
+    "--config.train.lr=1e-50": "config.train.lr is 1e-50: float32 holds",
+    "--config.train.steps=inf": "config.train.steps is 'inf'; it takes an int",
+    "--config.seed=4294967296": "config.seed is 4294967296; it takes an int, at least 0, below 4,294,967,296",
+    "--config.eval.seed=-1": "config.eval.seed is -1",
+    "--config.model.channel_mults=" + "1," * 200: "100 entries at most",
+    "--config.train.log_every=None": "config.train.log_every is 'None'; it takes an int",
+    "--noconfig.train.steps": "config.train.steps is 'false'",
+    "--only_check_args": "unknown flag --only_check_args",
+    "--verbosity=1": "unknown flag --verbosity",
+    "--undefok=x": "unknown flag --undefok",
+    "--flagfile=x": "unknown flag --flagfile",
 }
 
 
@@ -311,14 +381,30 @@ COMMAND_LINES = {
 def test_a_mistake_on_the_command_line_is_told(parse: Callable[..., Any], argument: str) -> None:
     with pytest.raises(UserError) as told:
         parse(argument)
-    assert COMMAND_LINES[argument] in str(told.value)
+    assert COMMAND_LINES[argument] in str(told.value) and len(str(told.value)) < 2100
 
 
 FILES = {
     "x = 1": "has no get_config(): write one",
     "get_config = 3": "has no get_config()",
     "def get_config():\n    pass": "returns NoneType: give a ConfigDict",
+    "def get_config():\n    return [1]": "returns list: give a ConfigDict",
     "def get_config():\n    return {'train': {'stpes': 3}}": "did you mean config.train.steps?",
+    "def get_config():\n    return {'trian': {}}": "unknown config key config.trian",
+    "def get_config():\n    return {'train': 3}": "config.train is a section",
+    "def get_config():\n    return {'train': {'steps': 10**5000}}": "config.train.steps is a number of",
+    "def get_config():\n    return {'train': {'lr': 10**400}}": "config.train.lr is",
+    "def get_config():\n    return {3: 4}": "unknown config key config.3",
+    "# Read me\n\nThis is *no* config.": "mine.py, line 3: SyntaxError",
+    "def get_config(:": "mine.py, line 1: SyntaxError",
+    "a = 1\n\0": "mine.py",
+    "import os\n\ndef get_config():\n    return nobody": "mine.py, line 4: NameError: name 'nobody' is not defined",
+    "import a_module_of_nobody": "mine.py, line 1: ModuleNotFoundError: No module named 'a_module_of_nobody'",
+    "from configs import a_config_of_nobody": "mine.py, line 1: ImportError",
+    "def get_config():\n\n    raise ValueError('a\\nb')": "mine.py, line 3: ValueError: a b: mend it",
+    "import sys\nsys.exit(0)": "mine.py, line 2: SystemExit",
+    "def get_config(x):\n    pass": "TypeError: get_config() missing",
+    "def get_config():\n    return get_config()": "RecursionError",
 }
 
 
@@ -327,7 +413,71 @@ def test_a_mistake_in_a_config_file_is_told(parse: Callable[..., Any], text: str
     (tmp_path / "mine.py").write_text(text)
     with pytest.raises(UserError) as told:
         parse(f"--config={tmp_path / 'mine.py'}")
-    assert FILES[text] in str(told.value)
+    assert FILES[text] in str(told.value) and "\n" not in str(told.value)
+
+
+JSON = {
+    "": "is damaged",
+    "[1]": "is damaged",
+    "{": "is damaged",
+    '{"train": {"lr": 1e400}}': "config.train.lr is inf",
+    '{"train": {"lr": 1' + "0" * 400 + "}}": "config.train.lr is",
+    '{"train": {"steps": ' + "9" * 5000 + "}}": "is damaged",
+    '{"train": {"steps": Infinity}}': "config.train.steps is inf",
+    '{"train": {"lr": NaN}}': "config.train.lr is nan",
+    '{"trian": {"lr": 1}}': "unknown config key config.trian.lr",
+    '{"data_shape": {}, "trian": {"lr": 1}, "train": {"lr": -1}}': "config.train.lr is -1",
+    "[" * 10**5: "is damaged",
+    '{"train": ' * 900 + "1" + "}" * 900: "unknown config key config.train.train",
+}
+
+
+@pytest.mark.parametrize("text", JSON, ids=range(len(JSON)))
+def test_a_mistake_in_a_config_as_json_is_told(parse: Callable[..., Any], text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError) as told:
+        parse(f"--config={tmp_path / 'config.json'}")
+    assert JSON[text] in str(told.value) and str(tmp_path / "config.json") in str(told.value)
+
+
+def test_the_config_of_a_run_is_a_config_file(parse: Callable[..., Any], tmp_path: Path) -> None:
+    """With what training keeps beside it, under the command line's keys, and as --print_config prints it."""
+    config = parse("--config.model.attention=4,8", "--config.sde.t_min=0.25")
+    save_config(tmp_path / "config.json", config, data_shape={}, provenance={}, anything={"else": 1})
+    again = parse(f"--config={tmp_path / 'config.json'}", "--config.sde.t_min=None")
+    assert differences(config, again) == ["sde.t_min 0.25 -> None"]
+    with pytest.raises(UserError, match=r"unknown config key config\.anything"):
+        save_config(tmp_path / "config.json", config, anything={"else": 1})
+        parse(f"--config={tmp_path / 'config.json'}")
+
+
+def test_print_config_prints_what_would_be_trained_and_stops(
+    parse: Callable[..., Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse("--config.train.steps=7", "--print_config", "--config.eval.samplers=em")
+    assert not ended.value.code
+    (tmp_path / "again.json").write_text(capsys.readouterr().out)
+    again = parse(f"--config={tmp_path / 'again.json'}")
+    changes = ["eval.samplers ('em', 'pc', 'ode') -> ('em',)", "train.steps 3000 -> 7"]
+    assert sorted(differences(check_config(digits.get_config()), again)) == changes
+    with pytest.raises(UserError, match="did you mean"):
+        parse("--print_config", "--config.train.stpes=7")
+
+
+def test_the_help_has_every_key_with_its_default_range_and_meaning(
+    parse: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for asked in ("--help", "-h"):
+        with pytest.raises(SystemExit) as ended:
+            parse(asked, "--config.train.stpes=7")
+        assert not ended.value.code
+        told = " ".join(capsys.readouterr().out.split())
+        assert told.startswith("Trains.") and "--config=FILE" in told and "--workdir=TEXT The run directory." in told
+        for name, (_, field) in KEYS.items():
+            assert f" {name}=" in told and " ".join(field.metadata["meaning"].split()) in told
+    assert "train.lr=0.001 the learning rate after warming up (a float, above 0)" in told
+    assert "data.flip=false images flipped" in told and "eval.samplers=em,pc,ode what" in told
 
 
 def test_a_config_file_may_be_a_plain_dictionary_of_what_differs(parse: Callable[..., Any], tmp_path: Path) -> None:
