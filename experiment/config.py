@@ -66,13 +66,13 @@ class ModelSection:
     )
     sigma_data: float = key(0.5, "of edm and its weightings: the standard deviation of the scaled data", above=0)
     width: int = key(128, "channels at full resolution; of mlp and dit, in every layer", low=1, high=2**16)
-    depth: int = key(4, "of mlp and dit: hidden layers, or transformer blocks", low=1, high=1000)
+    depth: int = key(4, "of mlp and dit: hidden layers, or transformer blocks", low=1, high=256)
     heads: int = key(4, "of unet and dit: attention heads", low=1)
     patch_size: int = key(2, "of dit: pixels per side of a patch", low=1)
     channel_mults: tuple[int, ...] = key(
         (1, 2), "of unet and ncsnpp: width factor of each resolution", low=1, high=1000
     )
-    blocks: int = key(2, "of unet and ncsnpp: residual blocks for each resolution", low=1, high=100)
+    blocks: int = key(2, "of unet and ncsnpp: residual blocks for each resolution", low=1, high=64)
     attention: tuple[int, ...] = key((), "of unet and ncsnpp: resolutions with attention, in pixels per side", low=1)
     dropout: float = key(0.0, "the share of features left out in training", low=0, below=1)
     class_conditional: bool = key(False, "whether the network is told the class")
@@ -149,6 +149,10 @@ class TrainSection:
     checkpoint_every: int = key(1000, "updates between checkpoints", low=1)
     keep: int = key(3, "checkpoints kept", low=1)
     log_every: int = key(50, "updates between rows of the log", low=1)
+    preview_every: int = key(
+        1000, "updates between held-out losses, with pictures of samples in TensorBoard; 0: none", low=0
+    )
+    start: str = key("", "a run whose averaged weights training starts from, with a fresh optimizer")
     fsdp: int = key(1, "devices that weights, averages and moments are split over", low=1)
     steps_per_call: int = key(1, "updates in one call of the device; on CPU always 1", low=1, high=10_000)
 
@@ -199,6 +203,7 @@ FREE_ON_RESUME = (
     "train.checkpoint_every",
     "train.keep",
     "train.snapshot_every",
+    "train.preview_every",
     "train.fsdp",
     "train.steps_per_call",
     "data.cache",
