@@ -1,6 +1,6 @@
 """The speed of training and sampling of DDPM++ and NCSN++, beside PyTorch where it is installed.
 
-    python benchmarks/training.py [--json=FILE]
+    python benchmarks/training.py [--json=FILE]     # --json=benchmarks/results/training.json records them
 
 Prints, for each network and each compute type, on random images of CIFAR-10's shape:
 
@@ -44,7 +44,6 @@ from sde_lib import sample
 from sde_lib.samplers import DDIM
 
 CONFIGS = {"ddpmpp": cifar10_ddpmpp, "ncsnpp": cifar10_ncsnpp}
-RESULTS = Path(__file__).parent / "results" / "training.json"
 
 # FLOP/s of dense bfloat16 products, from the makers' data sheets; by the beginning of jax's device_kind.
 PEAK = {
@@ -317,7 +316,7 @@ def main() -> None:
         "--steps_per_call", type=int, default=5, help="on an accelerator; --steps must be divisible by it"
     )
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--json", default=str(RESULTS), help="where the figures are written")
+    parser.add_argument("--json", help="also write the figures to this file")
     args = parser.parse_args()
     if args.steps % args.steps_per_call and not on_cpu:
         parser.error(f"--steps={args.steps} is not divisible by --steps_per_call={args.steps_per_call}")
@@ -332,7 +331,8 @@ def main() -> None:
         for dtype in args.dtypes.split(","):
             results[f"{kind}, {dtype}"] = found = measure(kind, dtype, args)
             show(kind, dtype, found)
-    Path(args.json).write_text(json.dumps(results, indent=2) + "\n")
+    if args.json:
+        Path(args.json).write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from experiment.command_line import INTERRUPTED, MISTAKE
 from experiment.command_line.given_config import split_arguments, whole_config
 from experiment.command_line.help import help_text
 from experiment.config import adopt_of_run, nearest
-from experiment.errors import UserError, shown
+from experiment.errors import UserError, quoted, shown
 
 _LOUD = ("absl", "jax", "orbax", "tensorboardX", "etils")
 _HELP = ("-h", "--h", "-help", "--help", "--helpshort", "--helpfull")
@@ -120,7 +120,7 @@ def parse_flags(
     except flags.Error as error:
         raise UserError(f"{shown(str(error))}: see --help") from None
     if len(rest) > len(positional):
-        raise UserError(f"unexpected argument {shown(repr(rest[len(positional)]))}: flags are written --name=value")
+        raise UserError(f"unexpected argument {quoted(rest[len(positional)])}: flags are written --name=value")
     if len(rest) < len(positional):
         raise UserError(
             f"{positional[len(rest)]} is missing: give {' '.join(positional)}, then flags written --name=value"
@@ -149,14 +149,6 @@ def _check_known(arguments: list[str], own: list[str]) -> None:
         if argument.startswith("-") and name not in own and name.removeprefix("no") not in own and not _is_number(name):
             guess = nearest(name, own)
             raise UserError(f"unknown flag --{shown(name)}: {f'did you mean --{guess}?' if guess else 'see --help'}")
-
-
-def _is_number(text: str) -> bool:
-    """Tell whether it may be the value of a flag before it, as in --eta -1."""
-    try:
-        return bool(float(text) or True)
-    except ValueError:
-        return False
 
 
 def mode_of(modes: Mapping[str, Iterable[str]], *switches: flags.FlagHolder[bool | None]) -> str:
@@ -189,6 +181,14 @@ def whole_numbers(flag: str, texts: Iterable[str] | None) -> list[int] | None:
     if not numbers:
         raise UserError(f"--{flag}={','.join(texts)[:80]}: give whole numbers, as in --{flag}=3,7")
     return numbers
+
+
+def _is_number(text: str) -> bool:
+    """Tell whether it may be the value of a flag before it, as in --eta -1."""
+    try:
+        return bool(float(text) or True)
+    except ValueError:
+        return False
 
 
 def _quiet() -> None:

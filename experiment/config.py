@@ -19,14 +19,13 @@ from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict, config_dict
 
-from experiment.errors import UserError, one_line, shown
-from experiment.files import read_regular, write_json
+from experiment.errors import UserError, one_line, quoted
 
 MOST_BYTES = 2**24  # of a config.json
 BESIDE = {"provenance": dict, "earlier_provenance": list, "reconstructed": dict}  # what readers take for these
 
 SEEDS = 2**32  # NumPy's generators take no larger seed
-MOST = 2**31 - 1  # of a whole number that has no limit of its own: the device counts in 32 bits
+MOST = 2**31 - 1  # of a count that has no limit of its own: the device counts in 32 bits
 FLOAT32 = (1.2e-38, 3.4e38)  # the sizes that float32 holds
 ENTRIES = 100  # of a tuple
 
@@ -68,13 +67,13 @@ class ModelSection:
     )
     sigma_data: float = key(0.5, "of edm and its weightings: the standard deviation of the scaled data", above=0)
     width: int = key(128, "channels at full resolution; of mlp and dit, in every layer", low=1, high=2**16)
-    depth: int = key(4, "of mlp and dit: hidden layers, or transformer blocks", low=1, high=1000)
+    depth: int = key(4, "of mlp and dit: hidden layers, or transformer blocks", low=1, high=256)
     heads: int = key(4, "of unet and dit: attention heads", low=1)
     patch_size: int = key(2, "of dit: pixels per side of a patch", low=1)
     channel_mults: tuple[int, ...] = key(
         (1, 2), "of unet and ncsnpp: width factor of each resolution", low=1, high=1000
     )
-    blocks: int = key(2, "of unet and ncsnpp: residual blocks for each resolution", low=1, high=100)
+    blocks: int = key(2, "of unet and ncsnpp: residual blocks for each resolution", low=1, high=64)
     attention: tuple[int, ...] = key((), "of unet and ncsnpp: resolutions with attention, in pixels per side", low=1)
     dropout: float = key(0.0, "the share of features left out in training", low=0, below=1)
     class_conditional: bool = key(False, "whether the network is told the class")
@@ -151,6 +150,10 @@ class TrainSection:
     checkpoint_every: int = key(1000, "updates between checkpoints", low=1)
     keep: int = key(3, "checkpoints kept", low=1)
     log_every: int = key(50, "updates between rows of the log", low=1)
+    preview_every: int = key(
+        1000, "updates between held-out losses, with pictures of samples in TensorBoard; 0: none", low=0
+    )
+    start: str = key("", "a run whose averaged weights training starts from, with a fresh optimizer")
     fsdp: int = key(1, "devices that weights, averages and moments are split over", low=1)
     steps_per_call: int = key(1, "updates in one call of the device; on CPU always 1", low=1, high=10_000)
 
@@ -201,6 +204,7 @@ FREE_ON_RESUME = (
     "train.checkpoint_every",
     "train.keep",
     "train.snapshot_every",
+    "train.preview_every",
     "train.fsdp",
     "train.steps_per_call",
     "data.cache",
@@ -306,7 +310,7 @@ def _check_size(name: str, value: Any) -> None:
     """Raises UserError for a number that is in its range, and that the device cannot hold."""
     ranges = KEYS[name][1].metadata["ranges"]
     if isinstance(value, int) and abs(value) > MOST and ranges["at most"] is None and ranges["below"] is None:
-        raise UserError(f"config.{name} is {shown(value)}: give a whole number of at most {MOST:,}")
+        raise UserError(f"config.{name} is {quoted(value)}: give a whole number of at most {MOST:,}")
     if isinstance(value, float) and value and not FLOAT32[0] <= abs(value) <= FLOAT32[1]:
         raise UserError(
             f"config.{name} is {value:g}: float32 holds sizes from {FLOAT32[0]:g} to {FLOAT32[1]:g}; give another"
@@ -331,8 +335,7 @@ def check_value(name: str, value: Any) -> Any:
             raise ValueError
     except (ValueError, OverflowError):
         most = f", {ENTRIES} entries at most" if many else ""
-        given = shown(repr(value) if isinstance(value, str) else value)
-        raise UserError(f"config.{name} is {given}; it takes {describe(name)}{most}") from None
+        raise UserError(f"config.{name} is {quoted(value)}; it takes {describe(name)}{most}") from None
     for entry in entries:
         _check_size(name, entry)
     return tuple(entries) if many else entries[0]
@@ -388,8 +391,8 @@ def _read(kind: type, text: str) -> Any:
     if kind is bool:
         return {"true": True, "1": True, "false": False, "0": False}.get(text.strip().lower(), text)
     if kind is str:
-        quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
-        return text[1:-1] if quoted else text
+        marked = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+        return text[1:-1] if marked else text
     try:
         return kind(text)
     except ValueError:
@@ -432,6 +435,8 @@ def adopt(module: Any) -> str:
 
 def adopt_of_run(workdir: str | Path) -> None:
     """Import the module of the run that lies in workdir, if there is one. What else is wrong there is told later."""
+    from experiment.files import read_regular  # imports NumPy, which --help does not need
+
     try:
         module = json.loads(read_regular(Path(workdir).expanduser() / "config.json", MOST_BYTES)).get("module")
     except (OSError, ValueError, RuntimeError, AttributeError, RecursionError):
@@ -495,6 +500,7 @@ def differences(old: Any, new: Any, free: tuple[str, ...] = ()) -> list[str]:
 
 def save_config(path: Path, config: Any, **beside: Any) -> None:
     """Write config.json atomically: the config's sections, and beside them what else is to be remembered of the run."""
+    from experiment.files import write_json  # imports NumPy, which --help does not need
 
     write_json(path, {**config.to_dict(), **beside})
 
@@ -508,13 +514,15 @@ def load_config(path: Path, remedy: str = "restore it, or train into another --w
     Returns:
         The checked config, and what was saved beside it.
     """
+    from experiment.files import read_regular  # imports NumPy, which --help does not need
+
     try:
         content = dict(json.loads(read_regular(path, MOST_BYTES)))
         ours = [field.name for field in dataclasses.fields(Schema)]
         sections = {name: content.pop(name) for name in ours if name in content}
         for name, kind in BESIDE.items():
             if not isinstance(content.get(name), kind | None):
-                raise TypeError(f"its {name} is {shown(content[name])}")
+                raise TypeError(f"its {name} is {quoted(content[name])}")
         if not {"data_shape", "provenance"} & content.keys():
             sections, content = {**sections, **content}, {}
     except (OSError, ValueError, RecursionError, AttributeError, TypeError, OverflowError) as error:

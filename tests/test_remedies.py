@@ -17,7 +17,7 @@ TOLD = {
 DO = (
     "add adjust ask attach call cap choose convert correct crop decode delete divide drop flatten get give have install"
     " keep leave look loosen lower make mend move name number pack pass pick prepare put raise read remove replace"
-    " resize restore save see set shorten spend start take train try undo unpack use wait write"
+    " resize restore save see set shorten spend start take train try undo unpack use wait wrap write"
 ).split()
 REMEDY = re.compile(
     rf"(?:^|[:;,] )(?:or |and |so |then |do not )?(?:{'|'.join(DO)})\b"

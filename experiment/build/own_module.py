@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from experiment.build.objects import GIVEN, MODELS, PARAMETERIZATIONS, SDES, parameters
-from experiment.errors import UserError, place, shown
+from experiment.errors import UserError, place, quoted
 
 TABLES: tuple[tuple[str, Mapping[str, Any]], ...] = (("sde", SDES), ("model", MODELS), ("model", PARAMETERIZATIONS))
 
@@ -37,7 +37,7 @@ def load(name: str) -> tuple[str, dict[str, Any]]:
     except (OSError, RuntimeError, ValueError):
         there = False
     if not there:
-        raise UserError(f"config.module is {shown(repr(name))}: there is no such Python file; give the path of one")
+        raise UserError(f"config.module is {quoted(name)}: there is no such Python file; give the path of one")
     if str(path) not in _loaded:
         before = {id(table): dict(table) for _, table in TABLES}
         _execute(path)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from experiment.config import KEYS, adopt, check_config, check_key, flatten, load_config, nested, read_text
-from experiment.errors import UserError, place, shown
+from experiment.errors import UserError, place, quoted, shown
 
 
 class Given(NamedTuple):
@@ -99,4 +99,4 @@ def _no_file(name: str) -> str:
         return f"config file {shown(name)} is no ordinary file: give one with get_config(), or a .json"
     there = sorted(Path(sys.argv[0]).resolve().parent.glob("configs/[!_]*.py"))
     names = ", ".join(os.path.relpath(path) for path in there if path.name != "base.py")
-    return f"config file {shown(repr(name))} does not exist; there are {names}"
+    return f"config file {quoted(name)} does not exist; there are {names}"

@@ -7,6 +7,7 @@ import importlib.util
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 from types import FrameType
 
@@ -44,8 +45,22 @@ def end_in_silence() -> None:
     whole. Training asks for signals itself once it has something to save. A process that ignores the signal, as one
     started in the background does, goes on ignoring it.
     """
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _end)
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        return
+    signal.signal(signal.SIGINT, _end)
+    # Python calls a handler between two of its own steps; a compilation is one step, of a minute at times. So a thread
+    # hears of the signal too.
+    heard, told = os.pipe()
+    os.set_blocking(told, False)
+    signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+    threading.Thread(target=_hear, args=(heard,), daemon=True).start()
+
+
+def _hear(pipe: int) -> None:
+    """End the process when the signal comes, for as long as its handler is ours."""
+    while number := os.read(pipe, 1):
+        if number[0] == signal.SIGINT and signal.getsignal(signal.SIGINT) is _end:
+            os._exit(INTERRUPTED)
 
 
 def check_installed() -> None:

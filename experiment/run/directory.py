@@ -73,10 +73,12 @@ def data_shape_of(path: Path, beside: Any) -> DataShape:
 
 
 def with_absolute_path(config: Any) -> Any:
-    """The config, its data's path independent of the folder that a command is started in."""
-    if config.data.path:
-        with config.unlocked():
+    """The config, with the paths of its data and of the run that it starts from independent of the current folder."""
+    with config.unlocked():
+        if config.data.path:
             config.data.path = str(user_path(config.data.path, "data.path").absolute())
+        if config.train.start:
+            config.train.start = str(user_path(config.train.start, "train.start").absolute())
     return config
 
 
@@ -134,9 +136,11 @@ class RunDirectory:
         moved = saved.data.path and config.data.path and not user_path(saved.data.path, "data.path").exists()
         changed = differences(saved, config, (*FREE_ON_RESUME, "data.path") if moved else FREE_ON_RESUME)
         if changed:
+            same_network = not any(change.startswith("model.") for change in changed)
+            start = f", from this run's weights with --config.train.start={self.path}" if same_network else ""
             raise UserError(
                 f"run directory {self.path} belongs to another config: {'; '.join(changed)};"
-                " undo the change to go on with this run, or train into another --workdir"
+                f" undo the change to go on with this run, or train into another --workdir{start}"
             )
 
     def check_data(self, data: DataShape) -> None:
@@ -151,13 +155,25 @@ class RunDirectory:
                 "this run, or train into another --workdir"
             )
 
-    def write_config(self, config: Any, data: DataShape) -> None:
-        """Write config.json: the config, the data's shape, the provenance; the run's earlier ones stay listed."""
+    def write_config(self, config: Any, data: DataShape, started_from: dict[str, Any] | None = None) -> None:
+        """Write config.json: the config, the data's shape, the provenance; the run's earlier ones stay listed.
+
+        started_from: the run and step whose weights it began with; a run that was begun keeps what is written of it.
+        """
         origin = provenance()
         earlier: list[Any] = []
         if self.config_path.exists() and self.checkpoints.steps():
             beside = load_config(self.config_path)[1]
+            started_from = beside.get("started_from")
             earlier = [
                 p for p in [*beside.get("earlier_provenance", []), beside.get("provenance")] if p and p != origin
             ]
-        save_config(self.config_path, config, data_shape=vars(data), provenance=origin, earlier_provenance=earlier)
+        begun = {"started_from": started_from} if started_from else {}
+        save_config(
+            self.config_path,
+            config,
+            data_shape=vars(data),
+            provenance=origin,
+            earlier_provenance=earlier,
+            **begun,
+        )

@@ -1,5 +1,6 @@
 """The log of a run, metrics.jsonl and TensorBoard events. A resumed run's log is the uninterrupted one's."""
 
+import io
 import json
 import shutil
 import sys
@@ -13,7 +14,7 @@ METRICS, EVENTS, DAMAGED = "metrics.jsonl", "tensorboard", ".damaged"
 
 
 def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
-    """Read the rows of metrics.jsonl: step, loss, grad_norm, lr, images_per_second.
+    """Read the rows of metrics.jsonl: step, loss, grad_norm, lr, images_per_second; now and then held_out_loss.
 
     Left out are a line cut short, and what else is no row.
     """
@@ -75,6 +76,19 @@ class RunLog:
         for name, value in row.items():
             if name != "step":
                 self._events.add_scalar(f"train/{name}", value, int(row["step"]))
+
+    def show_config(self, config: Any, step: int) -> None:
+        """Write the whole config as a text for TensorBoard."""
+        lines = json.dumps(config.to_dict(), indent=2).splitlines()
+        self._events.add_text("config", "".join(f"    {line}\n" for line in lines), step)
+
+    def show_samples(self, png: bytes, step: int) -> None:
+        """Write a picture of samples for TensorBoard."""
+        import numpy as np
+        from PIL import Image
+
+        pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+        self._events.add_image("samples", pixels, step, dataformats="HWC")
 
     def __enter__(self) -> "RunLog":
         return self

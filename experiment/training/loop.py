@@ -1,10 +1,12 @@
 """The training of a run: what is logged, saved and said while the training loop goes on, and how it stops."""
 
 import contextlib
+import os
+import shlex
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,10 @@ from experiment.devices.hosts import all_or_none, first_host, joined, say
 from experiment.errors import UserError
 from experiment.run.directory import DataShape, RunDirectory, with_absolute_path
 from experiment.run.log import RunLog
-from experiment.training.trainer import NotFinite, Progress, Trainer, empty_window
+from experiment.training.memory import check_state, check_step, out_of_memory
+from experiment.training.preview import Preview
+from experiment.training.start import Start
+from experiment.training.trainer import NotFinite, Progress, State, Trainer, empty_window
 from experiment.training.unused import unused_keys, unused_line
 
 
@@ -76,82 +81,149 @@ def train(config: Any, workdir: str | Path, given: Iterable[str] = ()) -> int:
     Returns the exit status: 0, or 128 + n when signal n stopped training, after a checkpoint. Raises UserError for
     every mistake that the user can mend.
     """
-    with Signals() as signals, joined(), contextlib.ExitStack() as stack:
+    with Signals() as signals, joined(), contextlib.ExitStack() as stack, out_of_memory(config):
         with all_or_none():
             config = with_absolute_path(check_config(config))
             check_names(config)
             directory = RunDirectory(workdir, config.train.keep)
             directory.check_belongs(config)
+            begun = bool(directory.checkpoints.steps())
             # A run that was begun goes on by the same command, whatever that sets in vain.
-            unused = unused_keys(config, () if directory.checkpoints.steps() else given)
+            unused = unused_keys(config, () if begun else given)
             dataset = configured_dataset(config)
             directory.check_data(DataShape.of(dataset))
             trainer = Trainer(config, dataset)
+            check_state(trainer)
+            fresh = config.train.start and not begun
+            start = Start(config, dataset, trainer.like["ema"], directory.path) if fresh else None
+        weights = start.read() if start else None
+        with all_or_none():
             if first_host():
                 stack.enter_context(directory.lock())
                 directory.check_belongs(config)
                 directory.checkpoints.clean()
                 directory.snapshots.clean()
-        signals.listen()
         restored = directory.checkpoints.restore(trainer.like, say, repair=True)
-        state, window = (restored[0], restored[1]["window"]) if restored else (trainer.initial_state(), empty_window())
+        state, window = restored or (trainer.initial_state(weights), {"window": empty_window()})
         step = int(state["step"])
         with config.unlocked():
             config.train.steps = max(config.train.steps, step)
         with all_or_none():
             if first_host():
-                directory.write_config(config, DataShape.of(dataset))
-        if step >= config.train.steps:
-            say(f"{directory.path} is trained: step {step}", sys.stdout)
-            return 0
-        hosts = f" of {jax.process_count()} hosts" if jax.process_count() > 1 else ""
-        devices = f"{trainer.mesh.size} {jax.default_backend()} device(s){hosts}"
-        if unused:
-            say(unused_line(config, unused))
-        say(f"{directory.path}: {trainer.weights:,} weights on {devices}, from step {step}", sys.stdout)
-        log = stack.enter_context(RunLog(directory.path, step)) if first_host() else None
-        return _train(trainer, trainer.run(state, window, signals.here), directory, log, signals, step)
+                directory.write_config(config, DataShape.of(dataset), start.origin() if start else None)
+        if step < config.train.steps:
+            if unused:
+                say(unused_line(config, unused))
+            say(_first_line(trainer, directory.path, step), sys.stdout)
+            if start:
+                say(f"{directory.path}: {start.line()}", sys.stdout)
+            stopped = _Training(trainer, directory, signals).run(state, window["window"], step)
+            if stopped:
+                return stopped
+        say(_last_lines(directory.path, config.train.steps), sys.stdout)
+        return 0
 
 
-def _train(
-    trainer: Trainer,
-    progress: Iterator[Progress],
-    directory: RunDirectory,
-    log: RunLog | None,
-    signals: Signals,
-    start: int,
-) -> int:
-    """Log, save and show on the progress bar what the training loop yields. Returns the exit status."""
-    settings, checkpoints = trainer.config.train, directory.checkpoints
-    hidden = None if log else True  # None: shown on a terminal
-    shown = {"unit": "step", "disable": hidden, "dynamic_ncols": True, "desc": "train"}
-    with tqdm(total=settings.steps, initial=start, **shown) as bar:
-        try:
-            for now in progress:
-                if now.row and log:
-                    log.write(now.row)
-                    loss, rate = f"loss {now.row['loss']:.4f}", f"{now.row['images_per_second']:.0f} images/s"
-                    bar.set_postfix_str(f"{loss}, {rate}", refresh=False)
-                    if bar.disable:
-                        print(f"step {now.step}  {loss}  {rate}", flush=True)
-                bar.update(now.step - bar.n)
-                if settings.power_ema and (now.step % settings.snapshot_every == 0 or now.step == settings.steps):
-                    directory.snapshots.save({name: now.state[name] for name in ("power_ema", "step")}, {})
-                stopped = signals.anywhere()
-                if stopped or now.step % settings.checkpoint_every == 0 or now.step == settings.steps:
-                    checkpoints.save(now.state, now.window)
-                if stopped and now.step < settings.steps:
-                    bar.close()
-                    name = signal.Signals(signals.received).name
-                    say(f"{name}: stopped after step {now.step}, checkpoint saved; the same command goes on from there")
-                    return 128 + signals.received
-        except NotFinite as error:
-            bar.close()
-            steps = checkpoints.steps()
-            kept = f"the checkpoint of step {steps[-1]} is kept" if steps else "nothing was saved"
-            raise UserError(
-                f"training stopped: {error}; {kept}; "
-                f"try a lower config.train.lr (now {settings.lr:g}) with another --workdir"
-            ) from None
-    say(f"{directory.path} is trained: step {settings.steps}", sys.stdout)
-    return 0
+def _first_line(trainer: Trainer, path: Path, step: int) -> str:
+    """Say what is trained, on what, where, and from which step to which."""
+    config, data = trainer.config, trainer.dataset
+    hosts = f" of {jax.process_count()} hosts" if jax.process_count() > 1 else ""
+    network = f"{config.model.name} ({config.model.parameterization}, {config.sde.name}), {trainer.weights:,} weights"
+    examples = f"{len(data.train):,} examples of size {' x '.join(map(str, data.shape))}"
+    devices = f"{trainer.mesh.size} {jax.default_backend()} device(s){hosts}"
+    return f"{path}: {network}, on {data.name}, {examples}; {devices}, from step {step} to {config.train.steps:,}"
+
+
+def _last_lines(path: Path, step: int) -> str:
+    """Say that the run is trained, and which commands come next, ready to paste."""
+    checkout = os.path.relpath(Path(__file__).parents[2])
+    workdir = shlex.quote(str(path))
+    sample, evaluate = (shlex.quote(os.path.normpath(f"{checkout}/{name}.py")) for name in ("sample", "evaluate"))
+    return (
+        f"{path} is trained: step {step}\n"
+        f"next: python {sample} --workdir={workdir} --n=64\n"
+        f"      python {evaluate} --workdir={workdir}"
+    )
+
+
+class _Training:
+    """What is logged, saved and shown of what the training loop yields."""
+
+    def __init__(self, trainer: Trainer, directory: RunDirectory, signals: Signals):
+        self._trainer, self._directory, self._signals = trainer, directory, signals
+        self._log: RunLog | None = None
+        self._preview = Preview(trainer)
+        self._unit = "examples" if trainer.dataset.levels is None else "images"
+
+    def run(self, state: State, window: dict[str, float], start: int) -> int:
+        """Train to the last step. Returns 0, or 128 + n when signal n stopped it."""
+        settings = self._trainer.config.train
+        shown = {"unit": "step", "dynamic_ncols": True, "desc": "compiling"}
+        shown["disable"] = None if first_host() else True  # None: shown on a terminal
+        with tqdm(total=settings.steps, initial=start, **shown) as bar, contextlib.ExitStack() as stack:
+
+            def called(step: int) -> None:
+                if bar.n == start:
+                    bar.set_description("train", refresh=False)
+                    bar.unpause()  # the time of compilation is no step's
+                bar.update(step - bar.n)
+
+            try:
+                with all_or_none():
+                    check_step(self._trainer, state, window, start)  # compiles: until then a signal ends the process
+                self._signals.listen()
+                if first_host():
+                    self._log = stack.enter_context(RunLog(self._directory.path, start))
+                    self._log.show_config(self._trainer.config, start)
+                for now in self._trainer.run(state, window, self._signals.here, called):
+                    self._write(now, bar)
+                    if self._save(now) and now.step < settings.steps:
+                        bar.close()
+                        name = signal.Signals(self._signals.received).name
+                        say(
+                            f"{name}: stopped after step {now.step}, checkpoint saved; the same command goes on from"
+                            " there"
+                        )
+                        return 128 + self._signals.received
+            except NotFinite as error:
+                bar.close()
+                raise self._not_finite(error) from None
+        return 0
+
+    def _write(self, now: Progress, bar: Any) -> None:
+        """Log the row that is due, on every host that takes part in its preview, and show it."""
+        if not now.row:
+            return
+        row, picture = now.row, None
+        if self._preview.due(now.step):
+            row = {**row, "held_out_loss": self._preview.held_out_loss(now.state)}
+            picture = self._preview.picture(now.state)
+        if not self._log:
+            return
+        self._log.write(row)
+        if picture:
+            self._log.show_samples(picture, now.step)
+        words = [f"loss {row['loss']:.4f}", f"{row['images_per_second']:.0f} {self._unit}/s"]
+        if "held_out_loss" in row:
+            words.insert(1, f"held out {row['held_out_loss']:.4f}")
+        bar.set_postfix_str(", ".join(words), refresh=False)
+        if bar.disable:
+            print(f"step {now.step}  {'  '.join(words)}", flush=True)
+
+    def _save(self, now: Progress) -> bool:
+        """Save what is due. Returns whether a signal asks training to stop."""
+        settings, last = self._trainer.config.train, self._trainer.config.train.steps
+        if settings.power_ema and (now.step % settings.snapshot_every == 0 or now.step == last):
+            self._directory.snapshots.save({name: now.state[name] for name in ("power_ema", "step")}, {})
+        stopped = self._signals.anywhere()
+        if stopped or now.step % settings.checkpoint_every == 0 or now.step == last:
+            self._directory.checkpoints.save(now.state, now.window)
+        return stopped
+
+    def _not_finite(self, error: NotFinite) -> UserError:
+        steps = self._directory.checkpoints.steps()
+        kept = f"the checkpoint of step {steps[-1]} is kept" if steps else "nothing was saved"
+        lr = self._trainer.config.train.lr
+        return UserError(
+            f"training stopped: {error}; {kept}; try a lower config.train.lr (now {lr:g}) with another --workdir"
+        )

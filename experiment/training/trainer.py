@@ -162,10 +162,16 @@ class Trainer:
 
         return jax.tree.map(placed, self.abstract_state, self.shardings)
 
-    def initial_state(self) -> State:
-        """The state at step 0, from config.seed."""
-        _, params = build_network(self.config, self.dataset)
+    def initial_state(self, params: Any = None) -> State:
+        """The state at step 0: of these weights, by default of those drawn from config.seed."""
+        if params is None:
+            _, params = build_network(self.config, self.dataset)
         return jax.jit(self._initial, out_shardings=self.shardings)(params)
+
+    def compiled_step(self, state: State, window: dict[str, float], step: int) -> jax.stages.Compiled:
+        """Compile the update of this state; `run` finds it compiled."""
+        seed = jnp.uint32(self.config.seed)
+        return self._step.lower(state, self._put_window(window), self.batch(step), seed).compile()
 
     def batch(self, step: int, steps: int = 0) -> dict[str, jax.Array]:
         """Put batch `step` on the mesh, as the data hold it: integer levels for images.
@@ -289,9 +295,15 @@ class Trainer:
         return min(train.steps - step, *(n - step % n for n in every))
 
     def run(
-        self, state: State, window: dict[str, float] | None = None, stop: Callable[[], bool] = lambda: False
+        self,
+        state: State,
+        window: dict[str, float] | None = None,
+        stop: Callable[[], bool] = lambda: False,
+        called: Callable[[int], None] = lambda step: None,
     ) -> Iterator[Progress]:
         """Train from `state` to config.train.steps. Yields at the log's and checkpoints' steps and when `stop`.
+
+        `called` is called with the step after each call of the device.
 
         The yielded state must be used before the loop goes on: the next step overwrites it. Raises NotFinite, naming
         the step, before a state that is not finite is yielded.
@@ -306,6 +318,7 @@ class Trainer:
             if clock.cold(step - before) or len(in_flight) > IN_FLIGHT:
                 in_flight.popleft().block_until_ready()
             clock.tick(step - before)
+            called(step)
             logs = step % train.log_every == 0 or step == train.steps
             snapshot = train.power_ema and step % train.snapshot_every == 0
             if not (logs or snapshot or step % train.checkpoint_every == 0 or stop()):

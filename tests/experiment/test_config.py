@@ -158,6 +158,8 @@ DEFAULTS = {
     "train.uncertainty": False,
     "train.power_ema": (),
     "train.snapshot_every": 1000,
+    "train.preview_every": 1000,
+    "train.start": "",
     "train.checkpoint_every": 1000,
     "train.keep": 3,
     "train.log_every": 50,
@@ -262,7 +264,7 @@ def test_differences_name_the_keys_that_matter() -> None:
 
 @pytest.mark.parametrize("name", KEYS)
 def test_a_run_goes_on_under_another_length_rhythm_or_machine_and_nothing_else(name: str) -> None:
-    train = "steps log_every checkpoint_every keep snapshot_every fsdp steps_per_call".split()
+    train = "steps log_every checkpoint_every keep snapshot_every preview_every fsdp steps_per_call".split()
     free = name in {f"train.{key}" for key in train} | {"data.cache", "module"} or name.startswith(("sample.", "eval."))
     assert (differences({name: 1}, {name: 2}, FREE_ON_RESUME) == []) == free
 

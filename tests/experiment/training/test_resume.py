@@ -25,7 +25,8 @@ from experiment.training.trainer import Trainer
 from tests.commands import Done, fresh, start_train, train, train_flags, trained
 
 # 97 divides neither the log's interval nor the last step: a checkpoint falls inside an open row.
-KEYS: dict[str, Any] = {"train_steps": 400, "train_checkpoint_every": 97, "train_keep": 2}
+# So is what the log shows of the run, once.
+KEYS: dict[str, Any] = {"train_steps": 400, "train_checkpoint_every": 97, "train_keep": 2, "train_preview_every": 390}
 
 
 @pytest.fixture(scope="module")

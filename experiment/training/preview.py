@@ -1,0 +1,77 @@
+"""What a run shows of itself while it trains: the loss of held-out examples, and a picture of a few samples.
+
+Both are functions of the averaged weights and of config.seed alone, so they neither change training nor depend on
+where it was interrupted.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiment.devices.sharding import put_rows, round_up
+from experiment.training.trainer import State, Trainer
+from sde_lib import NetworkScore, sample
+from sde_lib.samplers import DPMSolverPP2M
+
+MOST_BATCHES = 8  # of held-out examples
+IMAGES, POINTS = 16, 512
+SAMPLER = DPMSolverPP2M(steps=20)
+_LOSS, _SAMPLES = 2**31 - 1, 2**31 - 2  # what the seed's key is folded with: no step gets so far
+
+
+class Preview:
+    """The held-out loss and a few samples of a trainer's state, now and then."""
+
+    def __init__(self, trainer: Trainer):
+        self._trainer = trainer
+        self._mean_loss = jax.jit(self._loss)
+
+    def due(self, step: int) -> bool:
+        """Tell whether the log's row of this step has a preview: the first row at or after each preview_every steps."""
+        train = self._trainer.config.train
+        before = (step - 1) // train.log_every * train.log_every
+        return bool(train.preview_every) and step // train.preview_every > before // train.preview_every
+
+    def held_out_loss(self, state: State) -> float:
+        """The mean loss of the first held-out examples under the averaged weights, always with the same noise."""
+        trainer, train = self._trainer, self._trainer.config.train
+        test, devices = trainer.dataset.test, trainer.mesh.size
+        size = max(min(train.batch_size // train.accumulate, len(test)) // devices, 1) * devices
+        losses = []
+        for i in range(min(max(len(test) // size, 1), MOST_BATCHES)):
+            rows = np.arange(i * size, (i + 1) * size) % len(test)
+            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(trainer.config.seed), _LOSS), i)
+            losses.append(self._mean_loss(state["ema"], state["learned"], self._batch(rows), key))
+        return float(np.mean([np.asarray(loss) for loss in losses]))
+
+    def _loss(self, params: Any, learned: Any, batch: Any, key: jax.Array) -> jax.Array:
+        key_data, key_loss = jax.random.split(key)
+        batch = {**batch, "x": self._trainer.prepare(batch["x"], key_data)}
+        return self._trainer.loss(params, learned, batch, key_loss)[0]
+
+    def _batch(self, rows: np.ndarray) -> Any:
+        trainer = self._trainer
+        batch = {"x": put_rows(rows, trainer.dataset.test.x, trainer.mesh)}
+        if trainer.config.model.class_conditional:
+            batch["cond"] = put_rows(rows, trainer.dataset.test.labels, trainer.mesh)
+        return batch
+
+    def picture(self, state: State) -> bytes | None:
+        """A PNG of a few samples of the averaged weights, of the classes of the first held-out examples.
+
+        None for data that no picture is known of, and where several hosts hold the samples.
+        """
+        from experiment import plots
+
+        trainer = self._trainer
+        shape, images = tuple(trainer.dataset.shape), trainer.scaling.levels is not None
+        if jax.process_count() > 1 or not (images or len(shape) == 1):
+            return None
+        n = round_up(IMAGES if images else POINTS, trainer.mesh)
+        score_fn = NetworkScore(trainer.apply, state["ema"], trainer.sde, trainer.parameterization)
+        cond = self._batch(np.arange(n) % len(trainer.dataset.test)).get("cond")
+        key = jax.random.fold_in(jax.random.key(trainer.config.seed), _SAMPLES)
+        x = np.nan_to_num(np.asarray(sample(SAMPLER, score_fn, key, n, shape, cond=cond).x))
+        levels = np.asarray(trainer.scaling.to_data(x))
+        return plots.image_grid(trainer.scaling.to_uint8(levels)) if images else plots.scatter({"samples": levels})
