@@ -3,11 +3,12 @@
 from dataclasses import dataclass, replace
 
 import jax
+import numpy as np
 
 from sde_lib.batch import per_row
 from sde_lib.pytree import register_dataclass
 from sde_lib.score import ScoreFn
-from sde_lib.sde import SDE, host_sde
+from sde_lib.sde import SDE, host_sde, namespace
 from sde_lib.typing import PyTree, Scalar
 
 
@@ -34,13 +35,13 @@ def reschedule(score_fn: ScoreFn, sde: SDE) -> Rescheduled:
     """The score under another SDE, over the range of log SNR that both know.
 
     The SDE's t_min and t_max are moved to where its log SNR leaves the range that the score knows. Raises ValueError
-    where the two ranges have nothing in common.
+    where the two ranges have nothing in common; under jit, where no constant is known, that gives nan.
     """
     inner, outer = host_sde(score_fn.sde), host_sde(sde)
-    high = min(inner.log_snr(inner.t_min), outer.log_snr(outer.t_min))
-    low = max(inner.log_snr(inner.t_max), outer.log_snr(outer.t_max))
-    if not low < high:
+    xp = namespace(*jax.tree.leaves((inner, outer)))
+    high = xp.minimum(inner.log_snr(inner.t_min), outer.log_snr(outer.t_min))
+    low = xp.maximum(inner.log_snr(inner.t_max), outer.log_snr(outer.t_max))
+    if not isinstance(low, jax.core.Tracer) and not low < high:
         raise ValueError("reschedule: the two SDEs have no log SNR in common; choose other constants")
-    return Rescheduled(
-        score_fn, replace(outer, t_min=float(outer.time_of_log_snr(high)), t_max=float(outer.time_of_log_snr(low)))
-    )
+    ends = {"t_min": outer.time_of_log_snr(high), "t_max": outer.time_of_log_snr(low)}
+    return Rescheduled(score_fn, replace(outer, **({name: float(t) for name, t in ends.items()} if xp is np else ends)))

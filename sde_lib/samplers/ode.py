@@ -1,5 +1,6 @@
 """The probability-flow ODE dx/dt = f x - ½ g² s, solved by diffrax (Song et al. 2021, arXiv:2011.13456, eq. 13)."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sde_lib.batch import check_rows, like, points
 from sde_lib.conversions import denoiser, velocity_from_score
@@ -143,25 +145,64 @@ def solve(
         y: at each time, along a new first axis.
         nfe: evaluations of the drift.
 
-    Raises RuntimeError when the solve did not reach its end.
+    A row of y that is not finite comes out as nan, with a warning that names it, and does not disturb the others.
+
+    Raises RuntimeError when the solve did not reach its end, and names the rows whose score is not finite.
     """
     import diffrax
 
+    whole = _whole_rows(y)
+    y = _where_rows(whole, y, 0.0)
     tolerances = (jnp.asarray(flow.rtol, times.dtype), jnp.asarray(flow.atol, times.dtype))
     # Steps grow tenfold at a time, so a first step on the scale of t_min costs one or two and suits either direction.
-    first = (times[-1] - times[0]) * (1e-3 if flow.steps is None else 1 / flow.steps)
+    # Of equal ones the last must not end a rounding before the end, which would take another step.
+    first = (times[-1] - times[0]) * (1e-3 if flow.steps is None else (1 + 4 * jnp.finfo(times.dtype).eps) / flow.steps)
     most = flow.max_steps if flow.steps is None else max(flow.max_steps, flow.steps + 1)
     kind = _SolveKind(drift, norm, flow.steps is not None, most, flow.per_sample)
-    solution = _solve(y, times, args, (first, tolerances), flow.solver, kind)
+    try:
+        solution = _solve(y, times, args, (first, tolerances), flow.solver, kind)
+    except TypeError as error:
+        if "forward-mode" not in str(error):
+            raise
+        # Under jvp and for Hessians: slower, and takes more memory.
+        kind = replace(kind, forward=True)
+        solution = _solve(y, times, args, (first, tolerances), flow.solver, kind)
     traced = isinstance(solution.steps, jax.core.Tracer)
     if not traced and not bool(jnp.all(solution.result == diffrax.RESULTS.successful)):
+        where = rows_where(~_whole_rows(drift(times[0], y, args)))
+        if where:
+            raise RuntimeError(f"the score is not a finite number in {where}: leave them out, or look at their cond")
         raise RuntimeError(
             f"the ODE solve did not reach its end in max_steps={flow.max_steps} steps at rtol={flow.rtol:g}, "
             f"atol={flow.atol:g}: "
             "raise max_steps or loosen the tolerances; if that does not help, look for non-finite scores"
         )
+    if not isinstance(whole, jax.core.Tracer) and not bool(jnp.all(whole)):
+        warnings.warn(
+            f"{rows_where(~whole)} of x is not finite: the result there is nan, the others' is not touched by it",
+            stacklevel=3,
+        )
     steps = solution.steps if traced else int(jnp.max(solution.steps))
-    return solution.y, evaluations(flow, steps)
+    return jax.vmap(lambda y: _where_rows(whole, y, jnp.nan))(solution.y), evaluations(flow, steps)
+
+
+@jax.jit
+def _whole_rows(y: PyTree) -> jax.Array:
+    """Whether each row of y is finite throughout, (n,)."""
+    rows = [jnp.all(jnp.isfinite(leaf).reshape(leaf.shape[0], -1), axis=1) for leaf in jax.tree.leaves(y)]
+    return jnp.all(jnp.stack(rows), axis=0)
+
+
+def _where_rows(keep: jax.Array, y: PyTree, other: float) -> PyTree:
+    """The rows of y that are to be kept, and the number for the others."""
+    return jax.tree.map(lambda leaf: jnp.where(keep.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, other), y)
+
+
+def rows_where(wrong: jax.Array) -> str:
+    """The rows that are wrong in words, the first ten of them; empty for none."""
+    rows = np.flatnonzero(wrong)
+    more = f" and {len(rows) - 10} more" if len(rows) > 10 else ""
+    return f"row{'s' * (len(rows) > 1)} {', '.join(map(str, rows[:10]))}{more}" if len(rows) else ""
 
 
 def evaluations(flow: ProbabilityFlow, steps: int) -> int:
@@ -184,6 +225,7 @@ class _SolveKind:
     fixed: bool
     max_steps: int
     per_sample: bool
+    forward: bool = False  # may be differentiated forwards too
 
 
 @partial(jax.jit, static_argnames="kind")
@@ -231,6 +273,7 @@ def _solve_jointly(
         saveat=diffrax.SaveAt(ts=times),
         stepsize_controller=diffrax.ConstantStepSize() if kind.fixed else adaptive,
         max_steps=kind.max_steps,
+        adjoint=diffrax.DirectAdjoint() if kind.forward else diffrax.RecursiveCheckpointAdjoint(),
         throw=False,
     )
     return Solution(solution.ys, solution.stats["num_steps"], solution.result)

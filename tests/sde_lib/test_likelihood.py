@@ -12,9 +12,11 @@ from sde_lib import (
     ExactScore,
     GaussianMixture,
     Hutchinson,
+    ProbabilityFlow,
     RectifiedFlow,
     SubVP,
     bits_per_dim,
+    encode,
     log_prob,
 )
 from sde_lib.bounds import vlb
@@ -221,3 +223,47 @@ def test_bad_settings_are_refused(call, word):
     score_fn, x, _, _ = setting(VP(), 2, n=2)
     with pytest.raises(ValueError, match=word):
         call(score_fn, x)
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_a_row_that_is_not_finite_is_named_and_leaves_the_others_alone(per_sample):
+    score_fn, x, _, _ = setting(VP(), 2, n=6)
+    settings = {"per_sample": per_sample, "rtol": 1e-3, "atol": 1e-3}
+    whole = log_prob(score_fn, x.at[jnp.array([1, 4])].set(0.0), **settings)
+    with pytest.warns(UserWarning, match="rows 1, 4 of x is not finite"):
+        found = log_prob(score_fn, x.at[1, 0].set(jnp.nan).at[4].set(jnp.inf), **settings)
+    others = np.array([0, 2, 3, 5])
+    np.testing.assert_allclose(found.nats[others], whole.nats[others], atol=1e-5)
+    np.testing.assert_allclose(found.latent[others], whole.latent[others], atol=1e-5)
+    assert np.isnan(found.nats[np.array([1, 4])]).all() and np.isnan(found.latent[np.array([1, 4])]).all()
+    assert found.nfe == whole.nfe
+
+
+def test_a_row_whose_condition_is_not_finite_is_named():
+    cond = jnp.zeros((4, 2)).at[2].set(jnp.nan)
+    with pytest.raises(RuntimeError, match="the score is not a finite number in row 2: leave them out"):
+        log_prob(ToldScore(VP()), jnp.ones((4, 2)), cond=cond, max_steps=64)
+
+
+def test_the_derivative_in_a_constant_is_that_of_the_exact_density():
+    # Of the mixture at t_min: the latent and the prior move with beta_max too, and cancel. By the inverse of log SNR.
+    data, x = random_mixture(2, 2), jnp.array([[0.3, -0.2], [1.0, 0.5]])
+
+    def nats(beta_max):
+        sde = VP(beta_max=beta_max)
+        return log_prob(ExactScore(data, sde), x, prior=data.at(sde, sde.t_max), rtol=1e-4, atol=1e-4).nats.sum()
+
+    def exact(beta_max):
+        sde = VP(beta_max=beta_max)
+        return data.at(sde, sde.t_min).log_prob(x).sum()
+
+    np.testing.assert_allclose(jax.grad(nats)(20.0), jax.grad(exact)(20.0), atol=2e-3)
+
+
+def test_the_latent_has_forward_derivatives_too():
+    # x at t_min is carried along a Gaussian's flow, a linear map: its derivative is the ratio of the widths.
+    sde, flow = VP(), ProbabilityFlow(rtol=1e-4, atol=1e-4, max_steps=64)
+    score_fn, x = ExactScore(GaussianMixture([1.0], np.zeros((1, 1)), np.full((1, 1, 1), 0.25)), sde), jnp.ones((1, 1))
+    start, end = (np.sqrt(0.25 * sde.alpha(t) ** 2 + sde.sigma(t) ** 2) for t in (sde.t_min, sde.t_max))
+    _, pushed = jax.jvp(lambda x: encode(score_fn, x, flow=flow).x, (x,), (2 * x,))
+    np.testing.assert_allclose(pushed, 2 * end / start, rtol=1e-2)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sde_lib import VP, ExactScore, GaussianMixture, ProbabilityFlow, decode, encode, sample
-from tests.oracles import SDE_IDS, SDES, ToldScore, calls_of, normal, random_mixture
+from tests.oracles import ALL_SDES, SDE_IDS, SDES, ToldScore, calls_of, normal, random_mixture
 
 each_sde = pytest.mark.parametrize("sde", SDES, ids=SDE_IDS)
 
@@ -91,3 +91,11 @@ def test_a_hard_sample_is_solved_to_tolerance_in_any_batch():
 def test_a_solve_that_cannot_finish_raises_with_the_remedy():
     with pytest.raises(RuntimeError, match="raise max_steps or loosen"):
         sample(ProbabilityFlow(max_steps=3), ExactScore(normal(), VP()), jax.random.key(0), 3, (2,))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 100, 1000])
+def test_a_fixed_step_solve_spends_its_steps_and_no_more_on_every_sde(steps):
+    # A rounding before the end was once another step: with steps=1 twice the calls.
+    flow = ProbabilityFlow(steps=steps, solver=diffrax.Euler())
+    for sde in ALL_SDES:
+        assert sample(flow, ExactScore(normal(), sde), jax.random.key(0), 3, (2,)).nfe == steps
