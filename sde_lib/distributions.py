@@ -196,6 +196,10 @@ class GaussianMixture:
         mixture.log_weights, mixture.means, mixture.basis, mixture.variances = leaves
         return mixture
 
+    def __repr__(self) -> str:
+        components, d = (*np.shape(self.means), "?", "?")[:2]
+        return f"GaussianMixture({components} components in {d} dimensions)"
+
     @property
     def covariances(self) -> jax.Array:
         """The covariances S_k, (k, d, d)."""

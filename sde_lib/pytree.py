@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 from jax.tree_util import GetAttrKey
 
 T = TypeVar("T", bound=type)
@@ -33,4 +34,21 @@ def register_dataclass(cls: T, static: tuple[str, ...] = ()) -> T:
         return instance
 
     jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+    cls.__repr__ = _repr  # type: ignore[method-assign, assignment]
     return cls
+
+
+def _repr(self: Any) -> str:
+    """The fields as a dataclass shows them, but arrays by their dtype and shape: a score holds a network's weights."""
+    shown = (f"{field.name}={_brief(getattr(self, field.name))}" for field in dataclasses.fields(self) if field.repr)
+    return f"{type(self).__qualname__}({', '.join(shown)})"
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, (jax.Array, np.ndarray)):
+        known = value.size == 1 and not isinstance(value, jax.core.Tracer)
+        return repr(value.item()) if known else f"{value.dtype}{list(value.shape)}"
+    leaves = jax.tree.leaves(value)
+    if isinstance(value, (dict, list, tuple)) and any(isinstance(leaf, (jax.Array, np.ndarray)) for leaf in leaves):
+        return f"<{len(leaves)} arrays of {sum(np.size(leaf) for leaf in leaves):,} numbers>"
+    return repr(value)
