@@ -136,6 +136,9 @@ def table_of(sampler: LinearSampler, sde: SDE) -> Table:
 def _times_and_table(sampler: LinearSampler, sde: SDE) -> tuple[Array, Table]:
     if sampler.steps < sampler.min_steps:
         raise ValueError(f"{type(sampler).__name__}: steps must be at least {sampler.min_steps}, not {sampler.steps}")
+    if isinstance(sampler.grid, type):
+        name = sampler.grid.__name__
+        raise ValueError(f"{type(sampler).__name__}: grid must be an object: write {name}(), not {name}")
     times = sampler.grid(sde, sampler.steps)
     if isinstance(times, np.ndarray):  # traced times cannot be checked
         check_grid(sde, times)

@@ -74,6 +74,9 @@ class ProbabilityFlow:
     def __post_init__(self) -> None:
         if min(self.rtol, self.atol) < 0 or max(self.rtol, self.atol) <= 0:
             raise ValueError(f"ProbabilityFlow: rtol and atol must be positive, not {self.rtol} and {self.atol}")
+        if isinstance(self.solver, type):
+            name = self.solver.__name__
+            raise ValueError(f"ProbabilityFlow: solver must be an object: write {name}(), not {name}")
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"ProbabilityFlow: steps must be at least 1, not {self.steps}")
 

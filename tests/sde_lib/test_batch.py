@@ -1,5 +1,6 @@
 """What every function of points holds: shapes and dtypes that do not fit, conditions, generators of random numbers."""
 
+import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,7 +35,7 @@ from sde_lib import (
     sample,
     vlb,
 )
-from sde_lib.samplers import AdaptiveSDE, EulerMaruyama, Heun
+from sde_lib.samplers import AdaptiveSDE, EulerMaruyama, Heun, UniformT
 from tests.oracles import ToldScore, normal, random_mixture, two_peaks
 
 KEY = jax.random.key(0)
@@ -198,6 +199,8 @@ def test_a_step_outside_the_chain_under_jit_is_not_a_number():
         (lambda s: log_prob(s, jnp.zeros((1, 2)), divergence=Exact), r"write Exact\(\)"),
         (lambda s: log_prob(s, jnp.zeros((1, 2)), KEY, divergence=Hutchinson), r"write Hutchinson\(\)"),
         (lambda s: langevin(Langevin, normal(), jnp.zeros((1, 2)), KEY), r"write Langevin\(\)"),
+        (lambda s: sample(Heun(grid=UniformT), s, KEY, 2, (2,)), r"grid must be an object: write UniformT\(\)"),
+        (lambda s: ProbabilityFlow(solver=diffrax.Heun), r"solver must be an object: write Heun\(\)"),
         (lambda s: sample(EulerMaruyama(), s, KEY, 2, (2,), dtype=jnp.int32), "dtype must be a float's, not int32"),
         (lambda s: log_prob(s, 3.0), "not a number"),
     ],

@@ -3,6 +3,8 @@
 import ast
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ import sde_lib
 import sde_lib.samplers
 
 ROOT = Path(__file__).parents[2]
-PUBLIC = {*sde_lib.__all__, *sde_lib.samplers.__all__}
+PUBLIC = {*sde_lib.__all__, *sde_lib.samplers.__all__, "samplers"}
 
 
 def sources():
@@ -54,3 +56,9 @@ def test_the_likelihood_has_its_divergences_beside_it():
 
 def test_type_checkers_are_told_that_sde_lib_has_types():
     assert (Path(sde_lib.__file__).parent / "py.typed").is_file()
+
+
+def test_importing_sde_lib_does_not_wait_for_what_only_the_ode_needs():
+    said = "import sys, sde_lib.samplers; print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", said], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert {"diffrax", "equinox", "optimistix", "flax", "scipy.stats"} & set(modules.split()) == set()
