@@ -346,7 +346,7 @@ def latents_of_run(workdir: str, given: dict[str, Any], out: str | None = None, 
     Raises UserError unless exactly one mode is given, for a flag that it does not have, and for whatever else the user
     can mend.
     """
-    from experiment.run.load import load_run
+    from experiment.run.load import in_float32, load_run
 
     modes = [name for name in MODES if given.get(name)]
     if len(modes) != 1:
@@ -365,7 +365,7 @@ def latents_of_run(workdir: str, given: dict[str, Any], out: str | None = None, 
         )
     if mode in ("decode", "interpolate"):
         settings[mode] = given[mode]
-    run = load_run(workdir, data, cache)
+    run = in_float32(load_run(workdir, data, cache))
     folder = user_path(out, "--out") if out else run.workdir / "latents"
     check_folder(folder)
     say_start(f"{mode}: {run.workdir} at step {run.step}")

@@ -31,6 +31,7 @@ from experiment.evaluation.results import LikelihoodResult, plain
 from experiment.evaluation.settings import FromConfig
 from experiment.files import check_folder, user_path, write_bytes, write_json, write_npz, write_text
 from experiment.progress import progress, say_start
+from experiment.run.load import in_float32
 from experiment.sampling import GUESSED_CALLS, padded, seconds_per_call, solver_remedy, told
 from sde_lib import (
     DiagonalGaussian,
@@ -54,6 +55,11 @@ CAVEAT = (
     "This is the likelihood of the ODE's model: the density that the probability-flow ODE carries from its prior to "
     "the data. A stochastic sampler draws from another distribution, whose density nobody computes here; never read it "
     "as the likelihood of its samples."
+)
+
+
+IN_FLOAT32 = (
+    "The network, which samples in bfloat16, computes in float32 here: the solver needs a fraction of the calls."
 )
 
 
@@ -252,6 +258,7 @@ def likelihood(
     Returns:
         The result with its error budget, the value of each example (n,), and the bounds' arrays.
     """
+    given, run = run, in_float32(run)
     found = list(parts(run, settings, folder, budget))
     dim = math.prod(run.shape)
     unit, convert = likelihood_unit(dim, run.scaling.bin_width)
@@ -261,12 +268,12 @@ def likelihood(
     here = len(first["ratios"])
     seconds = [float(part["seconds"]) / len(part["ratios"]) for part in found]
     nats = _nats(ratios)
-    values = convert(nats.mean(axis=1))
+    values = convert(_averaged(ratios))
     tolerance_change = se_dequantization = None
     if budget:
-        tolerance_change = float(np.mean(convert(_nats(first["tighter"]).mean(axis=1)) - values[:here]))
+        tolerance_change = float(np.mean(convert(_averaged(first["tighter"])) - values[:here]))
     if "redrawn" in first:
-        difference = convert(_nats(first["redrawn"]).mean(axis=1)) - values[:here]
+        difference = convert(_averaged(first["redrawn"])) - values[:here]
         se_dequantization = float(np.sqrt(0.5 * np.mean(difference**2) / len(values)))
     of_bounds = [name for name in first if name not in OWN_ARRAYS]
     arrays = {name: np.concatenate([part[name] for part in found]) for name in of_bounds}
@@ -285,7 +292,7 @@ def likelihood(
         nfe=float(np.average([part["nfe"] for part in found], weights=[len(part["ratios"]) for part in found])),
         seconds_per_example=float(np.median(seconds[1:])) if len(seconds) > 1 else seconds[0],
         compiled_too=len(seconds) == 1,
-        caveat=CAVEAT,
+        caveat=CAVEAT if run is given else f"{CAVEAT} {IN_FLOAT32}",
         bound=bounds.bound_result(arrays, convert, per_unit),
         chain=bounds.chain_result(arrays, settings, convert, per_unit),
     )
@@ -295,6 +302,14 @@ def likelihood(
 def _nats(ratios: Array) -> Array:
     """The importance-weighted mean of the draws for each probe: (n, probes) from (n, k, probes)."""
     return np.asarray(importance_weighted(np.moveaxis(ratios, 1, 2)), np.float64)
+
+
+def _averaged(ratios: Array) -> Array:
+    """The importance-weighted mean of the draws, (n,): their probes are averaged before the logarithm of the mean.
+
+    Inside it the probes' noise would raise the mean, and what is reported would be no bound.
+    """
+    return np.asarray(importance_weighted(ratios.mean(axis=2)), np.float64)
 
 
 def se_probes(nats: Array) -> float | None:

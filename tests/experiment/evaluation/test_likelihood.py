@@ -18,7 +18,13 @@ from experiment.data.dataset import Dataset, Split
 from experiment.data.scaling import Scaling
 from experiment.errors import UserError
 from experiment.evaluation import variational_bounds as bounds
-from experiment.evaluation.likelihood import LikelihoodSettings, likelihood, likelihood_lines, prior_mismatch
+from experiment.evaluation.likelihood import (
+    LikelihoodSettings,
+    _averaged,
+    likelihood,
+    likelihood_lines,
+    prior_mismatch,
+)
 from sde_lib import VE, VP, CosineVP, ExactScore, GaussianMixture
 from sde_lib.batch import per_row
 from sde_lib.bounds import vlb
@@ -365,3 +371,12 @@ def test_a_damaged_batch_is_set_aside_and_computed_again(
     assert said.count("computed again, for it is damaged") == 1 and f"{paths[1].name}.damaged" in said
     assert paths[1].with_name(f"{paths[1].name}.damaged").read_bytes() == damaged
     assert [path.stat().st_mtime_ns == before[path] for path in paths] == [True, False, True]
+
+
+def test_noise_of_the_probes_hardly_raises_the_mean_of_several_draws() -> None:
+    # log (1/K) sum_k exp(e_k) of noise with variance s² has the mean s²/2 (1 - 1/K) to first order; here log P is 0.
+    noise = 0.7 * np.random.default_rng(0).standard_normal((20_000, 8, 16))
+    inside = np.log(np.exp(noise).mean(axis=1)).mean()
+    assert 0.15 < inside < 0.7**2 / 2
+    averaged = _averaged(noise).mean()
+    assert abs(averaged - 0.7**2 / 2 / 16 * (1 - 1 / 8)) < 4 * 0.7 / np.sqrt(noise.size) + 1e-3

@@ -4,14 +4,19 @@ import json
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import jax
+import numpy as np
 import pytest
 
-from experiment.config import adopt_of_run, check_config, load_config, save_config
+from experiment.build.objects import build_network, build_score
+from experiment.config import adopt_of_run, check_config, load_config, save_config, whole_config
+from experiment.devices.sharding import OverBatch, mesh_here
 from experiment.errors import UserError
-from experiment.run.directory import RunDirectory
-from experiment.run.load import read_config
+from experiment.run.directory import DataShape, RunDirectory
+from experiment.run.load import in_float32, read_config
 
 SHAPE = {"shape": [8, 8, 1], "levels": 17, "num_classes": 10}
 
@@ -93,3 +98,22 @@ def test_a_pipe_for_a_config_is_no_run(tmp_path: Path) -> None:
         read_config(RunDirectory(tmp_path))
     with pytest.raises(UserError, match="a pipe or a device"):
         load_config(tmp_path / "config.json")
+
+
+def test_for_densities_a_network_in_bfloat16_computes_in_float32() -> None:
+    shape = DataShape((2,), None, 0)
+    scores = {}
+    for dtype in ("float32", "bfloat16"):
+        config = whole_config({"model": {"name": "mlp", "width": 16, "dtype": dtype}})
+        apply, params = build_network(config, shape)
+        params = jax.tree.map(lambda leaf: leaf + 0.1, params)
+        scores[dtype] = build_score(config, OverBatch(apply, mesh_here(config.train.fsdp)), params)
+        run = SimpleNamespace(config=config, score_fn=scores[dtype], data_shape=shape, dataset=object())
+        x = jax.numpy.linspace(-1, 1, 6).reshape(3, 2)
+        found = in_float32(run)
+        np.testing.assert_array_equal(found.score_fn(x, 0.4), scores["float32"](x, 0.4))
+        assert found.dataset is run.dataset and run.score_fn is scores[dtype]  # the run itself samples as before
+        assert (found is run) == (dtype == "float32")
+    assert np.abs(scores["bfloat16"](x, 0.4) - scores["float32"](x, 0.4)).max() > 1e-4
+    exact = SimpleNamespace(config=config, score_fn=object())
+    assert in_float32(exact) is exact
