@@ -130,22 +130,16 @@ def lock_file(file: Any, where: Path, wait: bool = False) -> None:
         print(line, file=sys.stderr)
 
 
-def memory() -> int:
-    """The bytes of this machine's memory; where the system does not tell, a number that is larger."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return sys.maxsize
-
-
-def arrays_in(archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
+def arrays_in(archive: zipfile.ZipFile, most: int | None) -> dict[str, np.ndarray]:
     """Read the arrays of an open .npz, by name. Nothing is allocated that the file does not hold.
 
+    most: the bytes that they may take, None where that is not known.
+
     Raises ValueError for Python objects, for what is no array, and for one that is shorter or longer than it says;
-    MemoryError for more than this machine has. What zipfile, zlib and numpy raise for damage comes through.
+    MemoryError for more than `most`. What zipfile, zlib and numpy raise for damage comes through.
     """
     members = archive.infolist()
-    if sum(member.file_size for member in members) > memory():
+    if most is not None and sum(member.file_size for member in members) > most:
         raise MemoryError
     found: dict[str, np.ndarray] = {}
     for member in members:

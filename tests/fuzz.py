@@ -34,11 +34,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tensorflow_datasets as tfds
 from PIL import Image
 
 from experiment.config import check_config
 from experiment.data.image_decoding import Recipe, Unreadable, decode_image
 from experiment.data.load import load_dataset
+from experiment.data.tfds_sets import quiet
 from experiment.errors import UserError
 from experiment.published import diffusers_layout, score_sde_layout
 from experiment.published.diffusers import weights_in
@@ -244,7 +246,32 @@ def _load_each(folder: Path) -> None:
         load_dataset("", str(path), str(folder / "cache"))
 
 
+class FuzzedImages(tfds.core.GeneratorBasedBuilder):
+    """Six images of 5 x 4 pixels with labels."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self) -> Any:
+        features = {"image": tfds.features.Image(shape=(5, 4, 3)), "label": tfds.features.ClassLabel(num_classes=2)}
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, _: Any) -> Any:
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self) -> Any:
+        for i, x in enumerate(PIXELS):
+            yield i, {"image": io.BytesIO(_bytes(Image.fromarray(x), "png")), "label": i % 2}
+
+
+def _prepared() -> Files:
+    with tempfile.TemporaryDirectory() as folder, quiet(), contextlib.redirect_stdout(None):
+        builder = FuzzedImages(data_dir=folder, file_format="array_record")
+        builder.download_and_prepare()
+        return _below(Path(builder.data_dir))
+
+
 READERS: dict[str, Reader] = {
+    "tfds": Reader(_prepared, lambda folder: load_dataset("", str(folder), str(folder.parent / "cache"))),
     "images": Reader(_images, _decode),
     "zip": Reader(lambda: {"a.zip": _zip(_pngs()), "b.zip": _zip(_pngs(), zipfile.ZIP_STORED)}, _load_each),
     "npz": Reader(_data_npz, _load_each),
@@ -429,7 +456,9 @@ def _limited(seconds: int) -> Iterator[None]:
 
 
 def run_case(reader: str, seed: int, case: int, folder: Path) -> bool:
-    """Read damaged files in `folder`, which is made and removed again. Returns whether they were read.
+    """Read damaged files in `folder`, which is made and removed again, with what is beside it.
+
+    Returns whether they were read.
 
     Raises Wrong for another exception than UserError, a message of many lines or characters, and what takes too long or
     too much memory.
@@ -459,7 +488,8 @@ def run_case(reader: str, seed: int, case: int, folder: Path) -> bool:
             raise
         raise Wrong("".join(traceback.format_exception(error)[-8:])) from None
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        for path in folder.parent.iterdir():
+            shutil.rmtree(path, ignore_errors=True)
         taken = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
         if taken > MEGABYTES:
             raise Wrong(f"takes {taken} MB")

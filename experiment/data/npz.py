@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from experiment.data.dataset import Dataset, Split, class_count, fixed_split
+from experiment.devices.memory import available
 from experiment.errors import UserError, one_line, quoted, shown
 from experiment.files import arrays_in, open_regular
 
@@ -58,7 +59,7 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
                     f"{path} is a single array, an .npy under the name of an .npz; save it with numpy.savez"
                 )
             with zipfile.ZipFile(file) as archive:
-                return arrays_in(archive)
+                return arrays_in(archive, available())
     except UserError:
         raise
     except MemoryError:

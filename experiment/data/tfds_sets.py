@@ -17,7 +17,7 @@ from absl import logging
 from PIL import Image
 from tensorflow_datasets.core.utils import tqdm_utils
 
-from experiment.data.dataset import Dataset, fixed_order
+from experiment.data.dataset import MOST_PER_CLASS, Dataset, fixed_order
 from experiment.data.image_cache import Plan, Row, Source, decoded_once
 from experiment.data.image_decoding import Recipe, fit
 from experiment.errors import UserError, one_line, quoted
@@ -28,12 +28,13 @@ HELD_OUT = ("test", "validation")  # the first of these that a set has is its he
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep tensorflow-datasets' progress bars and warnings off the terminal; errors still show."""
+    """Keep tensorflow-datasets' progress bars, warnings and prints off the terminal; errors still show."""
     verbosity, bars = logging.get_verbosity(), tqdm_utils._active
     logging.set_verbosity(logging.ERROR)
     tqdm_utils.display_progress_bar(False)
     try:
-        yield
+        with contextlib.redirect_stdout(None):
+            yield
     finally:
         logging.set_verbosity(verbosity)
         tqdm_utils.display_progress_bar(bars)
@@ -111,10 +112,12 @@ def _load(name: str, builder: Any, recipe: Recipe, cache: Path) -> Dataset:
 
 
 def _plan(name: str, builder: Any, recipe: Recipe) -> Plan:
-    features = builder.info.features
-    supervised = builder.info.supervised_keys or ()
-    image, label = _image_key(name, features, supervised), _label_key(name, features, supervised)
-    available = {s: builder.info.splits[s].num_examples for s in builder.info.splits}
+    with _damage(name, builder):
+        features, supervised = builder.info.features, builder.info.supervised_keys or ()
+        image, label = _image_key(name, features, supervised), _label_key(name, features, supervised)
+        available = {s: builder.info.splits[s].num_examples for s in builder.info.splits}
+        _check_numbers(builder, features[label] if label else None, sum(available.values()))
+        classes = features[label].names if label and features[label].num_classes else []
     if not available.get("train"):
         raise UserError(f"data set {name!r} has no train split, only {', '.join(available) or 'none'}; choose another")
     held_out = next((s for s in HELD_OUT if available.get(s)), None)
@@ -135,6 +138,8 @@ def _plan(name: str, builder: Any, recipe: Recipe) -> Plan:
                 with _damage(name, builder):
                     example = sources[split][int(i)]
                     pixels, number = _fit(shown, example[image], recipe), int(example[label]) if label else -1
+                    if classes and not -1 <= number < len(classes):
+                        raise ValueError(f"{shown} is of class {number}, of {len(classes)}")
                 first = pixels if first is None else first
                 if pixels.shape != first.shape:
                     raise UserError(
@@ -143,8 +148,17 @@ def _plan(name: str, builder: Any, recipe: Recipe) -> Plan:
                     )
                 yield Row(pixels, number, is_held_out)
 
-    classes = features[label].names if label and features[label].num_classes else []
     return Plan(rows(), sum(len(index) for _, index, _ in parts), tuple(classes))
+
+
+def _check_numbers(builder: Any, label: Any | None, examples: int) -> None:
+    """Raise ValueError where the set says of itself more than its files can hold, or than a network can tell apart."""
+    files = [file.stat().st_size for file in Path(builder.data_dir).iterdir()]
+    shards = sum(len(split.shard_lengths) for split in builder.info.splits.values())
+    if examples > sum(files) or shards > len(files):
+        raise ValueError(f"it says {examples} examples in {shards} files, and there are {len(files)}")
+    if label and label.num_classes and label.num_classes > max(1000, MOST_PER_CLASS * examples):
+        raise ValueError(f"it says {label.num_classes} classes for {examples} examples")
 
 
 @contextlib.contextmanager

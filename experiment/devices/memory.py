@@ -16,7 +16,7 @@ def available() -> int | None:
         known += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
     except (OSError, ValueError):
         pass
-    if not known and "SC_PHYS_PAGES" in os.sysconf_names:
+    if not known and "SC_PHYS_PAGES" in getattr(os, "sysconf_names", ()):  # Windows has none
         known.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     return min(known, default=None)
 

@@ -20,8 +20,10 @@ from typing import Any
 import numpy as np
 
 from experiment.errors import UserError, one_line
+from experiment.files import read_regular
 
 Array = np.ndarray
+MOST_BYTES = 2**30  # of the weights, which have 2**27
 
 KID_SUBSETS, KID_SUBSET_SIZE, NEIGHBOURS = 100, 1000, 3
 EXTRACTOR = "inception-v3-compat"
@@ -93,7 +95,7 @@ def checked_weights(path: Path, folder: Path) -> tuple[Path, Weights]:
     import torch
 
     try:
-        content = path.read_bytes()
+        content = read_regular(path, MOST_BYTES)
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror}): {WEIGHTS_REMEDY}") from None
     copy = folder / "weights.pth"

@@ -99,7 +99,7 @@ class Checkpoints:
     def save(self, state: Any, window: dict[str, float]) -> None:
         """Write the whole state, then remove the oldest checkpoints beyond `keep`.
 
-        A step that is there already stays as it is.
+        A step that is there already stays as it is. Raises UserError where the folder cannot be written.
         """
         step = int(state["step"])
         path = self.directory / str(step)
@@ -108,7 +108,14 @@ class Checkpoints:
         unfinished = path.with_name(path.name + _UNFINISHED)
         items = {name: ocp.args.StandardSave(_flat(state[name])) for name in ITEMS if _flat(state.get(name, {}))}
         meta = ocp.args.JsonSave({"step": step, "window": window})
-        self._orbax.save(unfinished, ocp.args.Composite(meta=meta, **items))
+        try:
+            self._orbax.save(unfinished, ocp.args.Composite(meta=meta, **items))
+        except OSError as error:
+            reason = one_line(error.strerror or error)
+            raise UserError(
+                f"cannot write the checkpoint of step {step} into {self.directory} ({reason}): "
+                "make room, and run the same command again"
+            ) from None
         if jax.process_index() == 0:
             _write_digests(unfinished)
             unfinished.rename(path)
@@ -116,7 +123,12 @@ class Checkpoints:
                 self._remove(self.directory / str(old))
 
     def clean(self) -> None:
-        """Remove the remains of an interrupted save or removal. Only for the process that writes."""
+        """Remove the remains of an interrupted save or removal. Only for the process that writes.
+
+        Raises UserError where something else lies in the folder's place.
+        """
+        if self.directory.exists() and not self.directory.is_dir():
+            raise UserError(f"{self.directory} is a file, where checkpoints go: move it away")
         if jax.process_index() == 0 and self.directory.is_dir():
             for path in self.directory.iterdir():
                 if _UNFINISHED in path.name or path.name.endswith(_REMOVED):  # orbax's own name holds the first too

@@ -386,6 +386,27 @@ def test_tfds_set_in_a_format_that_only_tensorflow_reads(prepared, tmp_path):
     assert "is prepared as tfrecord" in line and "file_format='array_record'" in line
 
 
+@pytest.mark.parametrize(
+    "file, old, new",
+    [
+        ("dataset_info.json", '"12"', f'"{10**12}"'),
+        ("dataset_info.json", '"12"', ", ".join(['"1"'] * 100_000)),
+        ("features.json", '"numClasses": "4"', f'"numClasses": "{10**12}"'),
+        ("features.json", '"numClasses": "4"', '"numClasses": "2"'),
+    ],
+)
+def test_tfds_set_that_says_more_than_it_has(prepared, tmp_path, file, old, new):
+    copy = tmp_path / "tiny_colours"
+    shutil.copytree(prepared + "/tiny_colours", copy)
+    path = copy / "1.2.0" / file
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    for names in copy.rglob("*labels.txt"):
+        names.unlink()
+    line = mistake("", path=str(copy / "1.2.0"), cache=str(tmp_path / "cache"))
+    assert "is damaged" in line and ("it says" in line or "of class 2, of 2" in line)
+
+
 def test_tfds_version_that_there_is_not(prepared):
     assert "cifar10:9.9.9" in mistake("cifar10:9.9.9", cache=prepared)
 

@@ -189,7 +189,7 @@ def test_a_file_that_lies_is_one_line(tmp_path, case):
 
 def test_more_than_the_machine_s_memory_is_refused_before_it_is_taken(tmp_path, monkeypatch):
     path = save(tmp_path, x=IMAGES)
-    monkeypatch.setattr("experiment.files.memory", lambda: 1000)
+    monkeypatch.setattr("experiment.data.npz.available", lambda: 1000)
     with pytest.raises(UserError, match="does not fit into this machine's memory"):
         load_dataset("", path)
 

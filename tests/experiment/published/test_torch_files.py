@@ -547,3 +547,11 @@ def test_files_that_are_none_of_these(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "c.zip", "w") as archive:
         archive.writestr("photo.png", b"\x89PNG")
     refusal(tmp_path / "c.zip")
+
+
+def test_a_file_larger_than_the_memory_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("experiment.published.torch_files.available", lambda: 2**40)
+    with open(tmp_path / "c.safetensors", "wb") as file:
+        file.write(struct.pack("<Q", 2) + b"{}")
+        file.truncate(2**41)  # of holes: nothing is on the disk
+    assert "does not fit into this machine's memory" in refusal(tmp_path / "c.safetensors")

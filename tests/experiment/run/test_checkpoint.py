@@ -174,3 +174,15 @@ def test_only_what_a_save_names_is_a_checkpoint(name: str, two: Path, tmp_path: 
     assert checkpoints.steps() == [1, 2]
     restored = checkpoints.restore(LIKE, [].append)
     assert restored is not None and int(restored[0]["step"]) == 2
+
+
+def test_a_file_where_checkpoints_go_is_a_mistake(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").touch()
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    with pytest.raises(UserError, match="checkpoints is a file, where checkpoints go: move it away"):
+        checkpoints.clean()
+    with pytest.raises(
+        UserError, match=r"cannot write the checkpoint of step 3 into .* \(Not a directory\): make room"
+    ):
+        checkpoints.save(state(3), WINDOW)
+    assert checkpoints.steps() == []
