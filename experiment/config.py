@@ -49,6 +49,9 @@ def key(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+FOLLOWS = "None: as the data's size and amount want it"  # experiment/training/sizing.py, when a run begins
+
+
 @dataclass(frozen=True, kw_only=True)
 class SDESection:
     name: str = key("vp", "the forward process: vp | subvp | ve | cosine_vp | rectified_flow")
@@ -63,18 +66,25 @@ class SDESection:
 class ModelSection:
     name: str = key("dit", "the network: mlp | unet | dit | ncsnpp; each takes the keys that its constructor names")
     parameterization: str = key(
-        "eps", "what it predicts: eps | x0 | edm | v | velocity, or on the unscaled input: raw_eps | raw_score"
+        "eps",
+        "what it predicts: eps | x0 | edm | gaussian | v | velocity, or on the unscaled input: raw_eps | raw_score",
     )
-    sigma_data: float = key(0.5, "of edm and its weightings: the standard deviation of the scaled data", above=0)
-    width: int = key(128, "channels at full resolution; of mlp and dit, in every layer", low=1, high=2**16)
+    sigma_data: float | None = key(
+        0.5, f"of edm and its weightings: the standard deviation of the scaled data; {FOLLOWS}", above=0
+    )
+    width: int | None = key(
+        128, f"channels at full resolution; of mlp and dit, in every layer; {FOLLOWS}", low=1, high=2**16
+    )
     depth: int = key(4, "of mlp and dit: hidden layers, or transformer blocks", low=1, high=256)
     heads: int = key(4, "of unet and dit: attention heads", low=1)
     patch_size: int = key(2, "of dit: pixels per side of a patch", low=1)
-    channel_mults: tuple[int, ...] = key(
-        (1, 2), "of unet and ncsnpp: width factor of each resolution", low=1, high=1000
+    channel_mults: tuple[int, ...] | None = key(
+        (1, 2), f"of unet and ncsnpp: width factor of each resolution; {FOLLOWS}", low=1, high=1000
     )
     blocks: int = key(2, "of unet and ncsnpp: residual blocks for each resolution", low=1, high=64)
-    attention: tuple[int, ...] = key((), "of unet and ncsnpp: resolutions with attention, in pixels per side", low=1)
+    attention: tuple[int, ...] | None = key(
+        (), f"of unet and ncsnpp: resolutions with attention, in pixels of the first side; {FOLLOWS}", low=1
+    )
     dropout: float = key(0.0, "the share of features left out in training", low=0, below=1)
     class_conditional: bool = key(False, "whether the network is told the class")
     dtype: str = key("auto", "of its products; auto: bfloat16 on accelerators", choices=("float32", "bfloat16", "auto"))
@@ -104,7 +114,9 @@ class ModelSection:
 @dataclass(frozen=True, kw_only=True)
 class DataSection:
     name: str = key("digits", "a set of ours, or any prepared image set of tensorflow-datasets")
-    path: str = key("", "instead of a name: a folder or zip of images, or an .npz")
+    path: str = key(
+        "", "instead of a name: a folder or zip of images, or an .npz of images, vectors, series, fields, volumes"
+    )
     dequantize: bool = key(True, "uniform noise of one level added in training")
     flip: bool = key(False, "images flipped left to right at random in training")
     cache: str = key("", 'where prepared data are kept; "": the user\'s cache folder')
@@ -116,8 +128,8 @@ class DataSection:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSection:
-    steps: int = key(4000, "updates of the weights", low=1)
-    batch_size: int = key(128, "examples for an update, on all devices together", low=1, high=2**24)
+    steps: int | None = key(4000, f"updates of the weights; {FOLLOWS}", low=1)
+    batch_size: int | None = key(128, f"examples for an update, on all devices together; {FOLLOWS}", low=1, high=2**24)
     lr: float = key(1e-3, "the learning rate after warming up", above=0)
     optimizer: str = key("adam", "adam | adamw")
     weight_decay: float = key(0.0, "of adamw", low=0)
@@ -172,7 +184,7 @@ class SampleSection:
 @dataclass(frozen=True, kw_only=True)
 class EvalSection:
     samplers: tuple[str, ...] = key(("em", "pc", "ode"), "what evaluate.py compares")
-    n: int = key(1024, "samples for each sampler and seed", low=2, high=10**9)
+    n: int | None = key(1024, f"samples for each sampler and seed; {FOLLOWS}", low=2, high=10**9)
     seeds: int = key(3, "how many seeds", low=1, high=10_000)
     likelihood_n: int = key(256, "held-out examples of the likelihood", low=2)
     probes: int = key(4, "Hutchinson's probes for each of them", low=1, high=100_000)
@@ -229,6 +241,9 @@ def _leaves(section: type = Schema, prefix: str = "") -> dict[str, tuple[Any, da
 
 KEYS = _leaves()
 OWN_KEYS: set[str] = set()  # those of KEYS that a module of the user's brought
+
+# Those that are settled by the data where they are None.
+FOLLOWING = tuple(name for name, (_, field) in KEYS.items() if FOLLOWS in field.metadata["meaning"])
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -469,13 +484,24 @@ def check_config(config: Any) -> Any:
     return ConfigDict(values).lock()
 
 
+def filled(config: Any, values: Mapping[str, Any]) -> Any:
+    """The checked config with these values, by dotted name, where it has None."""
+    found = ConfigDict(config.to_dict())
+    for name, value in values.items():
+        section, _, last = name.rpartition(".")
+        if found[section][last] is None:
+            found[section][last] = value
+    return check_config(found)
+
+
 def whole_config(config: Any) -> Any:
     """Return the whole, checked config with every value open to be set."""
     checked = check_config(config).to_dict()
     for name, (hint, _) in KEYS.items():
         section, _, last = name.rpartition(".")
         if section and checked[section].get(last, 0) is None:
-            checked[section][last] = config_dict.placeholder(_kind(hint)[0])
+            kind, many, _ = _kind(hint)
+            checked[section][last] = config_dict.placeholder(tuple if many else kind)
     return ConfigDict(checked)
 
 

@@ -31,7 +31,7 @@ class Draws:
             each batch.
         batch_seconds: wall time of each batch, with compilation in the first.
         labels: (n,) the classes; None where the network is not told any.
-        data: as the data are: uint8 images (n, h, w, c), 0..255, or float32 vectors (n, d); None where nobody asked.
+        data: as the data are: uint8 images (n, h, w, c), 0..255, or floats in their units; None where nobody asked.
     """
 
     x: Array
@@ -117,9 +117,9 @@ def class_labels(run: Any, n: int, seed: int, chosen: Sequence[int] | None = Non
 
 
 def as_data(scaling: Any, x: Array) -> Array:
-    """Samples in the model's space as the data are: uint8 images (n, h, w, c), 0..255, or float32 vectors (n, d)."""
-    levels = np.asarray(scaling.to_data(x))
-    return levels.astype(np.float32) if scaling.levels is None else scaling.to_uint8(levels)
+    """Samples in the model's space as the data are: uint8 images (n, h, w, c), 0..255, or floats in their units."""
+    found = np.asarray(scaling.to_data(x))
+    return scaling.to_uint8(found) if scaling.levels else found
 
 
 def check_samples_fit(n: int, shape: Sequence[int], sets: int = 1) -> None:
@@ -169,3 +169,21 @@ def solver_remedy() -> Iterator[None]:
             "(of samplers; config.eval's are the likelihood's) notes them for this run; "
             "sample.py also takes --steps for fixed steps"
         ) from error
+
+
+def picture_of(scaling: Any, data: Array) -> bytes:
+    """A PNG of samples as `as_data` gives them: a cloud of vectors, the lines of series, a grid of all else."""
+    from experiment import plots
+
+    if data.ndim == 2:
+        return plots.scatter({"samples": data}, square=scaling.units is None)
+    if data.ndim == 3:
+        from experiment.plots.examples import grid
+
+        return grid(data)
+    return plots.image_grid(plots.pictures(data if scaling.levels else scaling.to_uint8(data)))
+
+
+def pictured(scaling: Any, x: Array) -> Array:
+    """What a picture shows of data that are no vectors: uint8 grey values, or a series as it is."""
+    return x if x.ndim == 3 else scaling.to_uint8(x)

@@ -1,5 +1,6 @@
-"""DiT, a transformer over image patches with adaLN-zero conditioning (Peebles & Xie 2023, arXiv:2212.09748)."""
+"""DiT, a transformer over patches of a grid with adaLN-zero conditioning (Peebles & Xie 2023, arXiv:2212.09748)."""
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -16,7 +17,7 @@ from models.layers import (
     check_call,
     check_counts,
     dropout_keys,
-    image_shape,
+    grid_shape,
     layer_norm,
     named,
     rematerialised,
@@ -26,33 +27,36 @@ MLP_RATIO = 4
 
 
 def patchify(x: jax.Array, size: int) -> jax.Array:
-    """Cut images into patches of size x size pixels, both row by row.
+    """Cut grids into patches of `size` places along every side, both row by row.
 
-    (n, h, w, c) -> (n, (h/size)(w/size), size * size * c)
+    (n, *sides, c) -> (n, product of sides / size^k, size^k * c), k the number of sides
     """
-    n, h, w, c = x.shape
-    x = x.reshape(n, h // size, size, w // size, size, c).transpose(0, 1, 3, 2, 4, 5)
-    return x.reshape(n, (h // size) * (w // size), size * size * c)
+    n, *sides, c = x.shape
+    axes = len(sides)
+    x = x.reshape(n, *(part for side in sides for part in (side // size, size)), c)
+    x = x.transpose(0, *range(1, 2 * axes, 2), *range(2, 2 * axes + 1, 2), 2 * axes + 1)
+    return x.reshape(n, math.prod(sides) // size**axes, size**axes * c)
 
 
-def unpatchify(tokens: jax.Array, size: int, shape: tuple[int, int, int]) -> jax.Array:
-    """The inverse of `patchify`: (n, (h/size)(w/size), size * size * c) -> (n, h, w, c) with shape = (h, w, c)."""
-    h, w, c = shape
-    x = tokens.reshape(tokens.shape[0], h // size, w // size, size, size, c).transpose(0, 1, 3, 2, 4, 5)
-    return x.reshape(tokens.shape[0], h, w, c)
+def unpatchify(tokens: jax.Array, size: int, shape: tuple[int, ...]) -> jax.Array:
+    """The inverse of `patchify`, with shape = (*sides, c)."""
+    *sides, c = shape
+    axes = len(sides)
+    x = tokens.reshape(tokens.shape[0], *(side // size for side in sides), *[size] * axes, c)
+    x = x.transpose(0, *(axis for i in range(1, axes + 1) for axis in (i, axes + i)), 2 * axes + 1)
+    return x.reshape(tokens.shape[0], *shape)
 
 
-def sincos_positions(rows: int, columns: int, width: int) -> np.ndarray:
-    """A 2-D sine-cosine table (rows * columns, width): a quarter of the width for each function and side.
+def sincos_positions(sides: Sequence[int], width: int) -> np.ndarray:
+    """A sine-cosine table (product of sides, width), the width shared evenly by both functions and all sides.
 
-    The quarters are sin and cos of the row, then sin and cos of the column.
-
-    Frequencies 10000^(-k/K) as in ViT and DiT. Columns that 4 does not fill stay zero.
+    Of images the quarters are sin and cos of the row, then sin and cos of the column. Frequencies 10000^(-k/K) as in
+    ViT and DiT. Columns that the shares do not fill stay zero.
     """
-    frequencies = 10000.0 ** (-np.arange(width // 4) / max(width // 4, 1))
-    row, column = np.divmod(np.arange(rows * columns), columns)
-    phases = [np.outer(row, frequencies), np.outer(column, frequencies)]
-    table = np.concatenate([f(p) for p in phases for f in (np.sin, np.cos)], axis=1)
+    share = width // (2 * len(sides))
+    frequencies = 10000.0 ** (-np.arange(share) / max(share, 1))
+    places = np.unravel_index(np.arange(math.prod(sides)), tuple(sides))
+    table = np.concatenate([f(np.outer(place, frequencies)) for place in places for f in (np.sin, np.cos)], axis=1)
     return np.pad(table, ((0, 0), (0, width - table.shape[1]))).astype(np.float32)
 
 
@@ -82,12 +86,13 @@ class DiTBlock(nnx.Module):
 
 
 class DiT(nnx.Module):
-    """A network for images: x (n, h, w, c), c_noise (n,), cond (n,) int or None -> like x, float32. Zero until trained.
+    """A network for grids: x (n, *shape), c_noise (n,), cond (n,) int or None -> like x, float32. Zero until trained.
 
-    shape: (h, w, c). width: channels per token. depth: blocks. heads: attention heads. patch_size: pixels per side of a
-    token (cost grows with the number of tokens, h w / patch_size^2). num_classes: 0 for no labels.
-    remat, dtype: as `rematerialised`, and the compute dtype. The position table is learned, from a sine-cosine start.
-    Raises ValueError if heads does not divide width or patch_size does not divide h and w.
+    shape: (h, w, c) of images, (l, c) of series, (d, h, w, c) of volumes. width: channels per token. depth: blocks.
+    heads: attention heads. patch_size: places per side of a token (cost grows with the number of tokens, h w /
+    patch_size^2 of images). num_classes: 0 for no labels. remat, dtype: as `rematerialised`, and the compute dtype. The
+    position table is learned, from a sine-cosine start. Raises ValueError if heads does not divide width or patch_size
+    does not divide every side.
     """
 
     def __init__(
@@ -104,21 +109,19 @@ class DiT(nnx.Module):
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.shape, self.dtype = image_shape(shape, "DiT"), jnp.dtype(dtype)
+        self.shape, self.dtype = grid_shape(shape, "DiT"), jnp.dtype(dtype)
         check_counts(width=width, depth=depth, heads=heads, patch_size=patch_size)
-        height, columns, channels = self.shape
-        if height % patch_size or columns % patch_size:
-            raise ValueError(
-                f"patch_size={patch_size} does not divide the image size {height}x{columns}: choose a common divisor "
-                "of both"
-            )
+        *sides, channels = self.shape
+        if any(side % patch_size for side in sides):
+            size = "x".join(map(str, sides))
+            raise ValueError(f"patch_size={patch_size} does not divide the size {size}: choose a divisor of every side")
         self.depth, self.patch_size, self.remat = depth, patch_size, remat
-        values = patch_size * patch_size * channels
+        values = patch_size ** len(sides) * channels
         self.condition = Condition(width, num_classes, rngs=rngs)
         # One product gives the modulation of every block and of the head: fewer, larger operations. Zero: adaLN-zero.
         self.modulation = Linear(width, (6 * depth + 2) * width, scale=0.0, rngs=rngs)
         self.inner = Linear(values, width, dtype=dtype, rngs=rngs)
-        self.positions = nnx.Param(jnp.asarray(sincos_positions(height // patch_size, columns // patch_size, width)))
+        self.positions = nnx.Param(jnp.asarray(sincos_positions([side // patch_size for side in sides], width)))
         self.blocks = named([DiTBlock(width, heads, dropout, dtype=dtype, rngs=rngs) for _ in range(depth)])
         self.outer = Linear(width, values, scale=0.0, dtype=dtype, rngs=rngs)
 

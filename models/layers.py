@@ -58,17 +58,18 @@ def conv(
     inputs: int,
     outputs: int,
     *,
+    axes: int = 2,
     stride: int = 1,
     padding: Any = "SAME",
     scale: float = 1.0,
     dtype: DTypeLike,
     rngs: nnx.Rngs,
 ) -> nnx.Conv:
-    """A 3x3 convolution with `initialiser(scale)`."""
+    """A convolution over `axes` axes of space, 3 wide along each, with `initialiser(scale)`."""
     return nnx.Conv(
         inputs,
         outputs,
-        (3, 3),
+        (3,) * axes,
         stride,
         padding=padding,
         kernel_init=initialiser(scale),
@@ -239,6 +240,21 @@ def check_counts(**options: Any) -> None:
             raise ValueError(f"{name} must be a positive whole number; it is {value!r}")
 
 
+SIDES = ("depth", "height", "width")
+
+
+def grid_shape(shape: Sequence[int], network: str) -> tuple[int, ...]:
+    """The shape as one, two or three sides of a grid, and channels. Raises ValueError for another number of axes."""
+    if not 2 <= len(shape) <= 4:
+        raise ValueError(
+            f"{network} takes series (length, channels), images (height, width, channels) and volumes, not "
+            f"{tuple(shape)}: use the MLP for vectors"
+        )
+    names = (*SIDES[-(len(shape) - 1) :], "channels") if len(shape) > 2 else ("length", "channels")
+    check_counts(**dict(zip(names, shape, strict=True)))
+    return tuple(int(side) for side in shape)
+
+
 def image_shape(shape: Sequence[int], network: str) -> tuple[int, int, int]:
     """The shape as (height, width, channels). Raises ValueError if it is not an image's."""
     if len(shape) != 3:
@@ -249,23 +265,37 @@ def image_shape(shape: Sequence[int], network: str) -> tuple[int, int, int]:
     return int(shape[0]), int(shape[1]), int(shape[2])
 
 
-def image_resolutions(shape: tuple[int, int, int], levels: int, attention: Sequence[int]) -> list[int]:
-    """The height of each level, halved from one to the next.
+def resolutions(shape: Sequence[int], levels: int, attention: Sequence[int]) -> list[int]:
+    """The first side of the grid (*sides, channels) at each level, halved from one to the next, rounded up.
 
-    Raises ValueError if a side is not divisible by 2^(levels - 1), or an attention resolution does not occur.
+    Raises ValueError for no level, for more of them than there are halves, or an attention resolution that does not
+    occur.
     """
     if levels < 1:
         raise ValueError("channel_mults is empty: give one multiplier per resolution, such as (1, 2)")
-    height, width, step = shape[0], shape[1], 2 ** (levels - 1)
+    *sides, _ = shape
+    if 2 ** (levels - 1) > max(sides):
+        raise ValueError(
+            f"{levels} channel_mults halve {'x'.join(map(str, sides))} to less than one place: shorten channel_mults"
+        )
+    found = [-(-sides[0] // 2**i) for i in range(levels)]
+    unknown = sorted(set(attention) - set(found))
+    if unknown:
+        raise ValueError(
+            f"attention at resolution {unknown[0]} does not occur: choose among {', '.join(map(str, found))}"
+        )
+    return found
+
+
+def image_resolutions(shape: tuple[int, int, int], levels: int, attention: Sequence[int]) -> list[int]:
+    """The `resolutions` of images that every level halves exactly.
+
+    Raises ValueError if a side is not divisible by 2^(levels - 1), too.
+    """
+    height, width, step = shape[0], shape[1], 2 ** max(levels - 1, 0)
     if height % step or width % step:
         raise ValueError(
             f"{levels} channel_mults need an image size divisible by {step}; it is {height}x{width}: "
-            "shorten channel_mults, or resize or pad the images"
+            "shorten channel_mults, or resize or pad the images, or use the U-Net, which takes any size"
         )
-    resolutions = [height >> i for i in range(levels)]
-    unknown = sorted(set(attention) - set(resolutions))
-    if unknown:
-        raise ValueError(
-            f"attention at resolution {unknown[0]} does not occur: choose among {', '.join(map(str, resolutions))}"
-        )
-    return resolutions
+    return resolutions(shape, levels, attention)

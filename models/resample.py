@@ -1,11 +1,13 @@
-"""Resampling of images by two: by StyleGAN2's filter, or plainly.
+"""Resampling by two: of images by StyleGAN2's filter, or plainly, of grids of any size and number of axes.
 
 Karras et al. 2020, arXiv:1912.04958, as in Song et al. 2021.
 
 The filter is [1, 3, 3, 1]/8 along each axis, zeros outside the image. It is written as shifts and adds, one axis after
-the other, which every backend fuses; a grouped convolution says the same and is slow on CPU. All functions take (n, h,
-w, c) and keep the dtype.
+the other, which every backend fuses; a grouped convolution says the same and is slow on CPU. The filter's functions
+take (n, h, w, c); all keep the dtype.
 """
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -58,12 +60,24 @@ def fir_blur(x: jax.Array, padding: int, gain: float = 1.0) -> jax.Array:
 
 
 def downsample(x: jax.Array) -> jax.Array:
-    """The mean over 2x2 pixels."""
-    n, h, w, c = x.shape
-    return x.reshape(n, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
+    """The mean over cells of two places along every axis of space: (n, *sides, c), each side halved, rounded up.
+
+    Of an odd side the last place is a cell of its own.
+    """
+    if any(side % 2 for side in x.shape[1:-1]):
+        x = jnp.pad(x, [(0, 0), *((0, side % 2) for side in x.shape[1:-1]), (0, 0)], mode="edge")
+    n, *sides, c = x.shape
+    cells = x.reshape(n, *(size for side in sides for size in (side // 2, 2)), c)
+    return cells.mean(axis=tuple(range(2, cells.ndim - 1, 2)))
 
 
-def upsample(x: jax.Array) -> jax.Array:
-    """The image with each pixel repeated 2x2."""
-    n, h, w, c = x.shape
-    return jnp.broadcast_to(x[:, :, None, :, None, :], (n, h, 2, w, 2, c)).reshape(n, 2 * h, 2 * w, c)
+def upsample(x: jax.Array, sides: Sequence[int] = ()) -> jax.Array:
+    """The values repeated twice along every axis of space, cut to `sides`, by default twice those of x.
+
+    From a half back to an odd side, the last repetition is cut off.
+    """
+    n, *own, c = x.shape
+    pairs = (size for side in own for size in (side, 2))
+    x = jnp.broadcast_to(jnp.expand_dims(x, tuple(range(2, 2 * len(own) + 1, 2))), (n, *pairs, c))
+    x = x.reshape(n, *(2 * side for side in own), c)
+    return x[(slice(None), *(slice(side) for side in sides))]

@@ -1,4 +1,4 @@
-"""A U-Net for images, after DDPM++ with modulation as in ADM.
+"""A U-Net for images of any size, series and volumes, after DDPM++ with modulation as in ADM.
 
 Song et al. 2021, arXiv:2011.13456, appendix H; Dhariwal & Nichol 2021, arXiv:2105.05233.
 """
@@ -19,36 +19,46 @@ from models.layers import (
     check_counts,
     conv,
     dropout_keys,
+    grid_shape,
     group_norm,
-    image_resolutions,
-    image_shape,
     named,
     rematerialised,
+    resolutions,
 )
 from models.resample import downsample, upsample
 
 
 class ResBlock(nnx.Module):
-    """A residual block, then self-attention if heads > 0. (n, h, w, inputs) -> (n, h, w, outputs).
+    """A residual block, then self-attention if heads > 0. (n, *sides, inputs) -> (n, *sides, outputs).
 
-    x' + conv(dropout(silu((1 + scale) norm(conv(silu(norm(x)))) + shift))), x' = x or a 1x1 convolution of it;
-    scale and shift come from the conditioning vector. The last convolution starts at zero.
+    x' + conv(dropout(silu((1 + scale) norm(conv(silu(norm(x)))) + shift))), x' = x or a convolution of it, one place
+    wide; scale and shift come from the conditioning vector. The last convolution starts at zero.
     """
 
     def __init__(
-        self, inputs: int, outputs: int, embedding: int, heads: int, dropout: float, *, dtype: DTypeLike, rngs: nnx.Rngs
+        self,
+        inputs: int,
+        outputs: int,
+        embedding: int,
+        heads: int,
+        dropout: float,
+        axes: int = 2,
+        *,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
     ):
         self.norm1 = group_norm(inputs, dtype=dtype, rngs=rngs)
-        self.conv1 = conv(inputs, outputs, dtype=dtype, rngs=rngs)
+        self.conv1 = conv(inputs, outputs, axes=axes, dtype=dtype, rngs=rngs)
         self.modulation = Linear(embedding, 2 * outputs, scale=0.0, dtype=dtype, rngs=rngs)
         self.norm2 = group_norm(outputs, dtype=dtype, rngs=rngs)
         self.dropout = nnx.Dropout(dropout)
-        self.conv2 = conv(outputs, outputs, scale=0.0, dtype=dtype, rngs=rngs)
+        self.conv2 = conv(outputs, outputs, axes=axes, scale=0.0, dtype=dtype, rngs=rngs)
         self.shortcut = Linear(inputs, outputs, dtype=dtype, rngs=rngs) if inputs != outputs else None
-        self.attention = ImageAttention(outputs, heads, dtype=dtype, rngs=rngs) if heads else None
+        self.attention = GridAttention(outputs, heads, dtype=dtype, rngs=rngs) if heads else None
 
     def __call__(self, x: jax.Array, embedding: jax.Array, key: jax.Array | None) -> jax.Array:
-        scale, shift = jnp.split(self.modulation(embedding)[:, None, None, :], 2, axis=-1)
+        modulation = jnp.expand_dims(self.modulation(embedding), tuple(range(1, x.ndim - 1)))
+        scale, shift = jnp.split(modulation, 2, axis=-1)
         h = self.conv1(nnx.silu(self.norm1(x)))
         h = nnx.silu(self.norm2(h) * (1 + scale) + shift)
         h = self.conv2(self.dropout(h, deterministic=key is None, rngs=key))
@@ -56,26 +66,29 @@ class ResBlock(nnx.Module):
         return h if self.attention is None else self.attention(h)
 
 
-class ImageAttention(nnx.Module):
-    """Attention over the pixels of norm(x), added to x; it starts as the identity."""
+class GridAttention(nnx.Module):
+    """Attention over the places of norm(x), added to x; it starts as the identity."""
 
     def __init__(self, channels: int, heads: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.norm = group_norm(channels, dtype=dtype, rngs=rngs)
         self.attention = SelfAttention(channels, heads, scale=0.0, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        n, h, w, c = x.shape
-        return x + self.attention(self.norm(x).reshape(n, h * w, c)).reshape(x.shape)
+        n, *_, c = x.shape
+        return x + self.attention(self.norm(x).reshape(n, -1, c)).reshape(x.shape)
 
 
 class UNet(nnx.Module):
-    """A network for images: x (n, h, w, c), c_noise (n,), cond (n,) int or None -> like x, float32. Zero until trained.
+    """A network for grids: x (n, *shape), c_noise (n,), cond (n,) int or None -> like x, float32. Zero until trained.
 
-    shape: (h, w, c). width: channels of the first level; level i has width * channel_mults[i] at resolution h / 2^i.
-    blocks: residual blocks per level, down and up. attention: resolutions (heights) with attention after each block;
-    the middle always has it. heads: attention heads. num_classes: 0 for no labels. remat, dtype: as `rematerialised`,
-    and the compute dtype. Raises ValueError if h or w is not divisible by 2^(levels-1), an attention resolution does
-    not occur, or heads does not divide.
+    shape: (h, w, c) of images, (l, c) of series, (d, h, w, c) of volumes, with any sides: an odd one is halved rounding
+    up.
+    width: channels of the first level; level i has width * channel_mults[i] at resolution h / 2^i. blocks: residual
+    blocks per level, down and up. attention: resolutions (the first side) with attention after each block; the middle
+    always has it. heads: attention heads. num_classes: 0 for no labels. remat, dtype: as `rematerialised`, and the
+    compute dtype.
+    Raises ValueError if there are more levels than halves, an attention resolution does not occur, or heads does not
+    divide.
     """
 
     def __init__(
@@ -93,32 +106,33 @@ class UNet(nnx.Module):
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.shape, self.dtype, self.remat = image_shape(shape, "UNet"), jnp.dtype(dtype), remat
+        self.shape, self.dtype, self.remat = grid_shape(shape, "UNet"), jnp.dtype(dtype), remat
         check_counts(
             width=width, blocks=blocks, heads=heads, **{f"channel_mults[{i}]": m for i, m in enumerate(channel_mults)}
         )
-        resolutions = image_resolutions(self.shape, len(channel_mults), attention)
+        sizes = resolutions(self.shape, len(channel_mults), attention)
         self.levels, self.blocks = len(channel_mults), blocks
         embedding, channels = 4 * width, [width * m for m in channel_mults]
+        axes, values = len(self.shape) - 1, self.shape[-1]
 
         def block(inputs: int, outputs: int, attend: bool) -> ResBlock:
-            return ResBlock(inputs, outputs, embedding, heads if attend else 0, dropout, dtype=dtype, rngs=rngs)
+            return ResBlock(inputs, outputs, embedding, heads if attend else 0, dropout, axes, dtype=dtype, rngs=rngs)
 
         self.condition = Condition(embedding, num_classes, rngs=rngs)
-        self.inner = conv(self.shape[2], width, dtype=dtype, rngs=rngs)
+        self.inner = conv(values, width, axes=axes, dtype=dtype, rngs=rngs)
         down, up, current = [], [], width
-        for outputs, resolution in zip(channels, resolutions, strict=True):
+        for outputs, resolution in zip(channels, sizes, strict=True):
             for _ in range(blocks):
                 down.append(block(current, outputs, resolution in attention))
                 current = outputs
         middle = [block(current, current, True), block(current, current, False)]
-        for outputs, resolution in zip(reversed(channels), reversed(resolutions), strict=True):
+        for outputs, resolution in zip(reversed(channels), reversed(sizes), strict=True):
             for _ in range(blocks):
                 up.append(block(current + outputs, outputs, resolution in attention))
                 current = outputs
         self.down, self.middle, self.up = named(down), named(middle), named(up)
         self.norm = group_norm(width * channel_mults[0], dtype=dtype, rngs=rngs)
-        self.outer = conv(width * channel_mults[0], self.shape[2], scale=0.0, dtype=dtype, rngs=rngs)
+        self.outer = conv(width * channel_mults[0], values, axes=axes, scale=0.0, dtype=dtype, rngs=rngs)
 
     def __call__(
         self, x: jax.Array, c_noise: jax.Array, cond: jax.Array | None = None, key: jax.Array | None = None
@@ -136,6 +150,6 @@ class UNet(nnx.Module):
             h = rematerialised(block, self.remat)(h, embedding, next(keys))
         for i, block in enumerate(self.up.values()):
             if i and i % self.blocks == 0:
-                h = upsample(h)
+                h = upsample(h, skips[-1].shape[1:-1])
             h = rematerialised(block, self.remat)(jnp.concatenate([h, skips.pop()], axis=-1), embedding, next(keys))
         return self.outer(nnx.silu(self.norm(h))).astype(jnp.float32)

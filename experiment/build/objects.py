@@ -23,6 +23,7 @@ from sde_lib import (
     DenoiserPrediction,
     EDMPreconditioning,
     EpsilonPrediction,
+    GaussianPreconditioning,
     LogSigmaLabel,
     LogSNRLabel,
     NetworkScore,
@@ -43,6 +44,7 @@ PARAMETERIZATIONS = {
     "eps": EpsilonPrediction,
     "x0": DenoiserPrediction,
     "edm": EDMPreconditioning,
+    "gaussian": GaussianPreconditioning,
     "v": VPrediction,
     "velocity": VelocityPrediction,
     "raw_eps": RawEpsilonPrediction,
@@ -159,11 +161,22 @@ def build_sde(config: Any) -> Any:
     return construct(choose(SDES, config.sde.name, "config.sde.name"), config.sde, "config.sde")
 
 
-def build_parameterization(config: Any) -> Any:
-    """Build the map from the network's output to a score that `model.parameterization` names."""
+def takes_gaussian(config: Any) -> bool:
+    """Tell whether the parameterisation starts from the Gaussian of the data."""
+    return "basis" in parameters(
+        choose(PARAMETERIZATIONS, config.model.parameterization, "config.model.parameterization")
+    )
+
+
+def build_parameterization(config: Any, gaussian: Mapping[str, Any] | None = None) -> Any:
+    """Build the map from the network's output to a score that `model.parameterization` names.
+
+    gaussian: mean, basis and variances of the data, for the one that takes them.
+    """
     cls = choose(PARAMETERIZATIONS, config.model.parameterization, "config.model.parameterization")
     label = choose(NOISE_LABELS, config.model.noise_label, "config.model.noise_label")(config)
-    return construct(cls, config.model, "config.model", noise_label=label)
+    known = {name: jnp.asarray(array) for name, array in (gaussian or {}).items()}
+    return construct(cls, config.model, "config.model", noise_label=label, **known)
 
 
 def compute_dtype(name: str) -> jax.typing.DTypeLike:
@@ -214,9 +227,14 @@ def abstract_network(config: Any, dataset: Any) -> tuple[Apply, dict[str, Any]]:
     return found[0], shapes
 
 
-def build_score(config: Any, apply: Callable[..., jax.Array], params: Any) -> NetworkScore:
-    """Build the score of the network `apply` with the weights `params`, under the config's SDE."""
-    return NetworkScore(apply, params, build_sde(config), build_parameterization(config))
+def build_score(
+    config: Any, apply: Callable[..., jax.Array], params: Any, gaussian: Mapping[str, Any] | None = None
+) -> NetworkScore:
+    """Build the score of the network `apply` with the weights `params`, under the config's SDE.
+
+    gaussian: as for `build_parameterization`.
+    """
+    return NetworkScore(apply, params, build_sde(config), build_parameterization(config, gaussian))
 
 
 def build_schedule(config: Any) -> optax.Schedule:

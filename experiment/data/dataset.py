@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from experiment.data.units import Units
 from experiment.errors import UserError
 
 SPLIT_SEED = 20240229  # written down: the same images are held out on every machine, in every run
@@ -14,7 +15,10 @@ MOST_PER_CLASS = 10  # class numbers for each class that occurs
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """The examples x, uint8 levels (n, h, w, c) or float32 vectors (n, d), and their labels, int32 (n,) or None.
+    """The examples x and their labels, int32 (n,) or None.
+
+    x: uint8 levels (n, h, w, c), or floats in the user's units: vectors (n, d), series (n, l, c), fields (n, h, w, c)
+    or volumes (n, d, h, w, c).
 
     x may lie in a file, mapped into memory: x[rows] reads those rows, and nothing may be written to it.
     """
@@ -28,9 +32,10 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A named set of images (levels 2..256) or vectors (levels None) with classes 0..num_classes-1 (0: no labels).
+    """A named set of images (levels 2..256) or floats (levels None) with classes 0..num_classes-1 (0: no labels).
 
-    distribution: the exact distribution of the vectors, a `sde_lib.GaussianMixture`, where it is known.
+    distribution: the exact distribution of the vectors, a `sde_lib.GaussianMixture`, where it is known. units: those of
+    the floats, by which they are standardised; None for what has unit scale by construction.
     """
 
     name: str
@@ -39,10 +44,11 @@ class Dataset:
     levels: int | None
     num_classes: int = 0
     distribution: Any = None
+    units: Units | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of one example: (h, w, c) or (d,)."""
+        """The shape of one example: (d,), (l, c), (h, w, c) or (d, h, w, c)."""
         return self.train.x.shape[1:]
 
 

@@ -58,6 +58,10 @@ def load_dataset(
     recipe = Recipe(crop, size, skip_unreadable)
     if path:
         return _from_path(user_path(path, "data.path"), cache_folder(cache), recipe)
+    if not name:
+        raise UserError(
+            "no data are given: set config.data.path to a folder, zip or .npz, or config.data.name to a set's name"
+        )
     if name in DATASETS or name in TOYS:  # the second for one that a module of the user's added
         _no_resizing(recipe, f"data set {name!r} comes as it is")
         return DATASETS.get(name, partial(_toy, name))(cache)

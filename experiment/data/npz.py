@@ -1,33 +1,42 @@
-"""`.npz` files: uint8 images or float vectors, with or without labels, with or without a split of their own."""
+"""`.npz` files: images of levels, or numbers in any units; with or without labels, or a split of their own."""
 
+import dataclasses
 import zipfile
 from pathlib import Path
 
 import numpy as np
 
 from experiment.data.dataset import Dataset, Split, class_count, fixed_split
+from experiment.data.units import Units
 from experiment.devices.memory import available
 from experiment.errors import UserError, one_line, quoted, shown
 from experiment.files import arrays_in, open_regular
 
 DATA_KEYS = ("x", "images", "data", "arr_0")  # arr_0 and arr_1 are what numpy.savez(file, x, labels) writes
 LABEL_KEYS = ("labels", "label", "y", "arr_1")
-MAX_CHANNELS = 4
+LARGEST = 1e150  # of values whose variance a float64 holds
+TAKES = (
+    "it must be uint8 images (n, h, w[, c]), or real numbers: vectors (n, d), series (n, length, c), "
+    "fields (n, h, w, c) or volumes (n, d, h, w, c)"
+)
 
 
 def load_npz(path: Path) -> Dataset:
     """Load a data set from x (or images, data, arr_0) and, if there are, labels (or label, y, arr_1).
 
-    uint8 (n, h, w, c) or (n, h, w) are images, float (n, d) vectors. With x_train and x_test (y_train, y_test) these
-    are the splits, otherwise a fixed tenth is held out. An optional integer `levels` (default 256) is that of images.
+    uint8 (n, h, w, c) or (n, h, w) are images with levels, 256 or the optional integer `levels`. Other numbers have
+    none, and are standardised (`Units`): vectors (n, d), series (n, l, c), fields (n, h, w, c), volumes (n, d, h, w,
+    c); integers (n, h, w) are fields of one channel, as images are. With x_train and x_test (y_train, y_test) these are
+    the splits, otherwise a fixed tenth is held out.
 
-    Raises UserError for an unreadable file, pickled objects, a wrong dtype or shape, NaN, or values outside the levels.
+    Raises UserError for an unreadable file, pickled objects, a wrong dtype or shape, channels that come first, NaN,
+    values outside the levels, and a column or channel that is constant.
     """
     arrays = read_npz(path)
     levels = _levels(path, arrays)
     if "x_train" in arrays and "x_test" in arrays:
         train, test = (_named_split(path, arrays, part, levels) for part in ("train", "test"))
-        if train.x.shape[1:] != test.x.shape[1:] or train.x.dtype != test.x.dtype:
+        if train.x.shape[1:] != test.x.shape[1:] or (train.x.dtype == np.uint8) != (test.x.dtype == np.uint8):
             raise UserError(f"{path}: x_train is {_describe(train.x)}, x_test {_describe(test.x)}; save both alike")
         if (train.labels is None) != (test.labels is None):
             raise UserError(f"{path}: only one of x_train and x_test has labels; save y_train and y_test, or neither")
@@ -40,14 +49,12 @@ def load_npz(path: Path) -> Dataset:
         x = _data(path, x_key, arrays[x_key], levels)
         labels = _labels(path, y_key, arrays[y_key], len(x)) if y_key else None
         train, test = fixed_split(x, labels, str(path))
-    is_images = train.x.dtype == np.uint8
-    return Dataset(
-        shown(path.stem),
-        train,
-        test,
-        levels=levels if is_images else None,
-        num_classes=class_count(train, test, source=str(path)),
-    )
+    count, name = class_count(train, test, source=str(path)), shown(path.stem)
+    if train.x.dtype == np.uint8:
+        return Dataset(name, train, test, levels=levels, num_classes=count)
+    units = _units(path, train.x)
+    train, test = (dataclasses.replace(split, x=split.x.astype(units.dtype, copy=False)) for split in (train, test))
+    return Dataset(name, train, test, levels=None, num_classes=count, units=units)
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
@@ -84,33 +91,54 @@ def _levels(path: Path, arrays: dict[str, np.ndarray]) -> int:
 
 
 def _data(path: Path, key: str, x: np.ndarray, levels: int) -> np.ndarray:
-    """Check x and return it as uint8 (n, h, w, c) or float32 (n, d)."""
-    if x.dtype == np.uint8 and x.ndim in (3, 4):
-        x = x[..., None] if x.ndim == 3 else x
-        if x.shape[-1] > MAX_CHANNELS:
-            raise UserError(
-                f"{path}: {key} has shape {x.shape}; images are (n, h, w, c) with at most {MAX_CHANNELS} channels"
-            )
-        _not_empty(path, key, x)
+    """Check x and return it as uint8 (n, h, w, c), or as floats (n, d) or (n, ..., c)."""
+    images, numbers = x.dtype == np.uint8 and x.ndim in (3, 4), x.dtype.kind in "iuf" and 2 <= x.ndim <= 5
+    if not images and not numbers:
+        raise UserError(f"{path}: {key} is {_describe(x)}; {TAKES}")
+    if x.size == 0:
+        raise UserError(f"{path}: {key} is empty, of shape {x.shape}; save at least 2 examples")
+    if x.ndim > 2 and x.dtype.kind in "iu" and x.dtype.itemsize > 2 and 0 <= x.min() <= x.max() < 256:
+        raise UserError(
+            f"{path}: {key} is {_describe(x)}, with values from {x.min()} to {x.max()}; save images as uint8, numbers "
+            "as floats"
+        )
+    if x.ndim == 3 and x.dtype.kind in "iu":
+        x = x[..., None]
+    if x.ndim > 2 and x.shape[1] <= 4 and x.shape[-1] >= 8 and x.shape[1] < min(x.shape[2:]):
+        order = ", ".join(map(str, (0, *range(2, x.ndim), 1)))
+        raise UserError(
+            f"{path}: {key} has shape {x.shape}: channels come last, so save {key}.transpose({order})"
+            " (or, if they do, vectors: reshape(len(x), -1))"
+        )
+    if images:
         if x.max() >= levels:
             raise UserError(
                 f"{path}: {key} has the value {x.max()}, outside its levels 0..{levels - 1}; correct one of them"
             )
         return x
-    if x.dtype.kind == "f" and x.ndim == 2:
-        _not_empty(path, key, x)
-        with np.errstate(over="ignore"):  # a float64 beyond float32 becomes inf, and is named below
-            x = x.astype(np.float32)
-        bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
-        if len(bad):
-            raise UserError(f"{path}: {key} has NaN or infinity in {len(bad)} row(s), first in row {bad[0]}; drop them")
-        return x
-    raise UserError(f"{path}: {key} is {_describe(x)}; it must be uint8 images (n, h, w[, c]) or float vectors (n, d)")
+    with np.errstate(over="ignore"):  # a longdouble beyond float64 becomes inf, and is named below
+        x = x.astype(np.float32 if x.dtype.itemsize <= 2 or x.dtype == np.float32 else np.float64, copy=False)
+    bad = np.flatnonzero(~np.isfinite(x).reshape(len(x), -1).all(axis=1))
+    if len(bad):
+        raise UserError(f"{path}: {key} has NaN or infinity in {len(bad)} row(s), first in row {bad[0]}; drop them")
+    return x
 
 
-def _not_empty(path: Path, key: str, x: np.ndarray) -> None:
-    if x.size == 0:
-        raise UserError(f"{path}: {key} is empty, of shape {x.shape}; save at least 2 examples")
+def _units(path: Path, x: np.ndarray) -> Units:
+    """The units of the training examples x. Raises UserError where they cannot be standardised."""
+    places = tuple(range(x.ndim - 1))
+    low, high = x.min(axis=places), x.max(axis=places)
+    if max(abs(float(low.min())), abs(float(high.max()))) > LARGEST:
+        raise UserError(f"{path}: values beyond {LARGEST:g}, whose squares are infinity: save them in larger units")
+    constant = np.flatnonzero(low == high)
+    if len(constant):
+        what = "column" if x.ndim == 2 else "channel"
+        more = f", and {len(constant) - 1} more" if len(constant) > 1 else ""
+        raise UserError(
+            f"{path}: {what} {constant[0]} of the data is {low[constant[0]]:g} in all {len(x)} training examples, so "
+            f"it has no density; leave it out{more}"
+        )
+    return Units.of(x)
 
 
 def _labels(path: Path, key: str, y: np.ndarray, n: int) -> np.ndarray:

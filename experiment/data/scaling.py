@@ -2,8 +2,11 @@
 
 Data with L levels: level k occupies the bin [2k/L - 1, 2(k+1)/L - 1) of [-1, 1), of width 2/L. Dequantisation places
 x = 2(k + u)/L - 1 with u uniform in its bin, so that a density over x is comparable with a probability over k:
-log2 P(k) >= E_u[log2 p(x)] + dim log2(2/L) (Theis et al. 2016, arXiv:1511.01844, section 3.1). Vectors pass unchanged.
+log2 P(k) >= E_u[log2 p(x)] + dim log2(2/L) (Theis et al. 2016, arXiv:1511.01844, section 3.1).
 Data that are not centred fill [0, 1), in bins half as wide: the space of NCSN++ and its VE constants.
+
+Data without levels are standardised by their `Units`, and pass unchanged where they have none, as the toys, which are
+of unit scale by construction.
 """
 
 from dataclasses import dataclass
@@ -12,6 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from experiment.data.units import Units
 
 Array = Any
 
@@ -22,16 +27,17 @@ _GRID_BITS = 12  # u lies on the midpoints of 2^12 cells of its bin; every one s
 class Scaling:
     """The map between integer levels 0..levels-1 and [-1, 1), or [0, 1) if not `centered`.
 
-    On vectors (levels None) it is the identity. Frozen and hashable, so it may be a static argument of a jitted
-    function. Raises ValueError for levels not in 2..256.
+    Without levels (None) it is that of `units`, or the identity. Frozen and hashable, so it may be a static argument of
+    a jitted function. Raises ValueError for levels not in 2..256.
     """
 
     levels: int | None
     centered: bool = True
+    units: Units | None = None
 
     def __post_init__(self) -> None:
         if self.levels is not None and not 2 <= self.levels <= 256:
-            raise ValueError(f"levels={self.levels}: data have 2 to 256 levels; use levels=None for vectors")
+            raise ValueError(f"levels={self.levels}: data have 2 to 256 levels; use levels=None for floats")
 
     @property
     def _low(self) -> float:
@@ -39,35 +45,49 @@ class Scaling:
 
     @property
     def bin_width(self) -> float | None:
-        """The width of one level in model space, 2/levels, or 1/levels if not centred; None for vectors."""
+        """The width of one level in model space, 2/levels, or 1/levels if not centred; None without levels."""
         return None if self.levels is None else (1.0 - self._low) / self.levels
 
     def to_model(self, k: Array, key: Array | None = None) -> jax.Array:
         """Map levels k to x = 2(k + u)/levels - 1, or (k + u)/levels if not centred, float32, shaped like k.
 
-        u is uniform, drawn from `key`; without a key it is 1/2, the centre of each bin.
+        u is uniform, drawn from `key`; without a key it is 1/2, the centre of each bin. Without levels k are floats in
+        the user's units, which are standardised on the host.
         """
-        k = jnp.asarray(k, jnp.float32)
         if self.bin_width is None:
-            return k
+            return jnp.asarray(k if self.units is None else self.units.to_model(k), jnp.float32)
+        k = jnp.asarray(k, jnp.float32)
         u = 0.5 if key is None else _uniform_in_bin(key, k.shape)
         return (k + u) * self.bin_width + self._low
 
     def to_data(self, x: Array) -> Array:
-        """The level whose bin holds x, uint8, clipped to 0..levels-1; the inverse of `to_model` for every u."""
+        """The level whose bin holds x, uint8, clipped to 0..levels-1; the inverse of `to_model` for every u.
+
+        Without levels, x in the user's units.
+        """
         xp = jnp if isinstance(x, jax.Array) else np  # on the host, where samples are, op by op costs nothing
-        x = xp.asarray(x)
         if self.levels is None or self.bin_width is None:
-            return x
+            return xp.asarray(x) if self.units is None else self.units.to_data(x)
+        x = xp.asarray(x)
         # The slack puts a bin's own lower edge, which float32 may round to just below itself, into that bin.
         slack = self.levels * 2.0**-22
         k = xp.floor((x.astype(np.float32) - self._low) * (1.0 / self.bin_width) + slack)
         return xp.clip(k, 0, self.levels - 1).astype(np.uint8)
 
+    def log_det(self, shape: tuple[int, ...]) -> float:
+        """The nats that an example's log-density loses on its way to the user's units; 0 with levels."""
+        return 0.0 if self.units is None else self.units.log_det(shape)
+
     def to_uint8(self, k: Array) -> np.ndarray:
-        """Turn levels into a picture's grey values, round(255 k/(levels - 1)). Raises ValueError for vectors."""
+        """Turn levels into a picture's grey values, round(255 k/(levels - 1)), and standardised data, mean ± 3 std,
+        into 0..255.
+
+        Raises ValueError for data that are neither.
+        """
+        if self.units is not None:
+            return np.rint(np.clip(127.5 + 42.5 * self.units.to_model(k), 0, 255)).astype(np.uint8)
         if self.levels is None:
-            raise ValueError("vectors have no grey values: to_uint8 is for data with levels")
+            raise ValueError("vectors have no grey values: to_uint8 is for data with levels or units")
         return np.rint(np.asarray(k, np.float64) * 255.0 / (self.levels - 1)).astype(np.uint8)
 
 

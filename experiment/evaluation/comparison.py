@@ -120,7 +120,8 @@ def _metrics(run: Any, train: Array, test: Array) -> tuple[dict[str, Metric], di
     }
     name = f"fd_{run.dataset.name}"
     if run.dataset.levels is None:
-        return metrics, {name: "vectors need no features: the other metrics see them as they are"}
+        kind = "vectors" if train.shape[1:] == run.dataset.shape else "floats"
+        return metrics, {name: f"{kind} need no features: the other metrics see them as they are"}
     if run.dataset.train.labels is None or run.dataset.num_classes < 2:
         return metrics, {name: "the data have no labels to train a feature classifier on"}
     features = ClassFeatures(train, run.dataset.train.labels)

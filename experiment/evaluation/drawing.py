@@ -84,7 +84,7 @@ def draw_point(run: Any, point: Point, settings: Settings) -> Drawn:
 
 def draw_strip(run: Any, sampler: Any, seed: int) -> Strip:
     """Draw the path of the first samples, each frame scaled to unit variance: x_t/sqrt(alpha² + sigma²)."""
-    count = STRIP_POINTS if run.dataset.levels is None else STRIP_IMAGES
+    count = STRIP_POINTS if len(run.shape) == 1 else STRIP_IMAGES
     labels = class_labels(run, count, seed)
     result = draw_batch(run, sampler, sample_key(seed), 0, count, labels, frames=STRIP_FRAMES)
     sde = run.score_fn.sde

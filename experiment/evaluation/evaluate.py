@@ -184,6 +184,12 @@ def _describe(dataset: Any) -> DataDescription:
 def _notes(run: Any, settings: Settings, compared: int) -> list[str]:
     """Say, in a sentence for each, where this report tells less than it could."""
     notes = []
+    if run.scaling.units is not None:
+        what = "coordinate" if len(run.shape) == 1 else "channel"
+        notes.append(
+            f"Distances are between standardised examples: each {what} less its mean, over its standard deviation. "
+            "Pictures of samples and the likelihood are in the units of the data."
+        )
     if settings.n < FULL_N:
         notes.append(f"Fewer samples than the usual {FULL_N:,} were drawn: {settings.n:,} for each sampler and seed.")
     if compared < settings.n:

@@ -102,7 +102,7 @@ def scores(
     """Compute the likelihood of points x (n, *shape).
 
     Returns:
-        Their log-densities (n,) in nats, and their latents (n, *shape).
+        Their log-densities (n,) in nats, in the user's units, and their latents (n, *shape).
     """
     from sde_lib import Hutchinson, log_prob
 
@@ -122,7 +122,7 @@ def scores(
         )
 
     (nats, _, latent), _ = in_batches(run, solve, x, labels, description)
-    return np.asarray(nats, np.float64), latent
+    return np.asarray(nats, np.float64) - run.scaling.log_det(tuple(run.shape)), latent
 
 
 def read_rows(
@@ -140,9 +140,10 @@ def read_rows(
         raise UserError(f"--{flag}={path}: there is no such file; give an .npz")
     arrays = read_npz(path)
     x = next((arrays[name] for name in names if name in arrays), None)
+    numbers = "f" if flag == "decode" else "iuf"  # latents are floats, examples any numbers
     has = f"{', '.join(arrays) or 'no arrays'}" if x is None else f"{x.dtype} of shape {x.shape}"
     x = x[..., None] if x is not None and images and x.ndim == 3 else x
-    if x is None or not len(x) or x.shape[1:] != tuple(run.shape) or x.dtype.kind != ("u" if images else "f"):
+    if x is None or not len(x) or x.shape[1:] != tuple(run.shape) or x.dtype.kind not in ("u" if images else numbers):
         kind, shape = "uint8 images" if images else "floats", ", ".join(map(str, run.shape))
         wanted = f"{kind} (n, {shape}), named {' or '.join(names)}"
         raise UserError(f"--{flag}={path}: this run takes {wanted}, and the file holds {has}")
@@ -208,6 +209,7 @@ def decode_latents(run: Any, folder: Path, *, decode: str) -> str:
 def interpolate_examples(run: Any, folder: Path, *, interpolate: list[str], points: int = 9, seed: int = 0) -> str:
     """Draw a path of so many points between two held-out examples, ends included (--interpolate)."""
     from experiment.plots import likelihood as plots
+    from experiment.sampling import pictured
     from sde_lib import decode, encode, spherical_interpolation
 
     test, scaling = run.dataset.test, run.scaling
@@ -223,14 +225,17 @@ def interpolate_examples(run: Any, folder: Path, *, interpolate: list[str], poin
     between = np.asarray(spherical_interpolation(latents[:1], latents[1:], weight))
     x, back = carry(run, decode, between, None if labels is None else np.repeat(labels[:1], points), "decode")
     rows = weight.reshape(-1, *[1] * len(run.shape))
-    if scaling.levels:
-        shown = scaling.to_uint8(scaling.to_data(x))
-        blended = scaling.to_uint8((1 - rows) * test.x[index[0]] + rows * test.x[index[1]])
-        picture = plots.image_paths({"through the latents": shown, "pixel by pixel": blended}, weight)
+    path = np.asarray(scaling.to_data(x))
+    if len(run.shape) == 1:
+        std = float(run.score_fn.sde.sigma(run.score_fn.sde.t_max))
+        picture = plots.vector_path(path, between, test.x, std, square=scaling.units is None)
     else:
-        shown = x.astype(np.float32)
-        picture = plots.vector_path(shown, between, test.x, float(run.score_fn.sde.sigma(run.score_fn.sde.t_max)))
-    write_npz(folder / "path.npz", arr_0=shown, latents=between, weight=weight, index=index)
+        blended = (1 - rows) * test.x[index[0]] + rows * test.x[index[1]]
+        straight = "pixel by pixel" if len(run.shape) == 3 else "value by value"
+        ways = {"through the latents": path, straight: blended}
+        picture = plots.image_paths({name: pictured(scaling, way) for name, way in ways.items()}, weight)
+    path = scaling.to_uint8(path) if scaling.levels else path
+    write_npz(folder / "path.npz", arr_0=path, latents=between, weight=weight, index=index)
     write_bytes(folder / "path.png", picture)
     return (
         f"interpolate: {points} points from example {index[0]} to {index[1]}, {to + back:,.0f} NFE, step "
@@ -267,6 +272,7 @@ def score_examples(
     from experiment.evaluation.earlier import keep_earlier
     from experiment.evaluation.results import plain
     from experiment.plots import likelihood as plots
+    from experiment.sampling import pictured
     from sde_lib import latent_typicality, typicality
 
     n, probes = n or run.config.eval.likelihood_n, probes or run.config.eval.probes
@@ -298,8 +304,8 @@ def score_examples(
     except ValueError as error:  # not finite, or all equal
         raise UserError(f"{error}, or train the network longer") from error
     x = sets[1][2][tested["index"]]
-    shown = run.scaling.to_uint8(x) if run.scaling.levels else x
-    picture = plots.typicality(reference, tested, int(np.prod(run.shape)), shown, SHOWN)
+    pictures = x if len(run.shape) == 1 else pictured(run.scaling, x)
+    picture = plots.typicality(reference, tested, int(np.prod(run.shape)), pictures, SHOWN)
     document = {
         "workdir": str(run.workdir),
         "step": run.step,

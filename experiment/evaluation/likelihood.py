@@ -1,7 +1,8 @@
 """The held-out likelihood through the probability-flow ODE, with an error budget, and variational bounds beside it.
 
 Levels are dequantised, and what is reported is a bound on the bits/dim of the levels themselves, an upper one
-(`sde_lib.dequantization`); of vectors it is log p in nats. Example i has the same draws, probes and times in any batch.
+(`sde_lib.dequantization`); of data without levels it is log p in nats, in the user's units. Example i has the same
+draws, probes and times in any batch.
 """
 
 import dataclasses
@@ -108,7 +109,7 @@ class LikelihoodSettings(FromConfig):
 def likelihood_unit(dim: int, bin_width: float | None) -> tuple[str, Callable[[Array], Array]]:
     """The unit of a likelihood, and the function that converts nats to it.
 
-    Bits/dim for data with levels, of log P in nats; for vectors nats, log p itself, where larger is better.
+    Bits/dim for data with levels, of log P in nats; for others nats, log p itself, where larger is better.
     """
     if bin_width is None:
         return "nats", lambda nats: nats
@@ -123,13 +124,14 @@ def solve_batch(
     scale: of the tolerances. purpose: which draws of the dequantisation.
 
     Returns:
-        log p/q in nats (size, k, probes), q being 1 for vectors, and the NFE.
+        log p/q in nats (size, k, probes), q being what a change of units brings for data without levels, and the NFE.
     """
     x, labels = _examples(run, first, size)
     centres, key = run.scaling.to_model(x), jax.random.key(settings.seed)
     found, nfe = [], 0
     for draw in range(settings.k):
-        z, log_q = centres, jnp.zeros(size)
+        # Of data without levels q is the density that the change of units has: the result is in the user's.
+        z, log_q = centres, np.full(size, run.scaling.log_det(tuple(run.shape)))
         if run.scaling.levels:
             of_draw = jax.random.fold_in(jax.random.fold_in(key, purpose), draw)
             keys = row_keys(of_draw, first + jnp.arange(size))
@@ -194,7 +196,9 @@ def _compute(
     x, labels = _examples(run, first, size)
     x, key = run.scaling.to_model(x), jax.random.key(settings.seed)
     if settings.bound:
-        part |= bounds.vlb_batch(run, x, labels, jax.random.fold_in(key, _BOUND), first)
+        of_bound = bounds.vlb_batch(run, x, labels, jax.random.fold_in(key, _BOUND), first)
+        of_bound["reconstruction"] += run.scaling.log_det(tuple(run.shape))  # a density of x, in the user's units
+        part |= of_bound
     if settings.chain:
         of_chain = (settings.chain, settings.betas, settings.variance)
         part |= bounds.elbo_batch(run, x, labels, jax.random.fold_in(key, _CHAIN), first, *of_chain)
@@ -214,8 +218,8 @@ def count_of_examples(run: Any, settings: LikelihoodSettings) -> int:
     if settings.dequantization != "uniform" or settings.k > 1:
         if run.scaling.levels is None:
             raise UserError(
-                f"--dequantization and --k are for data with levels, and {run.dataset.name} holds vectors: leave "
-                "them out"
+                f"--dequantization and --k are for data with levels, and {run.dataset.name} holds "
+                f"{bounds.kind_of(run)}: leave them out"
             )
     if settings.chain:
         bounds.check_chain(run, settings.betas)

@@ -62,12 +62,17 @@ BETAS: dict[str, tuple[Any, Callable[[Any, int], Array]]] = {
 }
 
 
+def kind_of(run: Any) -> str:
+    """What data without levels are called."""
+    return "vectors" if len(run.shape) == 1 else "floats"
+
+
 def check_chain(run: Any, betas: str) -> None:
     """Raises UserError for a run of which there is no such chain."""
     if run.scaling.levels is None:
         raise UserError(
-            f"--chain is for data with levels, and {run.dataset.name} holds vectors: leave it out; --bound takes "
-            "vectors too"
+            f"--chain is for data with levels, and {run.dataset.name} holds {kind_of(run)}: leave it out; --bound "
+            "takes them too"
         )
     sde = host_sde(run.score_fn.sde)
     if BETAS[betas][0] is None and abs(sde.alpha(sde.t_max) ** 2 + sde.sigma(sde.t_max) ** 2 - 1) > 1e-9:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         show_image,
         slider,
     )
-    from experiment.plots.images import Picture, image_grid, tile
+    from experiment.plots.images import Picture, image_grid, pictures, tile
 
 __all__ = [
     "COLOURS",
@@ -44,6 +44,7 @@ __all__ = [
     "lines",
     "measured",
     "panels_in_a_row",
+    "pictures",
     "png",
     "scatter",
     "show_image",

@@ -69,18 +69,20 @@ def show_image(axes: Axes, image: Array) -> None:
     axes.spines[:].set_visible(False)
 
 
-def scatter(sets: Mapping[str, Array], limit: float | None = None, columns: int = 2) -> Picture:
+def scatter(sets: Mapping[str, Array], limit: float | None = None, columns: int = 2, *, square: bool = True) -> Picture:
     """Draw the first two coordinates of point clouds {name: (n, d)}, each in its panel, all on the same axes.
 
-    The axes go to ± limit, by default to the limit that holds all of the clouds but a few outliers.
+    The axes go to ± limit, by default to the limit that holds all of the clouds but a few outliers; without `square`,
+    each coordinate has a range of its own.
     """
-    limit, columns = limit or common_limit(sets.values()), min(len(sets), columns)
+    limits: Limits = limit or (common_limit if square else common_ranges)(sets.values())
+    columns = min(len(sets), columns)
     rows = math.ceil(len(sets) / columns)
 
     def draw(figure: Figure) -> None:
         panels = figure.subplots(rows, columns, squeeze=False).ravel()
         for axes, (name, points), colour in zip(panels, sets.items(), (INK, *cycle(len(sets) - 1)), strict=False):
-            draw_cloud(axes, points, limit, colour)
+            draw_cloud(axes, points, limits, colour)
             axes.set(title=name, xlabel="x₁", ylabel="x₂")
         for axes in panels[len(sets) :]:
             axes.set_visible(False)
@@ -88,17 +90,33 @@ def scatter(sets: Mapping[str, Array], limit: float | None = None, columns: int 
     return png(draw, 4.1 * columns, 4.2 * rows)
 
 
-def draw_cloud(axes: Axes, points: Array, limit: float, colour: str) -> None:
+Limits = float | tuple[tuple[float, float], tuple[float, float]]  # of a square about 0, or of x and of y
+
+
+def draw_cloud(axes: Axes, points: Array, limits: Limits, colour: str) -> None:
     shown = np.asarray(points)[:SCATTER_POINTS]
     second = shown[:, 1] if shown.shape[1] > 1 else np.zeros(len(shown))
     size = min(8.0, max(2.2, 110 / math.sqrt(len(shown))))
     axes.plot(shown[:, 0], second, ".", ms=size, mew=0, alpha=0.6, color=colour)
-    axes.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
+    if isinstance(limits, tuple):
+        axes.set(xlim=limits[0], ylim=limits[1])
+        axes.set_box_aspect(1)
+    else:
+        axes.set(xlim=(-limits, limits), ylim=(-limits, limits), aspect="equal")
 
 
 def common_limit(clouds: Any) -> float:
     """Half the side of a square about 0 that holds all but a few outliers of each cloud."""
     return max(1.15 * float(np.quantile(np.abs(np.asarray(points)[:, :2]), 0.998)) for points in clouds)
+
+
+def common_ranges(clouds: Any) -> tuple[tuple[float, float], tuple[float, float]]:
+    """For each of the first two coordinates the range that holds all but a few outliers of the clouds."""
+    ends = [np.quantile(np.asarray(points, float)[:, :2], [0.002, 0.998], axis=0) for points in clouds]
+    low, high = np.min([e[0] for e in ends], axis=0), np.max([e[1] for e in ends], axis=0)
+    margin = np.where(high > low, 0.1 * (high - low), 1.0)
+    ranges = [(float(a), float(b)) for a, b in zip(low - margin, high + margin, strict=True)]
+    return ranges[0], ranges[1] if len(ranges) > 1 else (-1.0, 1.0)
 
 
 def panels_in_a_row(figure: Any, columns: int) -> list[Axes]:

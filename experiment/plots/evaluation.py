@@ -30,6 +30,8 @@ from experiment.plots.base import (
     show_image,
     tile,
 )
+from experiment.plots.examples import draw_series, series_limits
+from experiment.plots.images import pictures
 
 
 class Spread(Protocol):
@@ -90,26 +92,48 @@ class Exact(Protocol):
     def samplers(self) -> Mapping[str, Sequence[ExactRow]]: ...
 
 
-def denoising_strip(frames: Array, times: Sequence[tuple[float, float]], *, narrow: bool = False) -> bytes:
+def denoising_strip(
+    frames: Array, times: Sequence[tuple[float, float]], reach: float = 1.0, *, narrow: bool = False
+) -> bytes:
     """From noise to sample: a column for each frame, labelled with its t and its noise-to-signal ratio, sigma/alpha.
 
-    frames: images (k, n, h, w, c) in [-1, 1], a row for each sample; or points (k, n, d).
+    frames: (k, n, *shape), a row for each sample; points (k, n, d) become a cloud in each column. reach: of pictures,
+    the value that is white, its negative being black.
     """
-    images = frames.ndim == 5
     titles = [f"t = {t:.3g}\nσ/α = {ratio:.3g}" for t, ratio in times]
+    if frames.ndim == 4:
+        return _strip_of_series(frames, titles)
+    images = frames.ndim > 4
+    grey = np.clip((frames / reach + 1) * 127.5, 0, 255).astype(np.uint8) if images else frames
+    boards = [tile(pictures(frame), 1) if images else frame for frame in grey]
 
     def draw(figure: Figure) -> None:
-        for axes, frame, title in zip(panels_in_a_row(figure, len(frames)), frames, titles, strict=True):
+        for axes, board, title in zip(panels_in_a_row(figure, len(boards)), boards, titles, strict=True):
             if images:
-                show_image(axes, tile(np.clip((frame + 1) * 127.5, 0, 255).astype(np.uint8), 1))
+                show_image(axes, board)
             else:
-                draw_cloud(axes, frame, limit, COLOURS[0])
+                draw_cloud(axes, board, limit, COLOURS[0])
                 axes.set(xticks=[], yticks=[])
             axes.set_title(title, fontsize=8.5)
 
     limit = 0.0 if images else common_limit(frames)
-    height = (frames.shape[1] * (frames.shape[2] + 1) + 1) / (frames.shape[3] + 2) if images else 1.0
+    height = boards[0].shape[0] / boards[0].shape[1] if images else 1.0
     return png(draw, 1.02 * len(frames) + 0.2, 0.95 * height + 0.55)
+
+
+def _strip_of_series(frames: Array, titles: Sequence[str]) -> bytes:
+    """The strip of series (k, n, l, c)."""
+
+    def draw(figure: Figure) -> None:
+        rows = figure.subplots(frames.shape[1], len(frames), sharey=True, squeeze=False)
+        for column, (frame, title) in enumerate(zip(frames, titles, strict=True)):
+            for axes, series in zip(rows[:, column], frame, strict=True):
+                draw_series(axes, series, limits)
+                axes.set(xticks=[], yticks=[])
+            rows[0, column].set_title(title, fontsize=8.5)
+
+    limits = series_limits(frames.reshape(-1, *frames.shape[2:]))
+    return png(draw, 1.02 * len(frames) + 0.2, 0.7 * frames.shape[1] + 0.55)
 
 
 def quality_bars(

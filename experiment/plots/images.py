@@ -1,12 +1,15 @@
-"""Images side by side as one picture, without matplotlib, which takes a while to import."""
+"""Examples as pictures, and many side by side as one, without matplotlib, which takes a while to import."""
 
 import io
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
 Array = np.ndarray
+
+CHANNELS, SLICES, LINES = 9, 8, 6  # shown of one example, at most; LINES of a series
 
 
 class Picture(bytes):
@@ -39,3 +42,42 @@ def image_grid(images: Array, columns: int | None = None) -> Picture:
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(np.broadcast_to(board, (*board.shape[:2], 3)))).save(buffer, format="png")
     return Picture(buffer.getvalue())
+
+
+def evenly(count: int, most: int) -> Array:
+    """At most so many of 0..count-1, evenly spread, ends included."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
+
+
+def pictures(examples: Array) -> Array:
+    """Lay out examples uint8 (n, ..., h, w, c) as pictures (n, H, W, 1 or 3).
+
+    A volume is a row of slices. Channels that are no grey and no colour are pictures of their own, in rows of a square,
+    or of a volume one below the other.
+    """
+    volume = examples if examples.ndim == 5 else examples[:, None]
+    volume = volume[:, evenly(volume.shape[1], SLICES)]
+    columns = volume.shape[1]
+    if volume.shape[-1] not in (1, 3):
+        volume = volume[..., :CHANNELS]
+        columns = columns if columns > 1 else math.ceil(math.sqrt(volume.shape[-1]))
+        volume = np.moveaxis(volume, -1, 1).reshape(len(volume), -1, *volume.shape[2:4], 1)
+    if volume.shape[1] == 1:
+        return volume[:, 0]
+    return np.stack([tile(parts, columns)[1:-1, 1:-1] for parts in volume])
+
+
+def legend(shape: Sequence[int]) -> str:
+    """Say, as the rest of a caption, how examples of this shape are laid out; "" for what needs no word."""
+    *sides, channels = shape
+    told = []
+    if len(sides) == 1:
+        told.append(
+            "a line for each channel" if channels <= LINES else f"lines of the first {LINES} of {channels} channels"
+        )
+    if len(sides) == 3:
+        told.append(f"{min(sides[0], SLICES)} of {sides[0]} slices from left to right")
+    if len(sides) > 1 and channels not in (1, 3):
+        first = f"the first {CHANNELS} of {channels}" if channels > CHANNELS else f"the {channels}"
+        told.append(f"{first} channels {'one below the other' if len(sides) == 3 else 'row by row'}")
+    return f" ({'; '.join(told)})" if told else ""

@@ -17,12 +17,13 @@ from experiment.plots.base import (
     SCATTER_POINTS,
     Array,
     common_limit,
+    common_ranges,
     draw_cloud,
     literal,
     panels_in_a_row,
     png,
-    show_image,
 )
+from experiment.plots.examples import series_limits, show_example
 
 
 def bound_over_log_snr(log_snr: Array, per_time: Array) -> bytes:
@@ -92,7 +93,10 @@ def likelihood_histogram(values: Array, unit: str, mean: float, se: float) -> by
 
 
 def image_paths(rows: Mapping[str, Array], weight: Array) -> bytes:
-    """Draw paths between two images as rows {name: uint8 (k, h, w, c)}, a column for each weight of the second one."""
+    """Draw paths between two examples as rows {name: (k, *shape)}, a column for each weight of the second one.
+
+    The examples are those of `show_example`.
+    """
 
     def draw(figure: Figure) -> None:
         parts = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
@@ -104,22 +108,24 @@ def image_paths(rows: Mapping[str, Array], weight: Array) -> bytes:
 
 def _image_line(figure: Any, images: Array, captions: Sequence[str], title: str) -> None:
     figure.suptitle(title, x=0.01, ha="left", fontsize=9.5)
+    limits = series_limits(images) if images.ndim == 3 else None
     for axes, image, caption in zip(panels_in_a_row(figure, len(images)), images, captions, strict=True):
-        show_image(axes, image)
+        show_example(axes, image, limits)
         axes.spines[:].set(visible=True, color=FAINT)  # a white image would have no edge
         axes.set_xlabel(caption, fontsize=8.5, labelpad=1)
 
 
-def vector_path(path: Array, latents: Array, data: Array, std: float) -> bytes:
+def vector_path(path: Array, latents: Array, data: Array, std: float, *, square: bool = True) -> bytes:
     """Draw the first two coordinates of a path (k, d) between two vectors, on the data, and of the path's latents.
 
-    std: that of the prior, two of whose coordinates lie in the circles with probability 1/2 and 95 %.
+    std: that of the prior, two of whose coordinates lie in the circles with probability 1/2 and 95 %. square: as for
+    `scatter`.
     """
     circles = {"half of the prior": std * math.sqrt(2 * math.log(2)), "95 % of it": std * math.sqrt(2 * math.log(20))}
 
     def draw(figure: Figure) -> None:
         left, right = panels_in_a_row(figure, 2)
-        draw_cloud(left, data, common_limit([data, path]), FLOOR)
+        draw_cloud(left, data, (common_limit if square else common_ranges)([data, path]), FLOOR)
         reach = 1.1 * max(*circles.values(), float(np.abs(latents[:, :2]).max()))
         right.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
         angle = np.linspace(0, 2 * np.pi, 200)
@@ -145,11 +151,11 @@ def typicality(reference: Mapping[str, Any], tested: Mapping[str, Any], dim: int
     Args:
         reference, tested: name, z (n,) of the log-density and latent_z (n,) of the latent's squared norm.
         dim: the number of the latent's entries: under the model its squared norm has the chi-squared distribution.
-        examples: the tested ones, uint8 images (n, h, w, c), or vectors (n, d), which become one cloud with z as its
-            colour.
+        examples: the tested ones, as `show_example` takes them, or vectors (n, d), which become one cloud with z as its
+        colour.
         count: how many images at each end.
     """
-    order, images = np.argsort(np.abs(tested["z"])), examples.ndim == 4
+    order, images = np.argsort(np.abs(tested["z"])), examples.ndim > 2
 
     def expected(edges: Array) -> Array:
         return chi2.cdf(dim + math.sqrt(2 * dim) * edges, dim)
@@ -207,5 +213,6 @@ def _scored_cloud(figure: Any, points: Array, z: Array) -> None:
     second = points[shown, 1] if points.shape[1] > 1 else np.zeros(len(points[shown]))
     found = axes.scatter(points[shown, 0], second, c=z[shown], s=14, lw=0, cmap="cividis")
     axes.set(xlabel="x₁", ylabel="x₂")
-    axes.set_aspect("equal", adjustable="datalim")
+    if np.ptp(points[shown, 0]) < 5 * np.ptp(second) < 25 * np.ptp(points[shown, 0]):
+        axes.set_aspect("equal", adjustable="datalim")  # in units of their own, a line would be left of one of them
     figure.colorbar(found, ax=axes, label="z of log p")

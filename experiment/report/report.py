@@ -13,11 +13,14 @@ from experiment.evaluation.points import read_budgets
 from experiment.evaluation.results import QUALITY, Report
 from experiment.files import check_folder, user_path, write_bytes, write_json, write_text
 from experiment.plots import evaluation as report_plots
+from experiment.plots.examples import grid
+from experiment.plots.images import legend
 from experiment.plots.likelihood import likelihood_histogram
 from experiment.report.document import Figure, document_of
 from experiment.report.page import html_page
 from experiment.report.tables import text_table
 from experiment.run.log import read_metrics
+from experiment.sampling import pictured
 
 GRID_IMAGES = 64
 
@@ -84,7 +87,7 @@ def draw_figures(run: Any, evaluation: Evaluation) -> list[Figure]:
     figures = [*_quality_figures(report), *_sample_figures(run, arrays)]
     for name, strip in arrays.strips.items():
         caption = f"{name}: x_t along the path, each frame scaled to unit variance, with its noise-to-signal ratio σ/α."
-        picture = report_plots.denoising_strip(strip.frames, strip.times)
+        picture = report_plots.denoising_strip(strip.frames, strip.times, reach=1.0 if run.scaling.levels else 3.0)
         figures.append(Figure(f"strip_{name}.png", "strips", caption, picture))
     found = report.likelihood
     histogram = likelihood_histogram(arrays.likelihood, found.unit, found.mean, found.se_images)
@@ -118,18 +121,19 @@ def _quality_figures(report: Report) -> list[Figure]:
 
 def _sample_figures(run: Any, arrays: Arrays) -> list[Figure]:
     sets = {"data": arrays.data, **arrays.samples}
-    if run.scaling.levels is None:
-        clouds = plots.scatter(sets)
+    if arrays.data.ndim == 2:
+        clouds = plots.scatter(sets, square=run.scaling.units is None)
         return [
             Figure("samples.png", "samples", "Data, and the first seed's samples; the first two coordinates.", clouds)
         ]
-    captions = {"data": "Data: the first examples of the reference split."}
+    captions = {"data": "Data: the first examples of the reference split"}
+    laid_out = legend(arrays.data.shape[1:])
     return [
         Figure(
             f"samples_{name}.png",
             "samples",
-            captions.get(name, f"{name}: the first samples of the first seed, not selected."),
-            plots.image_grid(run.scaling.to_uint8(levels[:GRID_IMAGES])),
+            captions.get(name, f"{name}: the first samples of the first seed, not selected") + laid_out + ".",
+            grid(pictured(run.scaling, levels[:GRID_IMAGES])),
             width=0.48,
         )
         for name, levels in sets.items()

@@ -4,16 +4,21 @@ import contextlib
 import dataclasses
 import os
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiment.config import FREE_ON_RESUME, differences, load_config, save_config
-from experiment.errors import UserError
-from experiment.files import lock_file, user_path
+from experiment.build.objects import takes_gaussian
+from experiment.config import FOLLOWING, FREE_ON_RESUME, differences, filled, flatten, load_config, save_config
+from experiment.data.dataset import Dataset
+from experiment.data.gaussian import fit_gaussian
+from experiment.data.scaling import Scaling
+from experiment.data.units import Units
+from experiment.errors import UserError, one_line
+from experiment.files import lock_file, user_path, write_npz
 from experiment.provenance import provenance
 from experiment.run.checkpoint import Checkpoints
 
@@ -23,19 +28,23 @@ class DataShape:
     """The facts about the data that building a network and drawing samples need, as config.json keeps them.
 
     class_counts: how many training examples each class has; () without labels, and of runs that did not note it.
+    mean, std: those of `Units`; None for data that are not standardised.
     """
 
     shape: tuple[int, ...]
     levels: int | None
     num_classes: int
     class_counts: tuple[int, ...] = ()
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
 
     @classmethod
-    def of(cls, dataset: Any) -> "DataShape":
+    def of(cls, dataset: Dataset) -> "DataShape":
         """The facts about this data set."""
-        labels = dataset.train.labels
+        labels, units = dataset.train.labels, dataset.units
         counts = () if labels is None else np.bincount(labels, minlength=dataset.num_classes).tolist()
-        return cls(tuple(dataset.shape), dataset.levels, dataset.num_classes, tuple(counts))
+        constants = () if units is None else (tuple(units.mean.tolist()), tuple(units.std.tolist()))
+        return cls(tuple(dataset.shape), dataset.levels, dataset.num_classes, tuple(counts), *constants)
 
     @classmethod
     def of_json(cls, found: dict[str, Any]) -> "DataShape":
@@ -49,12 +58,23 @@ class DataShape:
             raise ValueError
         if 0 in shape or (counts and (len(counts) != classes or not sum(counts))):
             raise ValueError
-        return cls(shape, levels, classes, counts)
+        mean, std = (None if found.get(name) is None else tuple(map(float, found[name])) for name in ("mean", "std"))
+        if (mean is None) != (std is None) or (mean and not len(mean) == len(std or ()) == shape[-1]):
+            raise ValueError
+        if mean and not (np.all(np.isfinite(mean)) and np.all(np.isfinite(std or ())) and min(std or ()) > 0):
+            raise ValueError
+        return cls(shape, levels, classes, counts, mean, std)
+
+    @property
+    def units(self) -> Units | None:
+        """The data's units, None where they are not standardised."""
+        return None if self.mean is None else Units(np.asarray(self.mean, np.float64), np.asarray(self.std, np.float64))
 
     def words(self) -> str:
         """Say what the data are."""
         shape = "x".join(map(str, self.shape))
-        kind = f"vectors of {shape}" if self.levels is None else f"images of {shape} with {self.levels} levels"
+        plain = "vectors" if len(self.shape) == 1 else "floats"
+        kind = f"{plain} of {shape}" if self.levels is None else f"images of {shape} with {self.levels} levels"
         return f"{kind}, {self.num_classes} classes" if self.num_classes else kind
 
 
@@ -87,7 +107,7 @@ class RunDirectory:
 
     def __init__(self, workdir: str | Path, keep: int = 1):
         self.path = user_path(workdir, "run directory")
-        self.config_path = self.path / "config.json"
+        self.config_path, self.gaussian_path = self.path / "config.json", self.path / "gaussian.npz"
         self.checkpoints = Checkpoints(self.path / "checkpoints", keep)
         self.snapshots = Checkpoints(self.path / "snapshots", keep=sys.maxsize)
 
@@ -154,12 +174,58 @@ class RunDirectory:
                 f"the data are {data.words()} now, and {self.path} was trained on {before.words()}: give the data of "
                 "this run, or train into another --workdir"
             )
+        if before.units and data.units and not before.units.near(data.units):
+            raise UserError(
+                f"the data have another mean or standard deviation now than those that {self.path} was trained on: "
+                "give the data of this run, or train into another --workdir"
+            )
 
-    def write_config(self, config: Any, data: DataShape, started_from: dict[str, Any] | None = None) -> None:
+    def with_its_sizes(self, config: Any) -> Any:
+        """The config with the values that the run was begun with, where it leaves them to the data."""
+        if not self.checkpoints.steps() or not self.config_path.exists():
+            return config
+        kept = flatten(load_config(self.config_path)[0])
+        return filled(config, {name: kept[name] for name in FOLLOWING})
+
+    def in_its_units(self, dataset: Dataset) -> Dataset:
+        """The data set in the units that the run was begun with, those of this data set for a new run."""
+        if not self.checkpoints.steps():
+            return dataset
+        return replace(dataset, units=data_shape_of(self.config_path, load_config(self.config_path)[1]).units)
+
+    def gaussian(self, config: Any, dataset: Dataset | None = None) -> dict[str, np.ndarray]:
+        """The Gaussian that the run's parameterisation starts from: kept, or of a new run's data; {} where it has none.
+
+        Raises UserError where the run's own cannot be read.
+        """
+        if not takes_gaussian(config):
+            return {}
+        if dataset is not None and not self.checkpoints.steps():
+            scaling = Scaling(dataset.levels, config.data.centered, dataset.units)
+            return fit_gaussian(np.asarray(scaling.to_model(dataset.train.x)))
+        try:
+            with np.load(self.gaussian_path) as saved:
+                return dict(saved)
+        except Exception as error:  # numpy and zipfile raise many kinds
+            raise UserError(
+                f"{self.gaussian_path}, which the run's score starts from, cannot be read ({one_line(error)}): restore "
+                "it from a copy, or train into another --workdir"
+            ) from None
+
+    def write_config(
+        self,
+        config: Any,
+        data: DataShape,
+        started_from: dict[str, Any] | None = None,
+        gaussian: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
         """Write config.json: the config, the data's shape, the provenance; the run's earlier ones stay listed.
 
         started_from: the run and step whose weights it began with; a run that was begun keeps what is written of it.
+        gaussian: that of `gaussian`, which goes to a file of its own.
         """
+        if gaussian is not None and takes_gaussian(config):
+            write_npz(self.gaussian_path, **gaussian)
         origin = provenance()
         earlier: list[Any] = []
         if self.config_path.exists() and self.checkpoints.steps():
@@ -169,10 +235,11 @@ class RunDirectory:
                 p for p in [*beside.get("earlier_provenance", []), beside.get("provenance")] if p and p != origin
             ]
         begun = {"started_from": started_from} if started_from else {}
+        facts = {name: value for name, value in vars(data).items() if value is not None or name == "levels"}
         save_config(
             self.config_path,
             config,
-            data_shape=vars(data),
+            data_shape=facts,
             provenance=origin,
             earlier_provenance=earlier,
             **begun,

@@ -16,6 +16,7 @@ from experiment.build.samplers import make_sampler
 from experiment.config import check_flag, check_seed, load_config
 from experiment.data.dataset import Dataset
 from experiment.data.scaling import Scaling
+from experiment.data.units import StandardizedScore
 from experiment.devices.hosts import one_host_only, say
 from experiment.devices.sharding import OverBatch, mesh_here, weight_shardings
 from experiment.errors import UserError
@@ -32,12 +33,12 @@ _CALLS_OF_AN_UPDATE = 3  # forward, and backward, which takes about twice as lon
 class Run:
     """A trained run: its config, and the score with the EMA weights of step `step`.
 
-    `shape`, `levels` and `num_classes` are those of its data.
+    `shape`, `levels`, `num_classes` and `units` are those of its data.
     """
 
     workdir: Path
     config: Any
-    score_fn: NetworkScore
+    score_fn: NetworkScore | StandardizedScore
     step: int
     data_shape: DataShape
 
@@ -93,8 +94,8 @@ class Run:
 
     @property
     def scaling(self) -> Scaling:
-        """The map between the data's levels and the model's space."""
-        return Scaling(self.levels, self.config.data.centered)
+        """The map between the data's levels, or units, and the model's space."""
+        return Scaling(self.levels, self.config.data.centered, self.data_shape.units)
 
     @cached_property
     def seconds_per_call(self) -> float | None:
@@ -167,8 +168,10 @@ def load_run(workdir: str | Path, data: str = "", cache: str = "") -> Run:
             f"run directory {workdir} has no checkpoint yet; wait for its training to save one, or {_make_one(workdir)}"
         )
     state, meta = restored
-    score_fn = build_score(config, OverBatch(apply, mesh_here(config.train.fsdp)), state["ema"])
-    return Run(directory.path, config, score_fn, int(meta["step"]), shape)
+    gaussian = directory.gaussian(config)
+    score_fn = build_score(config, OverBatch(apply, mesh_here(config.train.fsdp)), state["ema"], gaussian)
+    whole = score_fn if shape.units is None else StandardizedScore(score_fn, shape.units)
+    return Run(directory.path, config, whole, int(meta["step"]), shape)
 
 
 def _make_one(workdir: str | Path) -> str:
@@ -198,6 +201,10 @@ def weights_like(config: Any, shapes: Any) -> Any:
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
-def load_score(workdir: str | Path) -> NetworkScore:
-    """Load the run's score: its EMA weights, SDE and parameterisation as one pytree, called as score_fn(x, t)."""
+def load_score(workdir: str | Path) -> NetworkScore | StandardizedScore:
+    """Load the run's score: its EMA weights, SDE and parameterisation as one pytree, called as score_fn(x, t).
+
+    x is in the model's space. Of data that were standardised the pytree also holds the constants, as `units`: samples x
+    are `score_fn.units.to_data(x)`, and log-densities lose `score_fn.units.log_det(shape)`.
+    """
     return load_run(workdir).score_fn

@@ -12,7 +12,7 @@ from experiment.config import check_flag, check_seed
 from experiment.files import check_folder, user_path, write_bytes, write_npz
 from experiment.progress import say_start
 from experiment.run.load import load_run
-from experiment.sampling import as_data, check_samples_fit, class_labels, draw, expected_seconds, told
+from experiment.sampling import as_data, check_samples_fit, class_labels, draw, expected_seconds, picture_of, told
 
 Array = np.ndarray
 
@@ -29,8 +29,8 @@ def draw_to_files(
 ) -> str:
     """Draw n samples of the run into samples/<name>/ (or `out`): samples.npz and grid.png.
 
-    arr_0 of samples.npz is uint8 (n, h, w, c), 0..255, or float32 vectors (n, d); of a class-conditional run arr_1 is
-    the classes, int (n,). label: the classes to draw, in turn; None draws them in the training data's proportions.
+    arr_0 of samples.npz is uint8 (n, h, w, c), 0..255, or floats in the data's units; of a class-conditional run arr_1
+    is the classes, int (n,). label: the classes to draw, in turn; None draws them in the training data's proportions.
     settings: steps, eta, grid, as for `make_sampler`. Returns a line that says what was done.
 
     Raises UserError for an unknown sampler or setting, a number out of range or beyond memory, a missing run, a class
@@ -60,10 +60,7 @@ def draw_to_files(
 
 def write_samples(run: Any, x: Array, folder: Path, labels: Array | None = None) -> None:
     """Write samples.npz and grid.png of samples in the model's space, with their classes where there are."""
-    from experiment import plots
-
     points = as_data(run.scaling, x)
-    images = run.scaling.levels is not None
-    picture = plots.image_grid(points[:100]) if images else plots.scatter({"samples": points})
+    picture = picture_of(run.scaling, points if points.ndim == 2 else points[:100])
     write_npz(folder / "samples.npz", arr_0=points, **({} if labels is None else {"arr_1": labels}))
     write_bytes(folder / "grid.png", picture)

@@ -24,6 +24,7 @@ from experiment.run.directory import DataShape, RunDirectory, with_absolute_path
 from experiment.run.log import RunLog
 from experiment.training.memory import check_state, check_step, out_of_memory
 from experiment.training.preview import Preview
+from experiment.training.sizing import follow_data
 from experiment.training.start import Start
 from experiment.training.trainer import NotFinite, Progress, State, Trainer, empty_window
 from experiment.training.unused import unused_keys, unused_line
@@ -86,13 +87,17 @@ def train(config: Any, workdir: str | Path, given: Iterable[str] = ()) -> int:
             config = with_absolute_path(check_config(config))
             check_names(config)
             directory = RunDirectory(workdir, config.train.keep)
+            config = directory.with_its_sizes(config)
             directory.check_belongs(config)
             begun = bool(directory.checkpoints.steps())
             # A run that was begun goes on by the same command, whatever that sets in vain.
             unused = unused_keys(config, () if begun else given)
             dataset = configured_dataset(config)
             directory.check_data(DataShape.of(dataset))
-            trainer = Trainer(config, dataset)
+            dataset = directory.in_its_units(dataset)
+            config = follow_data(config, dataset)
+            gaussian = directory.gaussian(config, dataset)
+            trainer = Trainer(config, dataset, gaussian=gaussian)
             check_state(trainer)
             fresh = config.train.start and not begun
             start = Start(config, dataset, trainer.like["ema"], directory.path) if fresh else None
@@ -110,7 +115,7 @@ def train(config: Any, workdir: str | Path, given: Iterable[str] = ()) -> int:
             config.train.steps = max(config.train.steps, step)
         with all_or_none():
             if first_host():
-                directory.write_config(config, DataShape.of(dataset), start.origin() if start else None)
+                directory.write_config(config, DataShape.of(dataset), start.origin() if start else None, gaussian)
         if step < config.train.steps:
             if unused:
                 say(unused_line(config, unused))

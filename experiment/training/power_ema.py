@@ -3,6 +3,7 @@
 Karras et al. 2024, arXiv:2312.02696, section 3 and appendix C.
 """
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -57,5 +58,7 @@ def write_reconstruction(workdir: str | Path, out: str | Path, sigma_rel: float,
     config, beside = load_config(source.config_path)
     with target.lock():
         target.checkpoints.save({"ema": params, "step": at}, {})
+        if source.gaussian_path.exists():
+            shutil.copyfile(source.gaussian_path, target.gaussian_path)
         save_config(target.config_path, config, **beside, reconstructed={"sigma_rel": sigma_rel, "step": at})
     return target.path

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from experiment.devices.sharding import put_rows, round_up
+from experiment.sampling import as_data, picture_of
 from experiment.training.trainer import State, Trainer
 from sde_lib import NetworkScore, sample
 from sde_lib.samplers import DPMSolverPP2M
@@ -52,7 +53,10 @@ class Preview:
 
     def _batch(self, rows: np.ndarray) -> Any:
         trainer = self._trainer
-        batch = {"x": put_rows(rows, trainer.dataset.test.x, trainer.mesh)}
+        x, rows_of_x = trainer.dataset.test.x, rows
+        if trainer.scaling.units is not None:
+            x, rows_of_x = trainer.scaling.units.to_model(x[rows]), np.arange(len(rows))
+        batch = {"x": put_rows(rows_of_x, x, trainer.mesh)}
         if trainer.config.model.class_conditional:
             batch["cond"] = put_rows(rows, trainer.dataset.test.labels, trainer.mesh)
         return batch
@@ -60,18 +64,15 @@ class Preview:
     def picture(self, state: State) -> bytes | None:
         """A PNG of a few samples of the averaged weights, of the classes of the first held-out examples.
 
-        None for data that no picture is known of, and where several hosts hold the samples.
+        None where several hosts hold the samples.
         """
-        from experiment import plots
-
         trainer = self._trainer
-        shape, images = tuple(trainer.dataset.shape), trainer.scaling.levels is not None
-        if jax.process_count() > 1 or not (images or len(shape) == 1):
+        shape = tuple(trainer.dataset.shape)
+        if jax.process_count() > 1:
             return None
-        n = round_up(IMAGES if images else POINTS, trainer.mesh)
+        n = round_up(POINTS if len(shape) == 1 else IMAGES, trainer.mesh)
         score_fn = NetworkScore(trainer.apply, state["ema"], trainer.sde, trainer.parameterization)
         cond = self._batch(np.arange(n) % len(trainer.dataset.test)).get("cond")
         key = jax.random.fold_in(jax.random.key(trainer.config.seed), _SAMPLES)
         x = np.nan_to_num(np.asarray(sample(SAMPLER, score_fn, key, n, shape, cond=cond).x))
-        levels = np.asarray(trainer.scaling.to_data(x))
-        return plots.image_grid(trainer.scaling.to_uint8(levels)) if images else plots.scatter({"samples": levels})
+        return picture_of(trainer.scaling, as_data(trainer.scaling, x))

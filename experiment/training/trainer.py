@@ -7,7 +7,7 @@ k) alone, so a run that stops and goes on is the run that never stopped.
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,14 +102,18 @@ class Trainer:
     Raises UserError when the batch does not divide over accumulate x devices, or the config's objects cannot be built.
     """
 
-    def __init__(self, config: Any, dataset: Any, devices: Sequence[Any] | None = None):
+    def __init__(
+        self, config: Any, dataset: Any, devices: Sequence[Any] | None = None, gaussian: Mapping[str, Any] | None = None
+    ):
         self.config, self.dataset = config, dataset
         self.mesh = make_mesh(config.train.fsdp, devices)
         self._check()
         # Never on CPU, where convolutions in a compiled loop are slow (jax issue 12868).
         self.steps_per_call = 1 if self.mesh.devices.flat[0].platform == "cpu" else config.train.steps_per_call
-        self.scaling = Scaling(dataset.levels, config.data.centered)
-        self.sde, self.parameterization = build_sde(config), build_parameterization(config)
+        self.scaling = Scaling(dataset.levels, config.data.centered, dataset.units)
+        # Floats are standardised here, in float64, once; on the device they are as the network sees them.
+        self.standardised = None if dataset.units is None else dataset.units.to_model(dataset.train.x)
+        self.sde, self.parameterization = build_sde(config), build_parameterization(config, gaussian)
         self.objective = Objective.of(config)
         self.optimizer, self.schedule = build_optimizer(config), build_schedule(config)
         apply, weights = abstract_network(config, dataset)
@@ -131,7 +135,7 @@ class Trainer:
     def _check(self) -> None:
         train, devices = self.config.train, self.mesh.size
         if self.config.data.flip and len(self.dataset.shape) != 3:
-            raise UserError("config.data.flip mirrors images, and this data set holds vectors: set it to false")
+            raise UserError("config.data.flip mirrors images, and this data set holds none: set it to false")
         if train.batch_size % (train.accumulate * devices):
             raise UserError(
                 f"config.train.batch_size is {train.batch_size}: it must be divisible by"
@@ -174,14 +178,14 @@ class Trainer:
         return self._step.lower(state, self._put_window(window), self.batch(step), seed).compile()
 
     def batch(self, step: int, steps: int = 0) -> dict[str, jax.Array]:
-        """Put batch `step` on the mesh, as the data hold it: integer levels for images.
+        """Put batch `step` on the mesh: integer levels for images, floats standardised.
 
         With `steps` it is that many batches from this one on, (steps, b, ...).
         """
         data, size = self.dataset.train, self.config.train.batch_size
         found = [batch_indices(self.config.seed, k, size, len(data)) for k in range(step, step + max(steps, 1))]
         rows = np.stack(found) if steps else found[0]
-        batch = {"x": put_rows(rows, data.x, self.mesh)}
+        batch = {"x": put_rows(rows, data.x if self.standardised is None else self.standardised, self.mesh)}
         if self.config.model.class_conditional:
             batch["cond"] = put_rows(rows, data.labels, self.mesh)
         return batch
@@ -191,6 +195,8 @@ class Trainer:
         key_flip, key_scale = jax.random.split(key)
         if self.config.data.flip:
             x = random_flip(x, key_flip)
+        if self.scaling.levels is None:
+            return x
         return self.scaling.to_model(x, key_scale if self.config.data.dequantize else None)
 
     def loss(

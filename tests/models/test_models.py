@@ -501,7 +501,7 @@ def test_a_transformer_block_is_its_formula():
 
 
 def test_positions_are_sines_and_cosines_of_row_and_column():
-    table = sincos_positions(3, 5, 10)
+    table = sincos_positions([3, 5], 10)
     w = 1e4 ** (-np.arange(2) / 2)
     for place in range(15):
         row, column = divmod(place, 5)
@@ -531,14 +531,21 @@ def test_linear_keeps_leading_axes():
         (partial(MLP, (8, 8, 1)), "use UNet or DiT for images"),
         (partial(MLP, (2,), depth=0), "depth must be a positive whole number; it is 0"),
         (partial(UNet, (2,)), "use the MLP for vectors"),
-        (partial(UNet, (8, 8, 1), channel_mults=(1, 2, 2, 2, 2)), "divisible by 16; it is 8x8: shorten channel_mults"),
-        (partial(UNet, (8, 6, 1), channel_mults=(1, 2, 2)), "divisible by 4; it is 8x6"),
+        (
+            partial(UNet, (8, 8, 1), channel_mults=(1, 2, 2, 2, 2)),
+            "5 channel_mults halve 8x8 to less than one place: shorten",
+        ),
+        (partial(UNet, (3, 2, 2, 2, 1)), "series .* images .* and volumes, not \\(3, 2, 2, 2, 1\\)"),
+        (partial(NCSNpp, (8, 6, 1), channel_mults=(1, 2, 2)), "divisible by 4; it is 8x6"),
         (partial(UNet, (8, 8, 1), channel_mults=()), "channel_mults is empty"),
         (partial(UNet, (8, 8, 1), attention=(16, 4)), "resolution 16 does not occur: choose among 8, 4"),
         (partial(UNet, (8, 8, 1), width=8, heads=3), "heads=3 does not divide .* 16 channels"),
         (partial(DiT, (3,)), "use the MLP for vectors"),
         (partial(DiT, (8, 8, 1), width=32, heads=5), "heads=5 does not divide .* 32"),
-        (partial(DiT, (8, 8, 1), patch_size=3), "patch_size=3 does not divide the image size 8x8"),
+        (
+            partial(DiT, (8, 8, 1), patch_size=3),
+            "patch_size=3 does not divide the size 8x8: choose a divisor of every side",
+        ),
         (partial(DiT, (8, 8, 1), patch_size=0), "patch_size must be a positive whole number; it is 0"),
     ],
 )

@@ -9,6 +9,8 @@ from sde_lib import (
     EDMPreconditioning,
     EpsilonPrediction,
     ExactScore,
+    GaussianMixture,
+    GaussianPreconditioning,
     NetworkScore,
     RawEpsilonPrediction,
     RectifiedFlow,
@@ -101,7 +103,14 @@ def ideal_network(sde, parameterization, std):
 
 @pytest.mark.parametrize(
     "parameterization",
-    [EpsilonPrediction(), DenoiserPrediction(), EDMPreconditioning(0.8), VPrediction(), VelocityPrediction()],
+    [
+        EpsilonPrediction(),
+        DenoiserPrediction(),
+        EDMPreconditioning(0.8),
+        GaussianPreconditioning(),
+        VPrediction(),
+        VelocityPrediction(),
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("sde", ALL_SDES, ids=ALL_SDE_IDS)
@@ -147,6 +156,27 @@ def test_edm_with_a_zero_network_is_the_exact_gaussian_score(sde):
     x, t = jax.random.normal(jax.random.key(0), (6, 2)), jnp.linspace(sde.t_min, 1.0, 6)
     got = NetworkScore(zeros, {}, sde, EDMPreconditioning(0.5))(x, t)
     np.testing.assert_allclose(got, ExactScore(normal(0.5), sde)(x, t), rtol=1e-4)
+
+
+@pytest.mark.parametrize("t", [None, 0.01, 0.4, 1.0])
+@pytest.mark.parametrize("sde", ALL_SDES, ids=ALL_SDE_IDS)
+def test_gaussian_preconditioning_with_a_zero_network_is_the_exact_score_of_its_gaussian(sde, t):
+    rng = np.random.default_rng(0)
+    root = rng.normal(size=(6, 6))
+    mean, covariance = rng.normal(size=6), root @ root.T + 0.1 * np.eye(6)
+    variances, basis = np.linalg.eigh(covariance)
+    constants = (jnp.asarray(a, jnp.float32) for a in (mean, basis, variances))
+    of = GaussianPreconditioning(1.0, *constants)
+    law = ExactScore(GaussianMixture([1.0], mean[None], covariance[None]), sde)
+    x = jax.random.normal(jax.random.key(0), (5, 3, 1, 2))
+    t = jnp.linspace(sde.t_min, sde.t_max, 5) if t is None else t
+    expected = np.asarray(law(x.reshape(5, 6), t))
+    got = NetworkScore(zeros, {}, sde, of)(x, t)
+    np.testing.assert_allclose(got.reshape(5, 6), expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+    ones = NetworkScore(lambda *args: jnp.ones_like(args[1]), {}, sde, of)(x, t)  # F is added as EDM's
+    edm = NetworkScore(lambda *args: jnp.ones_like(args[1]), {}, sde, EDMPreconditioning(1.0))(x, t)
+    plain = NetworkScore(zeros, {}, sde, EDMPreconditioning(1.0))(x, t)
+    np.testing.assert_allclose(ones - got, edm - plain, rtol=1e-3, atol=1e-4 * float(jnp.abs(got).max()))
 
 
 @pytest.mark.parametrize("sde", SDES, ids=SDE_IDS)

@@ -39,6 +39,7 @@ NAMES: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
             "eps": "EpsilonPrediction",
             "x0": "DenoiserPrediction",
             "edm": "EDMPreconditioning",
+            "gaussian": "GaussianPreconditioning",
             "v": "VPrediction",
             "velocity": "VelocityPrediction",
             "raw_eps": "RawEpsilonPrediction",

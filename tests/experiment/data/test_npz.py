@@ -58,11 +58,33 @@ def test_splits_of_the_file_are_kept(tmp_path):
 WITH_NAN = np.where(np.arange(40)[:, None] == 3, np.nan, VECTORS)
 MISTAKES = {
     "nan": ({"x": WITH_NAN}, "x has NaN or infinity in 1 row(s), first in row 3; drop them"),
-    "beyond float32": ({"x": VECTORS * 1e300}, "infinity"),
+    "beyond what has a variance": (
+        {"x": VECTORS * 1e300},
+        "values beyond 1e+150, whose squares are infinity: save them in",
+    ),
+    "nan in a volume": (
+        {"x": np.where(np.arange(8) == 7, np.inf, np.ones((9, 8, 8, 4, 8)))},
+        "x has NaN or infinity in 9 row(s), first in row 0; drop them",
+    ),
+    "complex": ({"x": VECTORS + 1j}, "x is complex128 of shape (40, 7); it must be uint8 images"),
+    "one axis": ({"x": VECTORS[:, 0]}, "x is float64 of shape (40,)"),
+    "six axes": ({"x": np.ones((9, 2, 2, 2, 2, 2))}, "x is float64 of shape (9, 2, 2, 2, 2, 2)"),
+    "constant column": (
+        {"x": np.where(np.arange(7) == 4, 0.1, VECTORS)},
+        "column 4 of the data is 0.1 in all 36 training examples, so it has no density; leave it out",
+    ),
+    "constant channels": (
+        {"x": np.where(np.arange(6) > 3, 5, rng.normal(size=(40, 8, 6)))},
+        "channel 4 of the data is 5 in all 36 training examples, so it has no density; leave it out, and 1 more",
+    ),
     "objects": ({"x": np.array([{}, None], object)}, "holds Python objects; save plain arrays with numpy.savez"),
-    "float images": ({"x": IMAGES / 255}, "x is float64 of shape (40, 5, 6, 3); it must be uint8 images"),
-    "int64 images": ({"x": IMAGES.astype(int)}, "x is int64"),
-    "channels first": ({"x": np.zeros((9, 3, 32, 32), np.uint8)}, "(9, 3, 32, 32)"),
+    "int64 images": ({"x": IMAGES.astype(int)}, "from 0 to 255; save images as uint8, numbers as floats"),
+    "channels first": (
+        {"x": np.zeros((9, 3, 32, 32), np.uint8)},
+        "x has shape (9, 3, 32, 32): channels come last, so save x.transpose(0, 2, 3, 1)",
+    ),
+    "channels of series first": ({"x": np.ones((9, 2, 64))}, "so save x.transpose(0, 2, 1)"),
+    "channels of volumes first": ({"x": np.ones((9, 1, 8, 8, 8))}, "so save x.transpose(0, 2, 3, 4, 1)"),
     "empty": ({"x": np.zeros((0, 3))}, "save at least 2 examples"),
     "one example": ({"x": VECTORS[:1]}, "at least 2"),
     "no data": ({"weights": VECTORS}, "no data among weights; name them x, images or arr_0"),

@@ -318,7 +318,7 @@ def test_images_of_a_file_are_read_as_levels(tmp_path: Path) -> None:
 
 def test_the_picture_of_images_shows_the_most_and_the_least_typical(monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[Any] = []
-    monkeypatch.setattr(plots, "show_image", lambda axes, image: shown.append(int(image.max())))
+    monkeypatch.setattr(plots, "show_example", lambda axes, image, limits: shown.append(int(image.max())))
     z = np.array([0.5, -40.0, 0.1, -2.0, 1.0])
     part = {"name": "ours", "z": z, "latent_z": z}
     picture = plots.typicality(

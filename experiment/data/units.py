@@ -1,0 +1,86 @@
+"""The user's units of data without levels: vectors, series, images of floats, volumes.
+
+The network sees z = (x - mean)/std, standardised for each coordinate of a vector, or each channel of a field, by
+constants of the training split. They are kept in the run, so that samples, pictures and log-densities come out in x's
+units:
+
+    log p(x) = log p(z) - sum over the entries of log std
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from sde_lib import SDE, NetworkScore, register_dataclass
+
+Array = Any
+
+_ROWS = 4096  # examples at once: in float64 all of them would take twice their memory
+
+
+@register_dataclass
+@dataclass(frozen=True, eq=False)
+class Units:
+    """The map between x in the user's units and z of mean 0 and variance 1: x = mean + std z.
+
+    mean, std: float64, (d,) of vectors, (channels,) of fields. All of it is computed in float64 on the host, since
+    times in seconds, or energies in erg, leave float32 no digits.
+    """
+
+    mean: np.ndarray
+    std: np.ndarray
+
+    @staticmethod
+    def of(x: np.ndarray) -> "Units":
+        """The units of examples x (n, d) or (n, ..., channels), by their mean and standard deviation."""
+        axes, count = tuple(range(x.ndim - 1)), x[..., 0].size
+        parts = [x[i : i + _ROWS] for i in range(0, len(x), _ROWS)]
+        mean = sum(part.sum(axis=axes, dtype=np.float64) for part in parts) / count
+        square = sum(np.square(part.astype(np.float64) - mean).sum(axis=axes) for part in parts)
+        return Units(mean, np.sqrt(square / count))
+
+    @property
+    def dtype(self) -> Any:
+        """float32, or float64 where a float32 of x would be off by more than 1e-4 standard deviations."""
+        largest = np.abs(self.mean) + 10 * self.std
+        told = largest * np.finfo(np.float32).eps < 1e-4 * self.std
+        return np.float32 if np.all(told & (largest < np.finfo(np.float32).max)) else np.float64
+
+    def to_model(self, x: Array) -> np.ndarray:
+        """(x - mean)/std, float32."""
+        return ((np.asarray(x, np.float64) - self.mean) / self.std).astype(np.float32)
+
+    def to_data(self, z: Array) -> np.ndarray:
+        """The x = mean + std z, of `dtype`."""
+        return (self.mean + self.std * np.asarray(z, np.float64)).astype(self.dtype)
+
+    def near(self, other: "Units") -> bool:
+        """Tell whether both are of the same data: to a thousandth of a standard deviation."""
+        same = self.mean.shape == other.mean.shape and np.abs(self.mean - other.mean) < 1e-3 * self.std
+        return bool(np.all(same & (np.abs(self.std - other.std) < 1e-3 * self.std)))
+
+    def log_det(self, shape: tuple[int, ...]) -> float:
+        """The sum of log std over the entries of an example of this shape: log p(x) = log p(z) - log_det."""
+        return float(np.sum(np.broadcast_to(np.log(self.std), shape)))
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class StandardizedScore:
+    """The score of z = (x - mean)/std under its SDE, with the units that lead back to x as leaves.
+
+    To samplers and likelihoods it is `score_fn`, of z. Their samples are `units.to_data(z)`, and their log-densities,
+    less `units.log_det(shape)`, are those of x.
+    """
+
+    score_fn: NetworkScore
+    units: Units
+
+    @property
+    def sde(self) -> SDE:
+        return self.score_fn.sde
+
+    def __call__(self, x: jax.Array, t: Any, cond: Any = None) -> jax.Array:
+        return self.score_fn(x, t, cond)

@@ -1,0 +1,65 @@
+"""Examples of every kind as pictures: nothing is left out without a word."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiment.plots.base import common_ranges, scatter
+from experiment.plots.examples import grid
+from experiment.plots.images import CHANNELS, SLICES, evenly, legend, pictures
+
+rng = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_grey_and_colour_stay_as_they_are(channels: int) -> None:
+    images = rng.integers(0, 256, (4, 5, 6, channels), np.uint8)
+    np.testing.assert_array_equal(pictures(images), images)
+    assert legend((5, 6, channels)) == ""
+
+
+@pytest.mark.parametrize(("channels", "columns"), [(2, 2), (4, 2), (7, 3), (12, 3)])
+def test_other_channels_are_pictures_of_their_own(channels: int, columns: int) -> None:
+    images = rng.integers(0, 256, (2, 5, 6, channels), np.uint8)
+    found = pictures(images)
+    for channel in range(min(channels, CHANNELS)):
+        top, left = channel // columns * 6, channel % columns * 7
+        np.testing.assert_array_equal(found[:, top : top + 5, left : left + 6, 0], images[..., channel])
+    told = f"the first {CHANNELS} of {channels}" if channels > CHANNELS else f"the {channels}"
+    assert legend((5, 6, channels)) == f" ({told} channels row by row)"
+
+
+@pytest.mark.parametrize("channels", [1, 3, 2])
+def test_a_volume_is_a_row_of_slices(channels: int) -> None:
+    volumes = rng.integers(0, 256, (2, 20, 3, 4, channels), np.uint8)
+    found, slices = pictures(volumes), evenly(20, SLICES)
+    assert len(slices) == SLICES and slices[0] == 0 and slices[-1] == 19
+    for i, place in enumerate(slices):
+        left = 5 * i
+        if channels in (1, 3):
+            np.testing.assert_array_equal(found[:, :, left : left + 4], volumes[:, place])
+        else:
+            for channel in range(channels):
+                shown = found[:, 4 * channel : 4 * channel + 3, left : left + 4, 0]
+                np.testing.assert_array_equal(shown, volumes[:, place, ..., channel])
+    assert f"{SLICES} of 20 slices" in legend((20, 3, 4, channels))
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_series_in_any_units_fill_their_panels(scale: float) -> None:
+    series = scale * (5 + rng.normal(size=(4, 30, 2)))
+    picture = np.asarray(Image.open(io.BytesIO(grid(series))).convert("RGB")).astype(int)
+    blue = np.all(np.abs(picture - [0, 0x72, 0xB2]) < 12, axis=2)
+    assert blue.any(axis=1).mean() > 0.5  # the lines reach over most of the height
+
+
+def test_clouds_in_units_of_their_own_fill_their_panels() -> None:
+    points = rng.normal([1000.0, 0.003], [200.0, 0.001], (2000, 2))
+    (left, right), (low, high) = common_ranges([points])
+    inside = (points > [left, low]) & (points < [right, high])
+    assert inside.mean() > 0.99 and right - left < 10 * 200 and high - low < 10 * 0.001
+    picture = np.asarray(Image.open(io.BytesIO(scatter({"x": points}, square=False))).convert("L"))
+    dark = picture < 128
+    assert dark.any(axis=0).mean() > 0.5 and dark.any(axis=1).mean() > 0.5
