@@ -6,7 +6,7 @@ protocols here are satisfied by the records of a report.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -25,7 +25,6 @@ from experiment.plots.base import (
     draw_cloud,
     line_style,
     literal,
-    panels_in_a_row,
     png,
     show_image,
     tile,
@@ -93,23 +92,29 @@ class Exact(Protocol):
 def denoising_strip(frames: Array, times: Sequence[tuple[float, float]], *, narrow: bool = False) -> bytes:
     """From noise to sample: a column for each frame, labelled with its t and its noise-to-signal ratio, sigma/alpha.
 
-    frames: images (k, n, h, w, c) in [-1, 1], a row for each sample; or points (k, n, d).
+    frames: images (k, n, h, w, c) in [-1, 1], a row for each sample; or points (k, n, d). narrow: the columns in two
+    rows, the second one below the first.
     """
-    images = frames.ndim == 5
+    images, rows = frames.ndim == 5, 2 if narrow else 1
     titles = [f"t = {t:.3g}\nσ/α = {ratio:.3g}" for t, ratio in times]
+    columns = math.ceil(len(frames) / rows)
 
     def draw(figure: Figure) -> None:
-        for axes, frame, title in zip(panels_in_a_row(figure, len(frames)), frames, titles, strict=True):
+        cast(Any, figure.get_layout_engine()).set(h_pad=0.09)  # the upper line of the titles is cut by less
+        panels = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axes, frame, title in zip(panels, frames, titles, strict=False):
             if images:
                 show_image(axes, tile(np.clip((frame + 1) * 127.5, 0, 255).astype(np.uint8), 1))
             else:
                 draw_cloud(axes, frame, limit, COLOURS[0])
                 axes.set(xticks=[], yticks=[])
             axes.set_title(title, fontsize=8.5)
+        for axes in panels[len(frames) :]:
+            axes.set_visible(False)
 
     limit = 0.0 if images else common_limit(frames)
     height = (frames.shape[1] * (frames.shape[2] + 1) + 1) / (frames.shape[3] + 2) if images else 1.0
-    return png(draw, 1.02 * len(frames) + 0.2, 0.95 * height + 0.55)
+    return png(draw, 1.02 * columns + 0.2, rows * (0.95 * height + 0.65))
 
 
 def quality_bars(
