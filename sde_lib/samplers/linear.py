@@ -184,6 +184,8 @@ def run_linear(
     parts = 1 if tell is None else next(k for k in range(MOST_PARTS, 0, -1) if count % k == 0)
     for done in range(0, count, count // parts):
         part = slice(done, done + count // parts)
+        if tell is not None and len(x.devices()) == 1:
+            carry = jax.device_put(carry, x.sharding)  # the same to jax for every part, so that one program is compiled
         carry = _scan(score_fn, carry, keys, cond, jax.tree.map(lambda v, part=part: v[part], rows), kind)
         if tell is not None:
             jax.block_until_ready(carry)
