@@ -17,6 +17,7 @@ from time import perf_counter
 from typing import Any, Protocol
 
 FIRST, SHARE = 10.0, 0.2  # seconds before the first line on the way, and the share of what is past until the next
+KNOWN = 0.02  # from which share on the past says how long the rest will take: before, it was spent on compiling
 
 
 def on_terminal() -> bool:
@@ -82,11 +83,12 @@ class _Lines:
 
     def at(self, done: float, what: str) -> None:
         past = perf_counter() - self._start
-        if past < self._next or not 0 < done < self._total:
+        if past < self._next or not 0 <= done < self._total:
             return
         self._next = past + max(FIRST, SHARE * past)
-        left = duration(past * (self._total - done) / done)
-        print(f"{what}: {done / self._total:.0%} after {duration(past)}, about {left} left", flush=True)
+        share = done / self._total
+        left = f", about {duration(past * (1 - share) / share)} left" if share >= KNOWN else ""
+        print(f"{what}: {share:.0%} after {duration(past)}{left}", flush=True)
 
     def close(self) -> None:
         pass

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -12,8 +13,9 @@ import numpy as np
 from experiment.devices.memory import check_fits
 from experiment.devices.sharding import mesh_here, round_up
 from experiment.errors import UserError
-from experiment.progress import duration, progress
+from experiment.progress import Work, duration, progress
 from sde_lib import sample
+from sde_lib.samplers import watched
 
 Array = np.ndarray
 
@@ -53,9 +55,9 @@ def draw(
     with progress(n, description, seconds=expected_seconds(run, sampler, n)) as work:
         work.note("compiling")
         for first in range(0, n, batch_size):
-            start = perf_counter()
-            result = draw_batch(run, sampler, key, first, batch_size, labels)
-            kept = min(batch_size, n - first)
+            start, kept = perf_counter(), min(batch_size, n - first)
+            with watched(partial(_tell, work, first, kept)):
+                result = draw_batch(run, sampler, key, first, batch_size, labels)
             found.append(np.asarray(result.x)[:kept])
             seconds.append(perf_counter() - start)
             total += kept * result.nfe
@@ -67,6 +69,11 @@ def draw(
             f"{description} drew samples that are not finite: train longer, or give it more steps (config.sample.steps)"
         )
     return Draws(x, total / n, seconds, labels)
+
+
+def _tell(work: Work, first: int, kept: int, done: int, calls: int) -> None:
+    work.note("")
+    work.at(first + kept * done / calls)
 
 
 def draw_batch(

@@ -6,7 +6,7 @@ protocols here are satisfied by the records of a report.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -25,7 +25,6 @@ from experiment.plots.base import (
     draw_cloud,
     line_style,
     literal,
-    panels_in_a_row,
     png,
     show_image,
     tile,
@@ -98,27 +97,33 @@ def denoising_strip(
     """From noise to sample: a column for each frame, labelled with its t and its noise-to-signal ratio, sigma/alpha.
 
     frames: (k, n, *shape), a row for each sample; points (k, n, d) become a cloud in each column. reach: of pictures,
-    the value that is white, its negative being black.
+    the value that is white, its negative being black. narrow: the columns in two rows, the second one below the first;
+    series stay in one.
     """
     titles = [f"t = {t:.3g}\nσ/α = {ratio:.3g}" for t, ratio in times]
     if frames.ndim == 4:
         return _strip_of_series(frames, titles)
-    images = frames.ndim > 4
+    images, rows = frames.ndim > 4, 2 if narrow else 1
     grey = np.clip((frames / reach + 1) * 127.5, 0, 255).astype(np.uint8) if images else frames
     boards = [tile(pictures(frame), 1) if images else frame for frame in grey]
+    columns = math.ceil(len(boards) / rows)
 
     def draw(figure: Figure) -> None:
-        for axes, board, title in zip(panels_in_a_row(figure, len(boards)), boards, titles, strict=True):
+        cast(Any, figure.get_layout_engine()).set(h_pad=0.09)  # the upper line of the titles is cut by less
+        panels = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axes, board, title in zip(panels, boards, titles, strict=False):
             if images:
                 show_image(axes, board)
             else:
                 draw_cloud(axes, board, limit, COLOURS[0])
                 axes.set(xticks=[], yticks=[])
             axes.set_title(title, fontsize=8.5)
+        for axes in panels[len(frames) :]:
+            axes.set_visible(False)
 
     limit = 0.0 if images else common_limit(frames)
     height = boards[0].shape[0] / boards[0].shape[1] if images else 1.0
-    return png(draw, 1.02 * len(frames) + 0.2, 0.95 * height + 0.55)
+    return png(draw, 1.02 * columns + 0.2, rows * (0.95 * height + 0.65))
 
 
 def _strip_of_series(frames: Array, titles: Sequence[str]) -> bytes:

@@ -14,7 +14,9 @@ from experiment.plots.base import (
     FAINT,
     FLOOR,
     INK,
+    NARROW,
     SCATTER_POINTS,
+    WIDE,
     Array,
     common_limit,
     common_ranges,
@@ -76,7 +78,7 @@ def elbo_over_steps(steps: int, step: Array, kl: Array, se: Array, terms: Mappin
     return png(draw, 8.2, 3.4)
 
 
-def likelihood_histogram(values: Array, unit: str, mean: float, se: float) -> bytes:
+def likelihood_histogram(values: Array, unit: str, mean: float, se: float, *, narrow: bool = False) -> bytes:
     """Draw a histogram of the held-out examples' values, with their mean and its ± 1 standard error."""
     bins = "fd" if len(values) > 30 else 10
 
@@ -89,7 +91,7 @@ def likelihood_histogram(values: Array, unit: str, mean: float, se: float) -> by
         axes.grid(axis="x", visible=False)
         axes.legend()
 
-    return png(draw, 8.2, 3.0)
+    return png(draw, NARROW if narrow else WIDE, 3.0)
 
 
 def image_paths(rows: Mapping[str, Array], weight: Array) -> bytes:

@@ -15,13 +15,17 @@ from experiment.provenance import provenance
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture of the report: `section` is where it stands, `width` its share of the page's width."""
+    """A picture of the report: `section` is where it stands, `width` its share of the page's width.
+
+    narrow: the same for a page as wide as a telephone's; None where `png` can be read there too.
+    """
 
     file: str
     section: str
     caption: str
     png: bytes
     width: float = 1.0
+    narrow: bytes | None = None
 
 
 @dataclass(frozen=True)

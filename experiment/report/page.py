@@ -25,15 +25,15 @@ CSS = """
 body { margin: 0 auto; max-width: 60rem; padding: 2.5rem 1.25rem 4rem; background: var(--ground); color: var(--ink);
   font: 16px/1.55 system-ui, sans-serif; }
 h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .3rem; } h2 { font-size: 1.25rem; margin: 2.8rem 0 .6rem; }
-p { margin: .5rem 0; } .soft, figcaption, caption, dd { color: var(--soft); } .lead { font-size: 1.08rem; }
+p { margin: .5rem 0; } .soft, figcaption, dd { color: var(--soft); } .lead { font-size: 1.08rem; }
 .note { background: var(--card); border-left: 3px solid var(--accent); padding: .6rem 1rem; margin: 1rem 0;
   border-radius: 0 6px 6px 0; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .93rem; }
-caption { caption-side: bottom; text-align: left; padding-top: .5rem; font-size: .88rem; }
 th, td { text-align: right; padding: .42rem .6rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
 thead th { white-space: normal; vertical-align: bottom; }
-th:first-child, td:first-child, table.facts td { text-align: left; } table.facts td { white-space: normal; }
+th:first-child, td:first-child, table.facts td { text-align: left; }
+table.facts td { white-space: normal; overflow-wrap: anywhere; }
 tr.floor { color: var(--soft); font-style: italic; } .outside { color: var(--warn); font-weight: 600; }
 .pictures { display: flex; flex-wrap: wrap; gap: 1rem; } figure { margin: .8rem 0 0; }
 figcaption { font-size: .88rem; margin-top: .3rem; }
@@ -41,6 +41,7 @@ img { width: 100%; height: auto; display: block; border-radius: 6px; image-rende
 dt { font-weight: 600; margin-top: .6rem; } dd { margin: 0; }
 pre { background: var(--card); padding: 1rem; overflow-x: auto; border-radius: 6px; font-size: .85rem; }
 summary { cursor: pointer; }
+@media (max-width: 40rem) { body { padding: 1.5rem 1rem 3rem; } .pictures figure { width: 100% !important; } }
 """
 
 
@@ -121,8 +122,8 @@ def _table(caption: str, header: Sequence[str], rows: Sequence[Row]) -> str:
 def _captioned(caption: str, header: Sequence[str], body: str) -> str:
     head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
     return (
-        f'<div class="scroll"><table><caption>{escape(caption)}</caption>'
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        f'<figure><div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
     )
 
 
@@ -179,9 +180,13 @@ def _settings(sampler: SamplerResult) -> str:
 
 
 def _figure(figure: Figure) -> str:
-    data = base64.b64encode(figure.png).decode()
     caption = escape(figure.caption)
+    narrow = f'<source media="(max-width: 40rem)" srcset="{_data(figure.narrow)}">' if figure.narrow else ""
     return (
-        f'<figure style="width: {100 * figure.width:g}%"><img alt="{caption}" src="data:image/png;base64,{data}">'
-        f"<figcaption>{caption}</figcaption></figure>"
+        f'<figure style="width: {100 * figure.width:g}%"><picture>{narrow}<img alt="{caption}" '
+        f'src="{_data(figure.png)}"></picture><figcaption>{caption}</figcaption></figure>'
     )
+
+
+def _data(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"

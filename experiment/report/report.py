@@ -1,6 +1,6 @@
 """From an evaluation to files: report.json with every number, the PNGs, and report.html, which holds it all."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,45 +87,50 @@ def draw_figures(run: Any, evaluation: Evaluation) -> list[Figure]:
     figures = [*_quality_figures(report), *_sample_figures(run, arrays)]
     for name, strip in arrays.strips.items():
         caption = f"{name}: x_t along the path, each frame scaled to unit variance, with its noise-to-signal ratio σ/α."
-        picture = report_plots.denoising_strip(strip.frames, strip.times, reach=1.0 if run.scaling.levels else 3.0)
-        figures.append(Figure(f"strip_{name}.png", "strips", caption, picture))
+        draw, reach = report_plots.denoising_strip, 1.0 if run.scaling.levels else 3.0
+        figures.append(_drawn(f"strip_{name}.png", "strips", caption, draw, strip.frames, strip.times, reach))
     found = report.likelihood
-    histogram = likelihood_histogram(arrays.likelihood, found.unit, found.mean, found.se_images)
+    values = (arrays.likelihood, found.unit, found.mean, found.se_images)
     caption = f"Held-out likelihood, {found.unit} of each example."
-    figures.append(Figure("likelihood.png", "likelihood", caption, histogram))
+    figures.append(_drawn("likelihood.png", "likelihood", caption, likelihood_histogram, *values))
     rows = [row for row in read_metrics(run.workdir) if np.isfinite(row.get("loss") or np.nan)]
     if rows:
-        figures.append(Figure("loss.png", "training", "Training loss.", report_plots.loss_curve(rows)))
+        figures.append(_drawn("loss.png", "training", "Training loss.", report_plots.loss_curve, rows))
     return figures
+
+
+def _drawn(file: str, section: str, caption: str, draw: Callable[..., bytes], *given: Any) -> Figure:
+    """The figure with the picture that draw(*given) makes, and its version for a narrow page."""
+    return Figure(file, section, caption, draw(*given), narrow=draw(*given, narrow=True))
 
 
 def _quality_figures(report: Report) -> list[Figure]:
     quality = report.metrics_of(QUALITY)
-    bars = report_plots.quality_bars(report.samplers, quality, report.floors)
-    figures = [Figure("quality.png", "quality", "Quality by sampler, beside the noise floor.", bars)]
+    caption = "Quality by sampler, beside the noise floor."
+    bars = (report_plots.quality_bars, report.samplers, quality, report.floors)
+    figures = [_drawn("quality.png", "quality", caption, *bars)]
     if report.curves:
         caption = (
             "Quality over score calls per sample: mean ± sd over seeds. In the band this measure cannot tell "
             "it from data."
         )
-        curves = report_plots.quality_curves(report.curves, quality, report.floors)
-        figures.append(Figure("curves.png", "curves", caption, curves))
+        curves = (report_plots.quality_curves, report.curves, quality, report.floors)
+        figures.append(_drawn("curves.png", "curves", caption, *curves))
     if report.exact and any(len(rows) > 1 for rows in report.exact.samplers.values()):
         caption = (
             "Solid: with the exact score. Dashed: the run's samples. No noise floor: the latents are the same, "
             "and the KL is exact."
         )
-        figures.append(Figure("exact.png", "exact", caption, report_plots.exact_curves(report.exact)))
+        figures.append(_drawn("exact.png", "exact", caption, report_plots.exact_curves, report.exact))
     return figures
 
 
 def _sample_figures(run: Any, arrays: Arrays) -> list[Figure]:
     sets = {"data": arrays.data, **arrays.samples}
     if arrays.data.ndim == 2:
-        clouds = plots.scatter(sets, square=run.scaling.units is None)
-        return [
-            Figure("samples.png", "samples", "Data, and the first seed's samples; the first two coordinates.", clouds)
-        ]
+        caption, square = "Data, and the first seed's samples; the first two coordinates.", run.scaling.units is None
+        wide, narrow = plots.scatter(sets, square=square), plots.scatter(sets, columns=1, square=square)
+        return [Figure("samples.png", "samples", caption, wide, narrow=narrow)]
     captions = {"data": "Data: the first examples of the reference split"}
     laid_out = legend(arrays.data.shape[1:])
     return [

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import shutil
 import sys
 from pathlib import Path
@@ -39,9 +40,8 @@ def _row(line: str) -> dict[str, Any] | None:
 
 def last_rate(workdir: str | Path) -> float | None:
     """The examples for each second that training logged last; None where it logged none."""
-    rows = read_metrics(workdir)
-    rate = rows[-1].get("images_per_second") if rows and isinstance(rows[-1], dict) else None
-    return float(rate) if isinstance(rate, int | float) and 0 < rate < float("inf") else None
+    rates = (row.get("images_per_second") for row in reversed(read_metrics(workdir)))
+    return next((float(rate) for rate in rates if isinstance(rate, int | float) and 0 < rate < math.inf), None)
 
 
 class RunLog:

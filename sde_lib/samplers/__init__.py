@@ -3,7 +3,7 @@
 from sde_lib.samplers.adams import DEIS, IPNDM, in_log_snr, in_rho, in_t
 from sde_lib.samplers.adaptive import AdaptiveSDE
 from sde_lib.samplers.annealed import AnnealedLangevin
-from sde_lib.samplers.base import Sampler, Samples, sample
+from sde_lib.samplers.base import Sampler, Samples, sample, watched
 from sde_lib.samplers.exact_law import gaussian_kl, gaussian_law, pulse
 from sde_lib.samplers.exponential import (
     DDIM,
@@ -74,5 +74,6 @@ __all__ = [
     "pulse",
     "sample",
     "table_of",
+    "watched",
     "weak_error",
 ]

@@ -1,5 +1,8 @@
 """The parts that every sampler shares: `sample`, its result, and each sample's own randomness."""
 
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import NamedTuple, Protocol
 
 import jax
@@ -14,6 +17,28 @@ from sde_lib.typing import PyTree
 
 # All randomness of sample i comes from fold_in(key, i), split by purpose.
 _PRIOR, _NOISE = 0, 1
+
+
+Watcher = Callable[[int, int], None]
+_WATCHER: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
+
+
+@contextlib.contextmanager
+def watched(tell: Watcher) -> Iterator[None]:
+    """Inside, a sampler of fixed steps runs in equal parts, and calls tell(score calls done, of how many) after each.
+
+    Its result is the same. A sampler that chooses its own steps tells nothing.
+    """
+    token = _WATCHER.set(tell)
+    try:
+        yield
+    finally:
+        _WATCHER.reset(token)
+
+
+def watcher() -> Watcher | None:
+    """Who watches, if anybody does."""
+    return _WATCHER.get()
 
 
 class Samples(NamedTuple):

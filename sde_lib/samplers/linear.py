@@ -20,10 +20,11 @@ from typing import Any, ClassVar, NamedTuple, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from sde_lib.batch import fold_in_each, normal_like
 from sde_lib.conversions import denoiser
-from sde_lib.samplers.base import Samples
+from sde_lib.samplers.base import Samples, watcher
 from sde_lib.samplers.grids import Grid, UniformT, check_grid
 from sde_lib.score import ScoreFn
 from sde_lib.sde import SDE, host_sde
@@ -124,8 +125,6 @@ class _ScanKind:
 
     model: Prediction
     correct: Correct
-    frames: int
-    denoise: bool
 
 
 def table_of(sampler: LinearSampler, sde: SDE) -> Table:
@@ -177,39 +176,59 @@ def run_linear(
     """
     sde = host_sde(score_fn.sde)
     times, table = _times_and_table(sampler, sde)
-    settings = correction(sde, table)
-    times, table, settings = jax.tree.map(lambda v: jnp.asarray(v, x.dtype), (times, table, settings))
+    times, table, settings = jax.tree.map(partial(_as, x.dtype), (times, table, correction(sde, table)))
     kept, frame = kept_rows(frames, sampler.steps)
     last = kept * sampler.calls_per_step  # the row after which each frame is kept, as a count of rows done
-    slots = jnp.asarray(np.searchsorted(last, np.arange(1, len(table.a) + 1)))
-    kind = _ScanKind(sampler.model, correct, len(kept), sampler.denoise)
-    x, path = _scan(score_fn, x, keys, cond, table, settings, slots, kind)
+    count = len(table.a)
+    rows = (np.arange(count), table, settings, np.searchsorted(last, np.arange(1, count + 1)))
+    kind = _ScanKind(sampler.model, correct)
+    carry = _start(x, table.b.shape[1] - 1, len(kept))
+    tell = None if isinstance(x, jax.core.Tracer) else watcher()
+    parts = 1 if tell is None else next(k for k in range(MOST_PARTS, 0, -1) if count % k == 0)
+    for done in range(0, count, count // parts):
+        part = slice(done, done + count // parts)
+        if tell is not None and len(x.devices()) == 1:
+            carry = jax.device_put(carry, x.sharding)  # the same to jax for every part, so that one program is compiled
+        carry = _scan(score_fn, carry, keys, cond, jax.tree.map(lambda v, part=part: v[part], rows), kind)
+        if tell is not None:
+            jax.block_until_ready(carry)
+            tell(part.stop, count)
+    x, _, path = _denoise(score_fn, carry, cond, table.t_next[-1]) if sampler.denoise else carry
     if path is None:
         return x, None, None
     path = path if len(kept) == frames else path[frame]
     return x, path, jnp.concatenate([times[:1], table.t_next])[last][frame]
 
 
+MOST_PARTS = 20  # that a scan is told in, where somebody watches; they are equal, so that one is compiled
+
+
+def _as(dtype: DTypeLike, values: Array) -> Array:
+    """The values in this dtype, on the host if they are there."""
+    return values.astype(dtype) if isinstance(values, jax.Array) else np.asarray(values, dtype)
+
+
 # x, the last values of the model, and the path.
 _Carry = tuple[jax.Array, tuple[jax.Array, ...], jax.Array | None]
+
+
+@partial(jax.jit, static_argnums=(1, 2))
+def _start(x: jax.Array, past: int, frames: int) -> _Carry:
+    path = jnp.zeros((frames, *x.shape), x.dtype).at[0].set(x) if frames else None
+    return x, tuple(jnp.zeros_like(x) for _ in range(past)), path
 
 
 @partial(jax.jit, static_argnames="kind")
 def _scan(
     score_fn: ScoreFn,
-    x: jax.Array,
+    carry: _Carry,
     keys: jax.Array,
     cond: PyTree,
-    table: Table,
-    settings: PyTree,
-    slots: jax.Array,
+    rows: tuple[jax.Array, Table, PyTree, jax.Array],
     kind: _ScanKind,
-) -> tuple[jax.Array, jax.Array | None]:
+) -> _Carry:
     # Every row writes to the slot of the next frame to come, so the frame's own row writes last: no branch, and no
     # stored path.
-    path = jnp.zeros((kind.frames, *x.shape), x.dtype).at[0].set(x) if kind.frames else None
-    past = tuple(jnp.zeros_like(x) for _ in range(table.b.shape[1] - 1))
-
     def step(carry: _Carry, scanned: tuple[jax.Array, Table, PyTree, jax.Array]) -> tuple[_Carry, None]:
         x, past, path = carry
         i, row, row_settings, slot = scanned
@@ -222,11 +241,14 @@ def _scan(
         x = kind.correct(score_fn, x, row_keys, row.t_next, row_settings, cond)
         return (x, known[: len(past)], None if path is None else path.at[slot].set(x)), None
 
-    (x, _, path), _ = jax.lax.scan(step, (x, past, path), (jnp.arange(len(slots)), table, settings, slots))
-    if kind.denoise:
-        x = denoiser(score_fn, x, table.t_next[-1], cond)
-        path = None if path is None else path.at[-1].set(x)
-    return x, path
+    return jax.lax.scan(step, carry, rows)[0]
+
+
+@jax.jit
+def _denoise(score_fn: ScoreFn, carry: _Carry, cond: PyTree, t: Scalar) -> _Carry:
+    x, past, path = carry
+    x = denoiser(score_fn, x, t, cond)
+    return x, past, None if path is None else path.at[-1].set(x)
 
 
 def _combine(a: Array, x: jax.Array, b: Array, known: tuple[jax.Array, ...]) -> jax.Array:

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from experiment import plots
@@ -284,3 +285,41 @@ def test_a_set_whose_path_is_no_text_has_a_name_that_is(tmp_path: Path) -> None:
     assert load_dataset("", str(path)).name == r"set\udcff"
     write_text(tmp_path / "page.html", f"<p>{path}</p>")
     assert r"set\udcff.npz" in (tmp_path / "page.html").read_text()
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_no_picture_is_cut_at_its_edges(narrow: bool) -> None:
+    rng = np.random.default_rng(0)
+    metrics = {f"m{i}": SimpleNamespace(label="a long name of a metric", origin=0.0) for i in range(5)}
+    floor = SimpleNamespace(mean=0.1, sd=0.01, values=[0.1])
+
+    def point(nfe: float, mean: float) -> Any:
+        return SimpleNamespace(
+            nfe=nfe, metrics=dict.fromkeys(metrics, SimpleNamespace(mean=mean, sd=0.02, values=[mean]))
+        )
+
+    curves = {"em": SimpleNamespace(points=[point(11.0, 0.61), point(21.0, 0.58)])}
+    times = [(1 - 0.12 * i, 50 * 0.3**i) for i in range(9)]
+    pictures = [
+        report_plots.denoising_strip(rng.uniform(-1, 1, (9, 5, 8, 8, 1)), times, narrow=narrow),
+        report_plots.denoising_strip(rng.normal(size=(9, 50, 2)), times, narrow=narrow),
+        report_plots.quality_curves(curves, metrics, dict.fromkeys(metrics, floor), narrow=narrow),
+        report_plots.quality_bars({"em": point(11.0, 0.3)}, metrics, dict.fromkeys(metrics, floor), narrow=narrow),
+    ]
+    for png in pictures:
+        shown = np.asarray(Image.open(io.BytesIO(png)).convert("L"))
+        edges = np.concatenate([shown[:3].ravel(), shown[-3:].ravel(), shown[:, :2].ravel(), shown[:, -2:].ravel()])
+        assert edges.min() > 200
+        assert shown.shape[1] <= (810 if narrow else 1420)
+
+
+def test_the_budgets_are_whole_numbers_that_do_not_touch() -> None:
+    axes = Figure().subplots()
+    report_plots._calls_axis(axes, [11.0, 21.0, 22.0, 110.0, 1001.0])
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1,001", "110", "22", "11"]
+    axes = Figure().subplots()
+    axes.plot([1, 2], [0.58, 0.61])
+    report_plots._log_axis(axes)
+    axes.figure.savefig(io.BytesIO())
+    texts = [label.get_text() for label in axes.get_yticklabels()]
+    assert 3 <= len(texts) <= 7 and all("10^" not in text and float(text) for text in texts)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from experiment.errors import UserError
-from experiment.run.log import METRICS, RunLog, read_metrics
+from experiment.run.log import METRICS, RunLog, last_rate, read_metrics
 
 
 def row(step: int) -> dict[str, float]:
@@ -91,3 +91,16 @@ def test_a_file_where_the_events_go_is_a_mistake(tmp_path: Path) -> None:
     (tmp_path / "tensorboard").touch()
     with pytest.raises(UserError, match="tensorboard is a file, where TensorBoard's events go: move it away"):
         RunLog(tmp_path, 0)
+
+
+def test_the_last_rate_is_of_the_last_row_that_has_one(tmp_path: Path) -> None:
+    rows = [
+        {"step": 1, "images_per_second": 5.0},
+        {"step": 2, "images_per_second": 8.0},
+        {"step": 2, "held_out_loss": 1},
+    ]
+    (tmp_path / METRICS).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert last_rate(tmp_path) == 8.0
+    assert last_rate(tmp_path / "none") is None
+    (tmp_path / METRICS).write_text('{"step": 1, "images_per_second": 0}\n{"step": 2, "images_per_second": null}\n')
+    assert last_rate(tmp_path) is None

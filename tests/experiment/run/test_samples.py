@@ -10,7 +10,7 @@ from experiment import load_run
 from experiment.config import load_config, save_config
 from experiment.errors import UserError
 from experiment.run.samples import draw_to_files
-from sde_lib.samplers import DDIM
+from sde_lib.samplers import DDIM, linear
 from tests.commands import ROOT, Command, fresh, trained
 
 # Few updates that are large: the classes differ.
@@ -68,6 +68,13 @@ def test_from_python_the_same_samples_in_one_line(conditional: Path, tmp_path: P
     assert by_name.nfe == 6 and by_name.labels is not None and by_name.labels.tolist() == [1] * 16
     with pytest.raises(UserError, match="the sampler is 'dim'"):
         run.sample("dim", n=4)
+
+
+def test_the_parts_that_a_batch_is_told_in_are_one_program(conditional: Path) -> None:
+    run = load_run(conditional / "run")
+    before = linear._scan._cache_size()
+    assert run.sample("ddim", 5, steps=6, label=0).nfe == 7
+    assert linear._scan._cache_size() == before + 1
 
 
 def test_data_that_have_moved_are_asked_for_where_they_are_needed(conditional: Path) -> None:

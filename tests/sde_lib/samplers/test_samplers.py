@@ -21,6 +21,7 @@ from sde_lib.samplers import (
     UniformT,
     UniPC,
     gaussian_law,
+    watched,
     weak_error,
 )
 from sde_lib.samplers.linear import table_of
@@ -290,3 +291,28 @@ def test_constants_that_are_not_given_are_the_published_ones():
     assert (IPNDM().order, DEIS().order, UniPC().order) == (4, 3, 3)
     assert (EulerMaruyama().eta, DDIM().eta) == (1.0, 0.0)
     assert (ProbabilityFlow().rtol, ProbabilityFlow().atol) == (1e-5, 1e-5)
+
+
+@pytest.mark.parametrize(
+    "sampler, told",
+    [
+        (EulerMaruyama(steps=40, denoise=True), [2 * k for k in range(1, 21)]),
+        (PredictorCorrector(steps=12), list(range(1, 13))),
+        (UniPC(steps=30), [2 * k for k in range(1, 16)]),  # with a history
+        (Heun(steps=21), [3 * k for k in range(1, 15)]),  # two calls a step
+        (DDIM(steps=23, denoise=True), [23]),  # nothing divides it
+        (ProbabilityFlow(), []),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_who_watches_is_told_of_equal_parts_and_changes_nothing(sampler, told):
+    score_fn, key = ExactScore(two_peaks(), VP()), jax.random.key(3)
+    alone = sample(sampler, score_fn, key, 6, (2,), frames=5)
+    seen = []
+    with watched(lambda done, calls: seen.append((done, calls))):
+        found = sample(sampler, score_fn, key, 6, (2,), frames=5)
+        jax.jit(lambda key: sample(sampler, score_fn, key, 2, (2,)).x)(key)  # traced: nobody can be told
+    assert [done for done, _ in seen] == told and {calls for _, calls in seen} <= {told[-1] if told else 0}
+    np.testing.assert_allclose(found.x, alone.x, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(found.path, alone.path, rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(found.times, alone.times)
