@@ -16,6 +16,7 @@ from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from experiment.build.objects import check_names
+from experiment.command_line.interrupts import leave_to_handlers
 from experiment.config import check_config
 from experiment.data.load import configured_dataset
 from experiment.devices.hosts import all_or_none, first_host, joined, say
@@ -54,6 +55,7 @@ class Signals:
     def listen(self) -> None:
         """Start to catch signals. Until this call, made when training is ready to answer, they end the process."""
         if threading.current_thread() is threading.main_thread():  # a notebook's thread may not set handlers
+            leave_to_handlers()
             self._before = {n: signal.signal(n, self._ask) for n in (signal.SIGTERM, signal.SIGINT)}
 
     def __exit__(self, *_: object) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from experiment import load_score
 from tests.commands import ROOT, Done, fresh, start_train, train, trained
+from tests.mistakes import all_mistakes, digests, fault_of, make_assets
 
 
 def train_py(*flags: str) -> Done:
@@ -99,3 +100,14 @@ def test_a_config_file_that_raises_is_told_in_one_line(tmp_path: Path) -> None:
     told = train_py(f"--config={tmp_path / 'mine.py'}", f"--workdir={tmp_path / 'run'}").mistake
     assert "mine.py, line 2: NameError: name 'undefined_name' is not defined" in told
     assert os.listdir(tmp_path) == ["mine.py"]
+
+
+def test_one_in_forty_of_all_mistakes(tmp_path: Path) -> None:
+    """python -m tests.mistakes makes all of them; here each command makes some."""
+    make_assets(tmp_path)
+    mistakes = all_mistakes(tmp_path)
+    some = mistakes[7::40]
+    before = digests(tmp_path)
+    assert len(mistakes) > 600 and len({argv[0] for argv in some}) >= 5
+    assert {" ".join(argv): told for argv in some for fault, told, _ in [fault_of(argv)] if fault} == {}
+    assert digests(tmp_path) == before

@@ -1,6 +1,7 @@
 """Before a command's imports: a missing package is one line, and Ctrl-C at any moment is silent."""
 
 import sys
+import time
 
 import pytest
 
@@ -32,6 +33,23 @@ def test_ctrl_c_at_any_moment_is_silent_and_not_forgotten(moment: str) -> None:
     code = f"import gc, sys, experiment.command_line.start; {PRESS} sys.meta_path.insert(0, {MOMENTS[moment]}); "
     done = fresh("-c", code + "sys.meta_path.remove(None) if None in sys.meta_path else None; import absl; print('on')")
     assert (done.status, done.out, done.err) == (130, "", "")
+
+
+def test_ctrl_c_while_a_program_is_compiled_does_not_wait_for_it() -> None:
+    """A call that takes its time outside of Python, as a compilation does."""
+    code = (
+        f"import experiment.command_line.start, ctypes, threading, time; {PRESS} threading.Timer(0.2, press).start(); "
+    )
+    start = time.monotonic()
+    done = fresh("-c", code + "ctypes.CDLL(None).usleep(20_000_000); print('on')")
+    assert (done.status, done.out, done.err) == (130, "", "") and time.monotonic() - start < 15
+
+
+def test_training_that_listens_answers_itself() -> None:
+    code = f"import experiment.command_line.start, time; {PRESS} from experiment.training.loop import Signals; "
+    listen = "signals = Signals(); signals.listen(); press(); time.sleep(0.3); print(signals.received)"
+    done = fresh("-c", code + listen)
+    assert (done.status, done.out, done.err) == (0, "2\n", "")
 
 
 def test_ctrl_c_after_a_command_has_ended_changes_nothing() -> None:

@@ -1,0 +1,141 @@
+"""Rounds by hand: training that is killed, or interrupted, at random moments.
+
+    python -m tests.rounds --kill=100         SIGKILL, in every phase: bit for bit the uninterrupted run in the end
+    python -m tests.rounds --interrupt=100    ctrl-C while a command starts, works or ends: no word of it
+
+The first asks for the state of each checkpoint, and for each row of the log, what the uninterrupted run has. It uses
+fresh processes, as a user starts them. The second spares the interpreter's own first hundredths of a second, in which
+nothing of ours runs yet.
+"""
+
+import argparse
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiment.config import load_config
+from experiment.run.checkpoint import Checkpoints
+from experiment.run.load import load_run
+from experiment.run.log import read_metrics
+from experiment.training.trainer import Trainer
+from tests.commands import ROOT, environment, train_flags
+
+KEYS: dict[str, Any] = {
+    "train_steps": 900,
+    "train_checkpoint_every": 37,
+    "train_keep": 3,
+    "train_preview_every": 300,
+    "train_power_ema": "0.1",
+    "train_snapshot_every": 200,
+}
+
+
+def start(*argv: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, *argv], cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def final(workdir: Path) -> tuple[list[np.ndarray], list[dict[str, Any]]]:
+    """The whole state of the newest checkpoint, and the rows of the log without their speed."""
+    config = load_config(workdir / "config.json")[0]
+    like = Trainer(config, load_run(workdir).dataset).like
+    restored = Checkpoints(workdir / "checkpoints").restore(like, print)
+    assert restored is not None
+    rows = [{name: row[name] for name in row if name != "images_per_second"} for row in read_metrics(workdir)]
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(restored[0])], rows
+
+
+def same(one: Any, other: Any) -> bool:
+    return one[1] == other[1] and all(np.array_equal(x, y) for x, y in zip(one[0], other[0], strict=True))
+
+
+def killed(folder: Path, rounds: int, rng: random.Random) -> int:
+    """Kill training `rounds` times, over as many runs as that takes. Returns how many ended otherwise."""
+    whole = folder / "whole"
+    process = start(*train_flags(whole, **KEYS))
+    began = time.monotonic()
+    assert process.wait() == 0, process.communicate()[1]
+    length, expected = time.monotonic() - began, final(whole)
+    done, different, runs = 0, 0, 0
+    while done < rounds:
+        runs, workdir = runs + 1, folder / f"run{runs}"
+        for _ in range(rng.randint(2, 8)):  # then let it end
+            process = start(*train_flags(workdir, **KEYS))
+            time.sleep(rng.uniform(0.4, 1.1) * length)
+            process.send_signal(signal.SIGKILL)
+            _, err = process.communicate()
+            done += process.returncode == -signal.SIGKILL
+            if process.returncode not in (0, -signal.SIGKILL) or "Traceback" in err:
+                different += 1
+                print(f"status {process.returncode}: {err[-500:]}")
+        process = start(*train_flags(workdir, **KEYS))
+        _, err = process.communicate()
+        if process.returncode or not same(final(workdir), expected):
+            different += 1
+            print(f"run {runs} ends otherwise: status {process.returncode} {err[-500:]}")
+        shutil.rmtree(workdir)
+        print(f"{done} kills over {runs} runs, {different} differences", flush=True)
+    return different
+
+
+def interrupted(folder: Path, rounds: int, rng: random.Random) -> int:
+    """Press ctrl-C `rounds` times. Returns how often something was printed of it, or something was lost."""
+    run = folder / "run"
+    assert start(*train_flags(run, train_steps=3)).wait() == 0
+    commands = [
+        train_flags(folder / "new", train_steps=200, train_checkpoint_every=20),
+        ["sample.py", f"--workdir={run}", "--sampler=em", "--n=64", "--steps=20", f"--out={folder / 'out'}"],
+        ["train.py", "--help"],
+    ]
+
+    def seconds(*command: str) -> float:
+        began = time.monotonic()
+        start(*command).communicate()
+        return time.monotonic() - began
+
+    boot, lengths = 2 * seconds("-c", "import site"), [seconds(*command) for command in commands]
+    wrong, statuses = 0, dict[int, int]()
+    for i in range(rounds):
+        command, length = commands[i % 3], lengths[i % 3]
+        shutil.rmtree(folder / "new", ignore_errors=True)
+        process = start(*command)
+        time.sleep(rng.uniform(boot, max(1.15 * length, 2 * boot)))
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate()
+        statuses[process.returncode] = statuses.get(process.returncode, 0) + 1
+        told = [line for line in err.splitlines() if not line.startswith("SIGINT: stopped after step ")]
+        if told or process.returncode not in (0, 130):
+            wrong += 1
+            print(f"{command[0]} after {length:.1f} s at most: status {process.returncode}: {err[-600:]}", flush=True)
+    left = json.loads((run / "config.json").read_text())
+    print(f"{rounds} interrupts, {wrong} with a word; statuses {statuses}; the run is {'whole' if left else 'lost'}")
+    return wrong
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kill", type=int, default=0)
+    parser.add_argument("--interrupt", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="rounds-"))
+    rng = random.Random(args.seed)
+    wrong = killed(folder, args.kill, rng) if args.kill else 0
+    wrong += interrupted(folder, args.interrupt, rng) if args.interrupt else 0
+    shutil.rmtree(folder)
+    return int(bool(wrong))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
