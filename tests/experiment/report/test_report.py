@@ -281,7 +281,7 @@ def test_a_name_with_marks_of_mathematics_is_drawn_as_it_is(name: str) -> None:
 
 def test_a_set_whose_path_is_no_text_has_a_name_that_is(tmp_path: Path) -> None:
     path = tmp_path / os.fsdecode(b"set\xff.npz")
-    np.savez(path, x=np.zeros((4, 2)))
+    np.savez(path, x=np.arange(8.0).reshape(4, 2))
     assert load_dataset("", str(path)).name == r"set\udcff"
     write_text(tmp_path / "page.html", f"<p>{path}</p>")
     assert r"set\udcff.npz" in (tmp_path / "page.html").read_text()
