@@ -5,6 +5,7 @@ the sums of the log's open window, and sha256.json. A checkpoint is written unde
 and renamed again before it is removed, so every folder whose name is a number is complete.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -25,6 +26,7 @@ from experiment.files import open_regular, read_regular
 ITEMS = ("params", "ema", "power_ema", "opt_state", "learned")
 DIGESTS = "sha256.json"
 _STEP = re.compile("0|[1-9][0-9]{0,17}")  # a folder's name as `save` writes it
+_OS_ERROR = re.compile(r"os_error_code='(\d+)'")
 MOST_DIGESTS = 2**26
 _UNFINISHED, _REMOVED, _DAMAGED = ".unfinished", ".removed", ".damaged"
 
@@ -109,9 +111,13 @@ class Checkpoints:
         items = {name: ocp.args.StandardSave(_flat(state[name])) for name in ITEMS if _flat(state.get(name, {}))}
         meta = ocp.args.JsonSave({"step": step, "window": window})
         try:
+            self._check_room([array for name in items for array in _flat(state[name]).values()])
             self._orbax.save(unfinished, ocp.args.Composite(meta=meta, **items))
-        except OSError as error:
-            reason = one_line(error.strerror or error)
+        except (OSError, ValueError) as error:
+            code = _OS_ERROR.search(str(error))  # the form in which tensorstore passes it on
+            if isinstance(error, ValueError) and not code:
+                raise
+            reason = os.strerror(int(code[1])) if code else one_line(getattr(error, "strerror", None) or error)
             raise UserError(
                 f"cannot write the checkpoint of step {step} into {self.directory} ({reason}): "
                 "make room, and run the same command again"
@@ -121,6 +127,13 @@ class Checkpoints:
             unfinished.rename(path)
             for old in self.steps()[: -self.keep]:
                 self._remove(self.directory / str(old))
+
+    def _check_room(self, arrays: list[Any]) -> None:
+        """Raise OSError where the disk has no room for these: orbax would tell of it in hundreds of lines."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        needed = sum(array.nbytes for array in arrays)
+        if needed > shutil.disk_usage(self.directory).free:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def clean(self) -> None:
         """Remove the remains of an interrupted save or removal. Only for the process that writes.

@@ -181,8 +181,18 @@ def test_a_file_where_checkpoints_go_is_a_mistake(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     with pytest.raises(UserError, match="checkpoints is a file, where checkpoints go: move it away"):
         checkpoints.clean()
-    with pytest.raises(
-        UserError, match=r"cannot write the checkpoint of step 3 into .* \(Not a directory\): make room"
-    ):
+    with pytest.raises(UserError, match=r"cannot write the checkpoint of step 3 into .* \(File exists\): make room"):
         checkpoints.save(state(3), WINDOW)
     assert checkpoints.steps() == []
+
+
+def test_a_full_disk_is_told_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints = saved(tmp_path, 1)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=23))  # the state has 24 bytes
+    with pytest.raises(UserError, match=r"the checkpoint of step 2 into .* \(No space left on device\): make room"):
+        checkpoints.save(state(2), WINDOW)
+    assert folders(checkpoints) == ["1"]
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    checkpoints.save(state(2), WINDOW)
+    assert checkpoints.steps() == [1, 2]
