@@ -115,7 +115,7 @@ def _decoded(folder: Path, key: str, source: Source, recipe: Recipe, plan: Calla
         return _open(folder, key, source.name)
     except _Unusable as error:
         if folder.exists():
-            print(f"decoding {shown(str(source.path))} again: {error}", file=sys.stderr)
+            print(f"decoding {shown(str(source.path))} again: {one_line(error, 500)}", file=sys.stderr)
     for left in folder.parent.glob(f"{_BUILDING}*"):  # by processes that were killed
         shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=_BUILDING, ignore_cleanup_errors=True) as own:

@@ -19,7 +19,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from experiment.errors import UserError
+from experiment.errors import LONGEST, UserError, shown
 
 # How a cluster's environment tells a process that it is one of several; jax finds the rest itself.
 _CLUSTERS: dict[str, Callable[[str], bool]] = {
@@ -177,6 +177,10 @@ def first_host() -> bool:
 
 
 def say(line: str, file: Any = None) -> None:
-    """Write one line on stderr, or on `file`, from the first host; a progress bar moves out of its way."""
+    """Write a line, or a few, on stderr, or on `file`, from the first host; a progress bar moves out of its way.
+
+    What it quotes of a file or path is escaped and cut, as in a message.
+    """
     if first_host():
-        tqdm.write(line, file=file or sys.stderr)
+        text = "\n".join(shown(part, LONGEST) for part in line.splitlines())
+        tqdm.write(text, file=file or sys.stderr)

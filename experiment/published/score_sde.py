@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from experiment.errors import UserError, choose, quoted, shown
+from experiment.files import user_path
 from experiment.published.score_sde_layout import PREFIX, options_of, published_names
 from experiment.published.state_dicts import WRAPPERS, StateDict, averages_in_order, is_average, networks
 from experiment.published.to_run import Imported, abstract, arranged, check_new, write_run
@@ -192,7 +193,8 @@ def import_checkpoint(path: str | Path, out: str | Path, given: Mapping[str, Any
 
     Raises UserError for any mistake, and then leaves no run.
     """
-    if Path(path).is_dir():
+    path = user_path(path, "CHECKPOINT")
+    if path.is_dir():
         raise UserError(
             f"{path} is a folder: give a checkpoint's file, or, for diffusers, "
             "python -m experiment.import_diffusers FOLDER RUN"

@@ -270,7 +270,7 @@ def test_the_average_and_the_moments_go_to_their_weights(tmp_path: Path) -> None
     assert run.config.sde.sigma_max == 90 and run.config.sde.sigma_min == 0.01
     assert (run.config.train.ema, run.step, run.config.data.centered) == (0.99, 70, False)
 
-    dataset = dataclasses.make_dataclass("Data", ["shape", "levels", "num_classes"])((32, 32, 3), 256, 0)
+    dataset = dataclasses.make_dataclass("Data", ["shape", "levels", "num_classes", "units"])((32, 32, 3), 256, 0, None)
     restored = RunDirectory(tmp_path / "run").checkpoints.restore(Trainer(run.config, dataset).like, print)
     assert restored is not None
     state, _ = restored
