@@ -43,10 +43,10 @@ class Run:
     data_shape: DataShape
 
     def __repr__(self) -> str:
-        shape = "x".join(map(str, self.shape))
-        kind = f"vectors of {shape}" if self.levels is None else f"images of {shape}, {self.levels} levels"
-        classes = f", {self.num_classes} classes" if self.num_classes else ""
-        return f"Run({str(self.workdir)!r}, step {self.step:,}: {kind}{classes}; {self.score_fn!r})"
+        network = getattr(self.score_fn, "score_fn", self.score_fn)
+        weights = sum(leaf.size for leaf in jax.tree.leaves(getattr(network, "params", ())))
+        model = f"{self.config.model.name} of {weights:,} weights, {self.score_fn.sde!r}"
+        return f"Run({str(self.workdir)!r}, step {self.step:,}: {model}, {self.data_shape.words()})"
 
     @property
     def shape(self) -> tuple[int, ...]:

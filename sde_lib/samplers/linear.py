@@ -205,7 +205,10 @@ MOST_PARTS = 20  # that a scan is told in, where somebody watches; they are equa
 
 def _as(dtype: DTypeLike, values: Array) -> Array:
     """The values in this dtype, on the host if they are there."""
-    return values.astype(dtype) if isinstance(values, jax.Array) else np.asarray(values, dtype)
+    if isinstance(values, jax.Array):
+        return values.astype(dtype)
+    with np.errstate(over="ignore"):  # what is beyond float32 is inf, as it is on a device
+        return np.asarray(values, dtype)
 
 
 # x, the last values of the model, and the path.

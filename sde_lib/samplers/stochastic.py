@@ -16,9 +16,9 @@ from sde_lib.typing import Array
 
 
 def check_eta(sampler: LinearSampler, eta: float) -> None:
-    """Raise ValueError for a negative eta."""
-    if not eta >= 0:
-        raise ValueError(f"{type(sampler).__name__}: eta must be 0 (no noise) or more, not {eta}")
+    """Raise ValueError for an eta that is negative, or not finite."""
+    if not 0 <= eta < np.inf:
+        raise ValueError(f"{type(sampler).__name__}: eta must be 0 (no noise) or more, and finite, not {eta}")
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,15 @@ def test_a_setting_that_cannot_be_is_told(name: str, given: dict[str, Any], told
     assert told in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("eta", [-0.1, float("nan"), float("inf")])
+def test_how_much_noise_is_a_number_that_can_be(eta: float) -> None:
+    takes = [name for name, named in SAMPLERS.items() if hasattr(named.sampler, "eta")]
+    assert len(takes) > 4
+    for name in takes:
+        with pytest.raises(UserError, match=f"--sampler={name}: .*eta must be"):
+            make_sampler(name, check_config({}), eta=eta)
+
+
 def test_a_budget_is_of_the_calls_before_the_final_denoising() -> None:
     config = check_config({})  # which denoises
     assert at_nfe("ddim", make_sampler("ddim", config), 20).nfe == 21

@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -85,7 +86,7 @@ def test_data_that_have_moved_are_asked_for_where_they_are_needed(conditional: P
     evaluate_py = [str(ROOT / "evaluate.py"), f"--workdir={conditional / 'run'}", "--samplers=ddim", "--n=20"]
     assert "--data=PATH" in Command(*evaluate_py).wait().mistake
     other = conditional / "other.npz"
-    np.savez(other, x=np.zeros((100, 3), np.float32), labels=np.arange(100) % 3)
+    np.savez(other, x=np.random.default_rng(1).normal(size=(100, 3)), labels=np.arange(100) % 3)
     told = Command(*evaluate_py, f"--data={other}").wait().mistake
     assert "are vectors of 3, 3 classes, and those that" in told and "trained on vectors of 2, 3 classes" in told
 
@@ -102,8 +103,9 @@ def test_a_run_of_before_that_noted_no_proportions_takes_them_from_its_data(cond
 
 def test_a_run_and_its_score_are_told_in_a_line(conditional: Path) -> None:
     run = load_run(conditional / "run")
-    for text in (repr(run), repr(run.score_fn)):
-        assert len(text) < 300 and "\n" not in text and "VP(" in text and "weights" in text
+    assert len(repr(run)) < 300 and "\n" not in repr(run) + repr(run.score_fn) and len(repr(run.score_fn)) < 600
+    weights = sum(leaf.size for leaf in jax.tree.leaves(run.score_fn.score_fn.params))
+    assert f"mlp of {weights:,} weights, VP(" in repr(run)
     assert "vectors of 2, 3 classes" in repr(run) and "step 20" in repr(run)
 
 
@@ -119,6 +121,7 @@ def test_a_run_and_its_score_are_told_in_a_line(conditional: Path) -> None:
         ({"steps": -3}, "--steps is -3: give at least 1"),
         ({"label": [3]}, "--label is 3: this run's classes are 0 to 2"),
         ({"eta": float("nan")}, "eta must be"),
+        ({"eta": float("inf")}, "eta must be"),
         ({"out": "~nobody_of_this_name/x"}, "cannot be a path"),
         ({"out": "/proc/nowhere"}, "cannot write to /proc/nowhere"),
         ({"out": "a" * 300}, "File name too long"),
