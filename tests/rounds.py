@@ -3,9 +3,8 @@
     python -m tests.rounds --kill=100         SIGKILL, in every phase: bit for bit the uninterrupted run in the end
     python -m tests.rounds --interrupt=100    ctrl-C while a command starts, works or ends: no word of it
 
-The first asks for the state of each checkpoint, and for each row of the log, what the uninterrupted run has. It uses
-fresh processes, as a user starts them. The second spares the interpreter's own first hundredths of a second, in which
-nothing of ours runs yet.
+The first asks for the whole state and for each row of the log that the uninterrupted run ends with. The second spares
+the interpreter's own first hundredths of a second, in which nothing of ours runs yet.
 """
 
 import argparse
@@ -28,15 +27,16 @@ from experiment.run.checkpoint import Checkpoints
 from experiment.run.load import load_run
 from experiment.run.log import read_metrics
 from experiment.training.trainer import Trainer
-from tests.commands import ROOT, environment, train_flags
+from tests.commands import ROOT, environment, start_train, train_flags, trained
 
 KEYS: dict[str, Any] = {
-    "train_steps": 900,
-    "train_checkpoint_every": 37,
+    "train_steps": 4000,
+    "train_checkpoint_every": 53,
     "train_keep": 3,
-    "train_preview_every": 300,
+    "train_log_every": 100,
+    "train_preview_every": 1500,
     "train_power_ema": "0.1",
-    "train_snapshot_every": 200,
+    "train_snapshot_every": 500,
 }
 
 
@@ -63,27 +63,24 @@ def same(one: Any, other: Any) -> bool:
 def killed(folder: Path, rounds: int, rng: random.Random) -> int:
     """Kill training `rounds` times, over as many runs as that takes. Returns how many ended otherwise."""
     whole = folder / "whole"
-    process = start(*train_flags(whole, **KEYS))
     began = time.monotonic()
-    assert process.wait() == 0, process.communicate()[1]
+    trained(whole, **KEYS)
     length, expected = time.monotonic() - began, final(whole)
     done, different, runs = 0, 0, 0
     while done < rounds:
-        runs, workdir = runs + 1, folder / f"run{runs}"
-        for _ in range(rng.randint(2, 8)):  # then let it end
-            process = start(*train_flags(workdir, **KEYS))
-            time.sleep(rng.uniform(0.4, 1.1) * length)
-            process.send_signal(signal.SIGKILL)
-            _, err = process.communicate()
-            done += process.returncode == -signal.SIGKILL
-            if process.returncode not in (0, -signal.SIGKILL) or "Traceback" in err:
-                different += 1
-                print(f"status {process.returncode}: {err[-500:]}")
-        process = start(*train_flags(workdir, **KEYS))
-        _, err = process.communicate()
-        if process.returncode or not same(final(workdir), expected):
+        runs += 1
+        workdir = folder / f"run{runs}"
+        status = -signal.SIGKILL
+        while status == -signal.SIGKILL:
+            process = start_train(workdir, **KEYS)
+            time.sleep(rng.uniform(0.02, 0.8) * length)
+            process.send(signal.SIGKILL)
+            ended = process.wait()
+            status = ended.status
+            done += status == -signal.SIGKILL
+        if status or "Traceback" in ended.err or not same(final(workdir), expected):
             different += 1
-            print(f"run {runs} ends otherwise: status {process.returncode} {err[-500:]}")
+            print(f"run {runs} ends otherwise: status {status} {ended.err[-500:]}")
         shutil.rmtree(workdir)
         print(f"{done} kills over {runs} runs, {different} differences", flush=True)
     return different

@@ -28,7 +28,7 @@ from experiment.training.preview import Preview
 from experiment.training.sizing import follow_data
 from experiment.training.start import Start
 from experiment.training.trainer import NotFinite, Progress, State, Trainer, empty_window
-from experiment.training.unused import unused_keys, unused_line
+from experiment.training.unused import check_data_keys, unused_keys, unused_line
 
 
 class Signals:
@@ -95,6 +95,7 @@ def train(config: Any, workdir: str | Path, given: Iterable[str] = ()) -> int:
             # A run that was begun goes on by the same command, whatever that sets in vain.
             unused = unused_keys(config, () if begun else given)
             dataset = configured_dataset(config)
+            check_data_keys(dataset, () if begun else given)
             directory.check_data(DataShape.of(dataset))
             dataset = directory.in_its_units(dataset)
             config = follow_data(config, dataset)

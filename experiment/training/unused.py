@@ -43,7 +43,19 @@ def unused_keys(config: Any, given: Iterable[str] = ()) -> list[str]:
     for name in unused:
         if name in given:
             raise UserError(f"config.{name} is set, and {_choice(config, name)} does not take it: leave it out")
+    if "data.name" in given and "data.path" in given and config.data.path:
+        raise UserError(
+            "config.data.name and config.data.path are both set, and the second alone is used: leave one out"
+        )
     return unused
+
+
+def check_data_keys(dataset: Any, given: Iterable[str]) -> None:
+    """Raises UserError for a key of the command line that is of images, where the data are none."""
+    of_levels = () if dataset.levels is not None else ("data.dequantize", "data.centered")
+    for name in of_levels:
+        if name in given:
+            raise UserError(f"config.{name} is set, and {dataset.name} has no grey levels: leave it out")
 
 
 def unused_line(config: Any, unused: Iterable[str]) -> str:

@@ -121,3 +121,24 @@ def test_a_path_of_bytes_that_are_no_text_can_be_printed() -> None:
     code = "import sys; from experiment import cli; sys.argv = ['x']; cli.run_app(lambda: print('runs/\\udcff'))"
     done = fresh("-c", code)
     assert (done.status, done.out) == (0, "runs/\\udcff\n"), done.err
+
+
+MODULES = "latents reconstruct_ema import_score_sde import_diffusers".split()
+
+
+@pytest.mark.parametrize("command", ["train.py", "sample.py", "evaluate.py", *(f"experiment/{m}.py" for m in MODULES)])
+def test_help_needs_no_jax_and_is_no_mistake(command: str) -> None:
+    """-h before whatever else is there; jax is blocked, so that it would be a traceback to import it."""
+    run = f"import runpy; runpy.run_path({str(ROOT / command)!r}, run_name='__main__')"
+    done = fresh("-c", f"import sys; sys.modules['jax'] = None; sys.argv = [{command!r}, '--nobody=3', '-h']; {run}")
+    assert done.status == 0 and done.err == "", done.err
+    name = f"python -m experiment.{Path(command).stem}" if "/" in command else f"python {command}"
+    assert name in done.out and "Flags:" in done.out and "\n  --" in done.out
+    assert max(map(len, done.out.splitlines())) <= 120
+
+
+def test_a_reader_that_has_enough_ends_the_command_in_silence() -> None:
+    """As | head does: the pipe is closed before the help is written."""
+    close = "import os, sys; r, w = os.pipe(); os.close(r); os.dup2(w, 1); sys.argv = ['train.py', '--help']; "
+    done = fresh("-c", close + f"import runpy; runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')")
+    assert (done.status, done.err) == (141, "")
