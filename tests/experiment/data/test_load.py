@@ -119,9 +119,13 @@ def test_unknown_name_gets_the_nearest_and_the_list(typed, meant):
     assert f"did you mean {meant!r}?" in line and all(name in line for name in DATASETS)
 
 
-@pytest.mark.parametrize("name", ["", "no such set", "../digits", "gs://bucket/x", "huggingface:mnist", "a/b/c"])
+@pytest.mark.parametrize("name", ["no such set", "../digits", "gs://bucket/x", "huggingface:mnist", "a/b/c"])
 def test_names_that_are_no_names(name):
     assert "unknown data set" in mistake(name)
+
+
+def test_without_a_name_and_a_path_there_are_no_data():
+    assert "no data are given: set config.data.path" in mistake("")
 
 
 @pytest.mark.parametrize("name", DATASETS)

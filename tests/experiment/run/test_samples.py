@@ -16,6 +16,7 @@ from tests.commands import ROOT, Command, fresh, trained
 
 # Few updates that are large: the classes differ.
 TRAINING = {
+    "data_name": None,
     "model_class_conditional": True,
     "train_steps": 20,
     "train_ema": 0.0,
