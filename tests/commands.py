@@ -123,7 +123,7 @@ class Command:
 
 
 def train_flags(workdir: Path, **keys: object) -> list[str]:
-    """train.py's command line; train_steps=3 is --config.train.steps=3, after the small run's. None leaves a key out."""
+    """train.py's command line; train_steps=3 is --config.train.steps=3, after the small run's. None leaves one out."""
     given = {name.replace("_", ".", 1): value for name, value in keys.items()}
     flags = [f"--config.{name}={value}" for name, value in {**SMALL, **given}.items() if value is not None]
     return [str(ROOT / "train.py"), f"--config={ROOT}/configs/toys.py", f"--workdir={workdir}", *flags]
