@@ -169,6 +169,8 @@ def solver_remedy() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        if "the score is not a finite number" in str(error):
+            raise UserError(str(error)) from error
         if "max_steps" not in str(error):
             raise
         raise UserError(

@@ -172,8 +172,13 @@ def solve(
         solution = _solve(y, times, args, (first, tolerances), flow.solver, kind)
     traced = isinstance(solution.steps, jax.core.Tracer)
     if not traced and not bool(jnp.all(solution.result == diffrax.RESULTS.successful)):
-        where = rows_where(~_whole_rows(drift(times[0], y, args)))
-        if where:
+        wrong = ~_whole_rows(drift(times[0], y, args))
+        if wrong.all():
+            raise RuntimeError(
+                "the score is not a finite number in any row: look at the network's weights, and at cond"
+            )
+        if wrong.any():
+            where = rows_where(wrong)
             raise RuntimeError(f"the score is not a finite number in {where}: leave them out, or look at their cond")
         raise RuntimeError(
             f"the ODE solve did not reach its end in max_steps={flow.max_steps} steps at rtol={flow.rtol:g}, "

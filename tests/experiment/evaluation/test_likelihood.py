@@ -304,10 +304,13 @@ def test_what_the_data_do_not_allow_is_told() -> None:
 
 
 def test_a_network_that_never_ends_a_solve_is_told_with_the_remedy() -> None:
-    wild = GaussianMixture(np.ones(1), np.full((1, 4), np.nan), np.eye(4)[None])
+    wild = GaussianMixture(np.full(3, 1 / 3), np.full((3, 4), np.nan), np.stack([np.eye(4)] * 3))
     run = SimpleNamespace(**{**vars(VECTORS), "score_fn": ExactScore(wild, VP())})
-    with pytest.raises(UserError, match="max_steps"):
+    with pytest.raises(UserError, match="not a finite number in any row: look at the network's weights"):
         likelihood(run, settings_of(**FAST, n=2), budget=False)
+    hard = SimpleNamespace(**{**vars(VECTORS), "score_fn": ExactScore(LAW, VP(t_min=1e-12))})
+    with pytest.raises(UserError, match="max_steps"):
+        likelihood(hard, settings_of(**{**FAST, "rtol": 1e-9, "atol": 1e-12}, n=2), budget=False)
 
 
 def test_a_chain_without_the_likelihood_is_told() -> None:

@@ -258,7 +258,7 @@ def test_each_sample_keeps_its_own_condition_in_any_batch():
         ProbabilityFlow(),
         ProbabilityFlow(per_sample=True),
         PredictorCorrector(steps=200, snr=0.01),
-        AdaptiveSDE(relative=0.002),
+        AdaptiveSDE(),
     ):
         x = sample(sampler, ToldScore(VP()), jax.random.key(0), 12, (2,), cond=cond, batch_size=5).x
         np.testing.assert_allclose(x, cond, atol=3.0)
