@@ -340,7 +340,8 @@ def check_value(name: str, value: Any) -> Any:
         return None
     if many and kind is str and isinstance(value, (tuple, list)):
         # Names in one string, as "em, ode".
-        value = [part.strip() for entry in value for part in (entry.split(",") if isinstance(entry, str) else [entry])]
+        parts = (part for entry in value for part in (entry.split(",") if isinstance(entry, str) else [entry]))
+        value = [part.strip() if isinstance(part, str) else part for part in parts]
     listed = isinstance(value, (tuple, list))
     try:
         if listed != many:

@@ -29,12 +29,16 @@ def _rows(path: Path) -> tuple[list[dict[str, Any]], int]:
     return [row for row in (*lines, last) if row], lines.count(None)
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float | None) or (isinstance(value, int) and abs(value) < 2**63)
+
+
 def _row(line: str) -> dict[str, Any] | None:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    numbers = isinstance(row, dict) and all(isinstance(value, int | float | None) for value in row.values())
+    numbers = isinstance(row, dict) and all(map(_is_number, row.values()))
     return row if numbers and row.get("step") is not None else None
 
 

@@ -72,6 +72,8 @@ CONTENTS: dict[str, str | bytes] = {
     "5,000 digits": '{"train": {"steps": 1' + "0" * 5000 + "}}",
     "infinity": '{"train": {"lr": Infinity}}',
     "a section that is a number": '{"train": 3}',
+    "nothing among names": '{"eval": {"samplers": ["em", null]}}',
+    "numbers for names": '{"eval": {"samplers": [3, [], {}]}}',
     "a wild key": '{"train": {"\\u001b[2J' + "x" * 10**6 + '": 3}}',
 }
 

@@ -57,6 +57,7 @@ BAD_LINES = {
     "a step of nothing": '{"step": null}',
     "a nested row": '{"step": {"a": 1}}',
     "nested deep": "[" * 10**5,
+    "10^400": '{"step": 10, "loss": 1' + "0" * 400 + "}",
     "5,000 digits": '{"step": ' + "9" * 5000 + "}",
     "half a row": '{"step": 10, "lo',
     "no text": "\udcff\x00",
