@@ -79,7 +79,7 @@ def fid(given: dict, place: dict) -> list[str]:
 
 
 def report(given: dict, place: dict) -> list[str]:
-    from experiment.report.report import report_of_run
+    from experiment.report.of_run import report_of_run
 
     return report_of_run(WORKDIR.value, given, **place)
 

@@ -13,18 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from sklearn.ensemble import HistGradientBoostingClassifier
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.metrics import roc_auc_score
-from sklearn.metrics.pairwise import euclidean_distances
-from sklearn.model_selection import StratifiedKFold
-from sklearn.neighbors import NearestNeighbors
-from sklearn.neural_network import MLPClassifier
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from experiment.evaluation.settings import FOLDS, MIN_SIZE
+
+# scikit-learn is imported where it is used: it takes longer than all else, and no mistake should wait for it.
 
 Array = np.ndarray
 Statistic = Callable[[Array, Array], float]
@@ -72,26 +65,34 @@ def energy_distance(x: Array, y: Array) -> float:
 
 def _distances(x: Array, y: Array, rows: int = 1024) -> float:
     """Sum of |x_i - y_j|, a block of rows at a time."""
+    from sklearn.metrics.pairwise import euclidean_distances
+
     return sum(float(euclidean_distances(x[i : i + rows], y).sum()) for i in range(0, len(x), rows))
 
 
-def boosted_trees() -> HistGradientBoostingClassifier:
+def boosted_trees() -> Any:
     """The sharper of the two classifiers that tell samples from data.
 
     On 64 pixels the most sensitive of those tried, on generators of rising quality: boosted trees, then extremely
     randomised trees, random forest, support vectors, multilayer perceptron, logistic regression; and, but for the last,
     among the quickest.
     """
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
     return HistGradientBoostingClassifier(
         max_iter=60, learning_rate=0.15, max_leaf_nodes=8, early_stopping=False, random_state=0
     )
 
 
-def perceptron() -> Pipeline:
+def perceptron() -> Any:
     """The more graded classifier, for where trees find nearly all samples out.
 
     A regularised multilayer perceptron on standardised inputs.
     """
+    from sklearn.neural_network import MLPClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     return make_pipeline(StandardScaler(), MLPClassifier((128,), max_iter=40, alpha=1.0, random_state=0))
 
 
@@ -101,6 +102,8 @@ def classifier_auc(x: Array, y: Array, classifier: Callable[[], Any] = boosted_t
     1/2 when x and y share a distribution, 1 when they can be told apart at sight (Lopez-Paz and Oquab 2017,
     arXiv:1610.06545). Give equally many of each, and no point twice. Raises ValueError for fewer than 10 on a side.
     """
+    from sklearn.model_selection import StratifiedKFold
+
     if min(len(x), len(y)) < MIN_SIZE:
         raise ValueError(f"classifier_auc: {len(x)} and {len(y)} points; give at least {MIN_SIZE} on each side")
     points, side = np.concatenate([x, y]), np.repeat([0, 1], [len(x), len(y)])
@@ -115,11 +118,15 @@ def _one_thread_if_small(points: Array) -> threadpool_limits:
 
 
 def _held_out_auc(model: Any, points: Array, side: Array, fit: Array, held_out: Array) -> float:
+    from sklearn.metrics import roc_auc_score
+
     _fit(model, points[fit], side[fit])
     return float(roc_auc_score(side[held_out], model.predict_proba(points[held_out])[:, 1]))
 
 
 def _fit(model: Any, x: Array, labels: Array) -> None:
+    from sklearn.exceptions import ConvergenceWarning
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # so many passes are the recipe, not a failure to converge
         model.fit(x, labels)
@@ -151,6 +158,8 @@ class ClassFeatures:
     """
 
     def __init__(self, x: Array, labels: Array):
+        from sklearn.neural_network import MLPClassifier
+
         if len(x) > MOST_TO_FIT:
             seen = np.sort(np.random.default_rng(0).permutation(len(x))[:MOST_TO_FIT])
             x, labels = x[seen], labels[seen]
@@ -223,6 +232,8 @@ def disjoint_parts(real: int, size: int, splits: int, seed: int = 0) -> list[tup
 
 def nearest_distances(x: Array, train: Array) -> Array:
     """The Euclidean distance (n,) of each point to the nearest training example."""
+    from sklearn.neighbors import NearestNeighbors
+
     return NearestNeighbors(n_neighbors=1).fit(train).kneighbors(x)[0][:, 0]
 
 

@@ -8,45 +8,19 @@ import numpy as np
 
 from experiment import plots
 from experiment.evaluation.earlier import keep_earlier
-from experiment.evaluation.evaluate import Arrays, Evaluation, evaluate_run
-from experiment.evaluation.points import read_budgets
+from experiment.evaluation.evaluate import Arrays, Evaluation
 from experiment.evaluation.results import QUALITY, Report
-from experiment.files import check_folder, user_path, write_bytes, write_json, write_text
+from experiment.files import write_bytes, write_json, write_text
 from experiment.plots import evaluation as report_plots
 from experiment.plots.examples import grid
 from experiment.plots.images import legend
 from experiment.plots.likelihood import likelihood_histogram
 from experiment.report.document import Figure, document_of
 from experiment.report.page import html_page
-from experiment.report.tables import text_table
 from experiment.run.log import read_metrics
 from experiment.sampling import pictured
 
 GRID_IMAGES = 64
-
-
-def report_of_run(
-    workdir: str, given: Mapping[str, Any], out: str | None = None, data: str = "", cache: str = ""
-) -> list[str]:
-    """Do the whole of `evaluate.py`: evaluate, and write the report.
-
-    given: settings that go over those of the run's config.eval where they are not None; samplers, nfe and exact_score,
-    as the flags have them. out: the folder; WORKDIR/report or WORKDIR/report_exact_score for None. data, cache: as for
-    `load_run`. Raises UserError for every mistake, most before anything is drawn.
-
-    Returns:
-        The report's table, and at last the path of report.html.
-    """
-    settings = {name: value for name, value in given.items() if name not in ("samplers", "nfe", "exact_score")}
-    default = "report_exact_score" if given.get("exact_score") else "report"
-    folder = user_path(out, "--out") if out else user_path(workdir, "run directory") / default
-    budgets = read_budgets(given.get("nfe") or ())
-    if user_path(workdir, "run directory").is_dir():  # otherwise that is the mistake to tell
-        check_folder(folder)
-    exact_score = bool(given.get("exact_score"))
-    run, evaluation = evaluate_run(workdir, given.get("samplers"), settings, budgets, exact_score, data, cache)
-    path, aside = write_report(run, evaluation, folder)
-    return [text_table(evaluation.report), *aside, str(path)]
 
 
 def write_report(run: Any, evaluation: Evaluation, folder: Path) -> tuple[Path, list[str]]:

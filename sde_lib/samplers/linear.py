@@ -187,7 +187,7 @@ def run_linear(
     parts = 1 if tell is None else next(k for k in range(MOST_PARTS, 0, -1) if count % k == 0)
     for done in range(0, count, count // parts):
         part = slice(done, done + count // parts)
-        if tell is not None and len(x.devices()) == 1:
+        if tell is not None and _on_one_device(score_fn, carry):
             carry = jax.device_put(carry, x.sharding)  # the same to jax for every part, so that one program is compiled
         carry = _scan(score_fn, carry, keys, cond, jax.tree.map(lambda v, part=part: v[part], rows), kind)
         if tell is not None:
@@ -201,6 +201,11 @@ def run_linear(
 
 
 MOST_PARTS = 20  # that a scan is told in, where somebody watches; they are equal, so that one is compiled
+
+
+def _on_one_device(*trees: PyTree) -> bool:
+    arrays = [leaf for leaf in jax.tree.leaves(trees) if isinstance(leaf, jax.Array)]
+    return len({device for array in arrays for device in array.devices()}) == 1
 
 
 def _as(dtype: DTypeLike, values: Array) -> Array:

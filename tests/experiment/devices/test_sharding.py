@@ -97,6 +97,7 @@ from experiment.evaluation.likelihood import LikelihoodSettings, likelihood
 from experiment.run.load import load_run
 from experiment.build.samplers import make_sampler
 from experiment.sampling import draw_batch
+from sde_lib.samplers import watched
 from experiment.devices.sharding import make_mesh, put_rows, weight_shardings
 from experiment.training.trainer import Trainer, empty_window
 
@@ -132,7 +133,10 @@ print(sorted({s.data.shape for leaf in square for s in leaf.addressable_shards})
 found = {}
 for name in ("em", "heun", "ddim", "pc"):
     for n in (64, 20):
-        drawn = draw_batch(run, make_sampler(name, run.config, steps=8), jax.random.key(0), 0, n)
+        told = []
+        with watched(lambda done, calls: told.append(done)):  # as commands do: the parts of a batch are split too
+            drawn = draw_batch(run, make_sampler(name, run.config, steps=8), jax.random.key(0), 0, n)
+        assert len(told) > 3
         found[f"{name}_{n}"] = drawn.x
         if n == 64:
             print(sorted({s.data.shape for s in drawn.x.addressable_shards}))

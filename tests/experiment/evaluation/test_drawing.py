@@ -15,7 +15,7 @@ from experiment.evaluation.points import Point
 from experiment.evaluation.settings import Settings
 from experiment.sampling import Draws
 from sde_lib import VE, VP, ExactScore
-from sde_lib.samplers import DDIM
+from sde_lib.samplers import DDIM, Heun, UniPC
 from tests.oracles import normal
 
 
@@ -65,3 +65,11 @@ def test_each_frame_of_a_path_has_unit_variance_and_its_noise_to_signal_ratio(sd
     times = np.array([t for t, _ in strip.times])
     assert times[0] == pytest.approx(sde.t_max) and times[-1] == pytest.approx(sde.t_min) and (np.diff(times) < 0).all()
     np.testing.assert_allclose([r for _, r in strip.times], sde.sigma(times) / sde.alpha(times), rtol=1e-3)
+
+
+@pytest.mark.parametrize("sampler", [DDIM(steps=4), Heun(steps=4), UniPC(steps=8, denoise=True)], ids=repr)
+def test_a_path_of_fewer_steps_than_frames_shows_every_frame(sampler: Any) -> None:
+    strip = draw_strip(run_of(VP()), sampler, 0)
+    assert len(strip.frames) == len(strip.times) == STRIP_FRAMES
+    assert (strip.frames.std(axis=(1, 2)) > 0.5).all()  # none of zeros
+    assert (np.diff([t for t, _ in strip.times]) <= 0).all()

@@ -399,7 +399,7 @@ def test_the_commands_on_a_trained_run(tmp_path: Path) -> None:
     sample = [str(ROOT / "sample.py"), f"--workdir={workdir}", "--sampler=em"]
     done = Command(*sample, "--n=50").wait()
     assert done.status == 0, done.err
-    first, last = done.out.splitlines()
+    first, *_, last = done.out.splitlines()  # on a busy machine there are lines on the way
     assert f"em: 50 samples of {workdir} at step 20" in first and "50 samples, 6 NFE" in last
     with np.load(workdir / "samples" / "em" / "samples.npz") as saved:
         drawn = saved["arr_0"]

@@ -409,7 +409,7 @@ def test_the_command_on_a_trained_run(tmp_path: Path) -> None:
     command = [str(ROOT / "experiment" / "latents.py"), f"--workdir={workdir}"]
     done = Command(*command, "--encode", "--n=20").wait()
     assert done.status == 0, done.err
-    first, last = done.out.splitlines()
+    first, *_, last = done.out.splitlines()  # on a busy machine there are lines on the way
     assert first == f"encode: {workdir} at step 2"
     assert "20 held-out examples" in last and str(workdir / "latents" / "latents.npz") in last
     assert np.load(workdir / "latents" / "latents.npz")["latents"].shape == (20, 2)

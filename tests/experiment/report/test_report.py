@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
+from matplotlib import figure as matplotlib_figure
 from PIL import Image
 
 from experiment import plots
@@ -25,6 +25,8 @@ from experiment.evaluation.evaluate import evaluate
 from experiment.evaluation.settings import Settings
 from experiment.files import write_text
 from experiment.plots import evaluation as report_plots
+from experiment.report.document import Figure, document_of
+from experiment.report.page import html_page
 from experiment.report.report import write_report
 from experiment.report.tables import number, outside, plus_minus, text_table
 from sde_lib import VP, EulerMaruyama, ExactScore
@@ -314,12 +316,27 @@ def test_no_picture_is_cut_at_its_edges(narrow: bool) -> None:
 
 
 def test_the_budgets_are_whole_numbers_that_do_not_touch() -> None:
-    axes = Figure().subplots()
+    axes = matplotlib_figure.Figure().subplots()
     report_plots._calls_axis(axes, [11.0, 21.0, 22.0, 110.0, 1001.0])
     assert [label.get_text() for label in axes.get_xticklabels()] == ["1,001", "110", "22", "11"]
-    axes = Figure().subplots()
+    axes = matplotlib_figure.Figure().subplots()
     axes.plot([1, 2], [0.58, 0.61])
     report_plots._log_axis(axes)
     axes.figure.savefig(io.BytesIO())
     texts = [label.get_text() for label in axes.get_yticklabels()]
     assert 3 <= len(texts) <= 7 and all("10^" not in text and float(text) for text in texts)
+
+
+def test_what_a_run_and_its_command_are_called_is_text(written: tuple[Path, Any]) -> None:
+    path, evaluation = written
+    marked = "<i onload='x'>&\"</i>"
+    report = dataclasses.replace(evaluation.report, samplers={marked: evaluation.report.samplers["em"]}, notes=[marked])
+    document = dataclasses.replace(
+        document_of(run_of(path.parent.parent), report, [Figure("a.png", "quality", marked, b"", narrow=b"x")]),
+        title=marked,
+        command=marked,
+        workdir=marked,
+        config={"seed": marked, "data": {"path": marked}},
+    )
+    page = Page(html_page(document))
+    assert "i" not in page.tags and page.text.count(marked) > 6

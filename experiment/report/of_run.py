@@ -1,0 +1,35 @@
+"""The whole of `evaluate.py`: from a run's directory to its report."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from experiment.evaluation.evaluate import evaluate_run
+from experiment.evaluation.points import read_budgets
+from experiment.files import check_folder, user_path
+from experiment.report.tables import text_table
+
+
+def report_of_run(
+    workdir: str, given: Mapping[str, Any], out: str | None = None, data: str = "", cache: str = ""
+) -> list[str]:
+    """Do the whole of `evaluate.py`: evaluate, and write the report.
+
+    given: settings that go over those of the run's config.eval where they are not None; samplers, nfe and exact_score,
+    as the flags have them. out: the folder; WORKDIR/report or WORKDIR/report_exact_score for None. data, cache: as for
+    `load_run`. Raises UserError for every mistake, most before anything is drawn.
+
+    Returns:
+        The report's table, and at last the path of report.html.
+    """
+    settings = {name: value for name, value in given.items() if name not in ("samplers", "nfe", "exact_score")}
+    default = "report_exact_score" if given.get("exact_score") else "report"
+    folder = user_path(out, "--out") if out else user_path(workdir, "run directory") / default
+    budgets = read_budgets(given.get("nfe") or ())
+    if user_path(workdir, "run directory").is_dir():  # otherwise that is the mistake to tell
+        check_folder(folder)
+    exact_score = bool(given.get("exact_score"))
+    run, evaluation = evaluate_run(workdir, given.get("samplers"), settings, budgets, exact_score, data, cache)
+    from experiment.report.report import write_report  # brings matplotlib, which no mistake should wait for
+
+    path, aside = write_report(run, evaluation, folder)
+    return [text_table(evaluation.report), *aside, str(path)]
