@@ -136,10 +136,10 @@ def _first_line(trainer: Trainer, path: Path, step: int) -> str:
     """Say what is trained, on what, where, and from which step to which."""
     config, data = trainer.config, trainer.dataset
     hosts = f" of {jax.process_count()} hosts" if jax.process_count() > 1 else ""
-    network = f"{config.model.name} ({config.model.parameterization}, {config.sde.name}), {trainer.weights:,} weights"
+    devices = f"{trainer.weights:,} weights on {trainer.mesh.size} {jax.default_backend()} device(s){hosts}"
+    what = f"{config.model.name} ({config.model.parameterization}, {config.sde.name}) on {data.name}"
     examples = f"{len(data.train):,} examples of size {' x '.join(map(str, data.shape))}"
-    devices = f"{trainer.mesh.size} {jax.default_backend()} device(s){hosts}"
-    return f"{path}: {network}, on {data.name}, {examples}; {devices}, from step {step} to {config.train.steps:,}"
+    return f"{path}: {devices}, from step {step} to {config.train.steps:,}: {what}, {examples}"
 
 
 def _last_lines(path: Path, step: int) -> str:
