@@ -98,6 +98,11 @@ class Command:
         self.pid = _ask(argv=[str(a) for a in argv], env=env, out=self._out, err=self._err)
         self._status: int | None = None
 
+    @property
+    def out(self) -> str:
+        """What it has printed so far."""
+        return Path(self._out).read_text()
+
     def running(self) -> bool:
         if self._status is None:
             self._status = _ask(poll=self.pid)

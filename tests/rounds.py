@@ -30,13 +30,13 @@ from experiment.training.trainer import Trainer
 from tests.commands import ROOT, environment, start_train, train_flags, trained
 
 KEYS: dict[str, Any] = {
-    "train_steps": 4000,
-    "train_checkpoint_every": 53,
+    "train_steps": 1000,
+    "train_checkpoint_every": 31,
     "train_keep": 3,
     "train_log_every": 100,
-    "train_preview_every": 1500,
+    "train_preview_every": 400,
     "train_power_ema": "0.1",
-    "train_snapshot_every": 500,
+    "train_snapshot_every": 150,
 }
 
 
@@ -73,7 +73,7 @@ def killed(folder: Path, rounds: int, rng: random.Random) -> int:
         status = -signal.SIGKILL
         while status == -signal.SIGKILL:
             process = start_train(workdir, **KEYS)
-            time.sleep(rng.uniform(0.02, 0.8) * length)
+            time.sleep(rng.uniform(0.05, 0.5) * length)
             process.send(signal.SIGKILL)
             ended = process.wait()
             status = ended.status

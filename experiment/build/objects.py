@@ -116,13 +116,14 @@ NAMES: dict[str, Mapping[str, Any]] = {
 
 def check_names(config: Any) -> None:
     """Look up every name in the config. Raises UserError for one that its table does not hold."""
-    own = "" if config.module else "; for one of your own, set config.module to the file that adds it"
     for key, table in NAMES.items():
         section, _, last = key.partition(".")
         try:
             choose(table, config[section][last], f"config.{key}")
         except UserError as error:
-            raise UserError(f"{error}{own}") from None
+            if config.module:
+                raise
+            raise UserError(f"{error}; for one of your own, set config.module to the file that adds it") from None
     for name in config.eval.samplers:
         check_sampler(name, "a sampler of config.eval.samplers")
 

@@ -92,6 +92,8 @@ def train(config: Any, workdir: str | Path, given: Iterable[str] = ()) -> int:
             config = directory.with_its_sizes(config)
             directory.check_belongs(config)
             begun = bool(directory.checkpoints.steps())
+            start = Start(config, directory.path) if config.train.start and not begun else None
+            config = start.config if start else config
             # A run that was begun goes on by the same command, whatever that sets in vain.
             unused = unused_keys(config, () if begun else given)
             dataset = configured_dataset(config)
@@ -99,12 +101,10 @@ def train(config: Any, workdir: str | Path, given: Iterable[str] = ()) -> int:
             directory.check_data(DataShape.of(dataset))
             dataset = directory.in_its_units(dataset)
             config = follow_data(config, dataset)
-            gaussian = directory.gaussian(config, dataset)
+            gaussian = start.gaussian() if start else directory.gaussian(config, dataset)
             trainer = Trainer(config, dataset, gaussian=gaussian)
             check_state(trainer)
-            fresh = config.train.start and not begun
-            start = Start(config, dataset, trainer.like["ema"], directory.path) if fresh else None
-        weights = start.read() if start else None
+        weights = start.weights(dataset, trainer.like["ema"]) if start else None
         with all_or_none():
             if first_host():
                 stack.enter_context(directory.lock())
@@ -124,7 +124,7 @@ def train(config: Any, workdir: str | Path, given: Iterable[str] = ()) -> int:
                 say(unused_line(config, unused))
             say(_first_line(trainer, directory.path, step), sys.stdout)
             if start:
-                say(f"{directory.path}: {start.line()}", sys.stdout)
+                say(f"{directory.path}: {start.line(config)}", sys.stdout)
             stopped = _Training(trainer, directory, signals).run(state, window["window"], step)
             if stopped:
                 return stopped
@@ -136,10 +136,10 @@ def _first_line(trainer: Trainer, path: Path, step: int) -> str:
     """Say what is trained, on what, where, and from which step to which."""
     config, data = trainer.config, trainer.dataset
     hosts = f" of {jax.process_count()} hosts" if jax.process_count() > 1 else ""
-    network = f"{config.model.name} ({config.model.parameterization}, {config.sde.name}), {trainer.weights:,} weights"
+    devices = f"{trainer.weights:,} weights on {trainer.mesh.size} {jax.default_backend()} device(s){hosts}"
+    what = f"{config.model.name} ({config.model.parameterization}, {config.sde.name}) on {data.name}"
     examples = f"{len(data.train):,} examples of size {' x '.join(map(str, data.shape))}"
-    devices = f"{trainer.mesh.size} {jax.default_backend()} device(s){hosts}"
-    return f"{path}: {network}, on {data.name}, {examples}; {devices}, from step {step} to {config.train.steps:,}"
+    return f"{path}: {devices}, from step {step} to {config.train.steps:,}: {what}, {examples}"
 
 
 def _last_lines(path: Path, step: int) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from experiment.build.objects import MODELS, PARAMETERIZATIONS, abstract_network, parameters
-from experiment.config import FREE_ON_RESUME, differences
+from experiment.config import FOLLOWING, FREE_ON_RESUME, differences, filled, flatten
 from experiment.devices.hosts import say
 from experiment.errors import UserError
 from experiment.run.directory import DataShape, RunDirectory
@@ -18,41 +18,48 @@ _MOST_TOLD = 6
 
 
 class Start:
-    """The run that config.train.start names, once its network is found to be the config's own.
+    """The run that config.train.start names.
 
-    Raises UserError where there is no such run, where it is the run in `workdir` itself, and where its network is
-    another one, with the first difference.
-
-    Args:
-        like: the weights wanted, as shapes with dtypes and shardings.
+    `config` is the new run's, with the network's size where it left that to the data. Raises UserError where there is
+    no such run, where it is the run in `workdir` itself, and where its network is another one, with the first
+    difference.
     """
 
-    def __init__(self, config: Any, dataset: Any, like: Any, workdir: Path):
-        self._directory, self._like = RunDirectory(config.train.start), like
+    def __init__(self, config: Any, workdir: Path):
+        self._directory = RunDirectory(config.train.start)
         self.path = self._directory.path.absolute()
         if self.path.resolve() == workdir.resolve():
             raise UserError(f"config.train.start is {workdir}, the run itself: give another --workdir, or leave it out")
         try:
-            theirs, data = read_config(self._directory)
+            self._theirs, self._data = read_config(self._directory)
         except UserError as error:
             raise UserError(f"config.train.start: {error}") from None
-        found = _key_that_differs(theirs, config) or _fact_that_differs(data, dataset, config)
-        found = found or _weight_that_differs(abstract_network(theirs, data)[1], like)
-        if found:
-            raise UserError(
-                f"config.train.start: the network of {self.path} is another one, {found}: make them agree, or start"
-                " from another run"
-            )
-        self._others = differences(theirs, config, (*FREE_ON_RESUME, "train.start"))
+        kept = flatten(self._theirs)
+        self.config = filled(config, {name: kept[name] for name in FOLLOWING if name.startswith("model.")})
+        self._refuse(_key_that_differs(self._theirs, self.config))
         self.step = 0
 
-    def read(self) -> Any:
+    def _refuse(self, difference: str) -> None:
+        if difference:
+            raise UserError(
+                f"config.train.start: the network of {self.path} is another one, {difference}: make them agree, or"
+                " start from another run"
+            )
+
+    def gaussian(self) -> dict[str, Any]:
+        """The Gaussian that its parameterisation starts from: what its network has learned is relative to that one."""
+        return self._directory.gaussian(self._theirs)
+
+    def weights(self, dataset: Any, like: Any) -> Any:
         """Read the averaged weights of its newest whole checkpoint, whose step is `step` from then on.
 
-        Raises UserError where there is none.
+        like: the weights wanted, as shapes with dtypes and shardings. Raises UserError where there are none, where
+        those are of other names or shapes, and where the data's examples or classes are others.
         """
+        self._refuse(_fact_that_differs(self._data, dataset, self.config))
+        self._refuse(_weight_that_differs(abstract_network(self._theirs, self._data)[1], like))
         try:
-            restored = self._directory.checkpoints.restore({"ema": self._like}, say)
+            restored = self._directory.checkpoints.restore({"ema": like}, say)
         except UserError as error:
             raise UserError(f"config.train.start: {error}") from None
         if restored is None:
@@ -64,10 +71,11 @@ class Start:
         """What config.json remembers of it."""
         return {"run": str(self.path), "step": self.step}
 
-    def line(self) -> str:
-        """Say what training starts from, and in what the new run differs from that one."""
-        more = len(self._others) - _MOST_TOLD
-        told = [*self._others[:_MOST_TOLD], *([f"{more} more"] if more > 0 else [])]
+    def line(self, config: Any) -> str:
+        """Say what training starts from, and in what the new run's config differs from that one's."""
+        others = differences(self._theirs, config, (*FREE_ON_RESUME, "train.start"))
+        more = len(others) - _MOST_TOLD
+        told = [*others[:_MOST_TOLD], *([f"{more} more"] if more > 0 else [])]
         differing = f"; the config differs in {', '.join(told)}" if told else ""
         return f"starts from the averaged weights of {self.path}, step {self.step}, with a fresh optimizer{differing}"
 

@@ -19,6 +19,7 @@ _CHOSEN_BY = {
     "train.time_mean": "train.times",
     "train.time_std": "train.times",
     "train.snapshot_every": "train.power_ema",
+    "data.name": "data.path",
 }
 
 
@@ -39,15 +40,12 @@ def unused_keys(config: Any, given: Iterable[str] = ()) -> list[str]:
     Objective.of(read)
     network = {f"model.{name}" for name in (*parameters(MODELS[config.model.name]), *_OF_EVERY_NETWORK)}
     taken = network | read.names | ({"train.snapshot_every"} if config.train.power_ema else set())
-    unused = [name for name in set_keys(config) if chosen_by(name) and name not in taken]
+    unused = [name for name in set_keys(config) if chosen_by(name) and name not in {*taken, "data.name"}]
     for name in unused:
         if name in given:
             raise UserError(f"config.{name} is set, and {_choice(config, name)} does not take it: leave it out")
-    if "data.name" in given and "data.path" in given and config.data.path:
-        raise UserError(
-            "config.data.name and config.data.path are both set, and the second alone is used: leave one out"
-        )
-    return unused
+    # Told and not refused: the name may be a habit, as of a script.
+    return [*unused, "data.name"] if "data.name" in given and config.data.name and config.data.path else unused
 
 
 def check_data_keys(dataset: Any, given: Iterable[str]) -> None:

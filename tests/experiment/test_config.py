@@ -222,6 +222,15 @@ def test_a_key_that_the_chosen_class_does_not_take_is_told(name: str) -> None:
         unused_keys(checked, given=[name])
 
 
+def test_a_name_beside_a_path_is_told() -> None:
+    """The path is used, and the name not; nothing is said where the command line does not set the name."""
+    config = check_config({"data": {"name": "cifar10", "path": "images"}})
+    assert unused_keys(config) == [] and unused_keys(config, ["data.path"]) == []
+    unused = unused_keys(config, ["data.name", "data.path"])
+    assert unused == ["data.name"]
+    assert "config.data.name (not of config.data.path=images)" in unused_line(config, unused)
+
+
 TAKEN = {
     ("model.name", "dit"): ("model.patch_size", 4),
     ("model.name", "ncsnpp"): ("model.fir", True),
@@ -335,9 +344,11 @@ def test_a_value_is_read_as_its_key_takes_it(parse: Callable[..., Any], argument
 @pytest.mark.parametrize("name", [name for name, (hint, _) in KEYS.items() if "None" in str(hint)])
 def test_every_key_that_may_be_none_takes_it_as_text(parse: Callable[..., Any], name: str, tmp_path: Path) -> None:
     section, _, last = name.partition(".")
-    (tmp_path / "mine.py").write_text(f"def get_config():\n    return {{{section!r}: {{{last!r}: 0.5}}}}")
+    hint = str(KEYS[name][0])
+    value: Any = 0.5 if "float" in hint else (2, 3) if "tuple" in hint else 2
+    (tmp_path / "mine.py").write_text(f"def get_config():\n    return {{{section!r}: {{{last!r}: {value!r}}}}}")
     file = f"--config={tmp_path / 'mine.py'}"
-    assert flatten(parse(file))[name] == 0.5
+    assert flatten(parse(file))[name] == value
     assert flatten(parse(file, f"--config.{name}=None"))[name] is None
 
 

@@ -41,7 +41,6 @@ MISTAKES = {
     "model_heads=2": "config.model.heads is set, and config.model.name=mlp does not take it: leave it out",
     "data_dequantize=false": "config.data.dequantize is set, and checkerboard has no grey levels: leave it out",
     "data_centered=false": "config.data.centered is set, and checkerboard has no grey levels: leave it out",
-    "data_path=here.npz": "config.data.name and config.data.path are both set, and the second alone is used",
     "model_name=mlpp": "for one of your own, set config.module to the file that adds it",
     "train_batch_size=10 train_accumulate=4": "divisible by config.train.accumulate x devices, 4 x 1",
 }

@@ -2,6 +2,7 @@
 
 import fcntl
 import random
+import shlex
 import shutil
 import signal
 import time
@@ -239,3 +240,22 @@ def test_nothing_saved_yet(tmp_path: Path, whole: Path) -> None:
     (tmp_path / "config.json").unlink()
     with pytest.raises(UserError, match=r"checkpoints but no config.json"):
         train_here(load_config(whole / "config.json")[0], tmp_path)
+
+
+def test_the_first_and_the_last_lines_say_what_is_trained_and_what_comes_next(tmp_path: Path) -> None:
+    """The first is there before a step is made; the last are commands that run as they stand, from any folder."""
+    workdir = tmp_path / "a run"
+    command = start_train(workdir, **{**KEYS, "train_steps": 10**6, "train_log_every": 10**6})
+    command.until(lambda: bool(command.out))
+    assert not saved(workdir)
+    assert command.out.startswith(
+        f"{workdir}: 2,482 weights on 1 cpu device(s), from step 0 to 1,000,000: mlp (eps, vp)"
+    )
+    assert "on checkerboard, 20,000 examples of size 2" in command.out
+    command.send(signal.SIGKILL)
+    command.wait()
+    lines = trained(workdir, train_steps=2).out.splitlines()
+    assert lines[-3].endswith("a run is trained: step 2")
+    sample, evaluate = (shlex.split(line.removeprefix("next:").strip()) for line in lines[-2:])
+    assert sample == ["python", "sample.py", f"--workdir={workdir}", "--n=64"]
+    assert evaluate == ["python", "evaluate.py", f"--workdir={workdir}"]

@@ -8,8 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiment.build.objects import abstract_network
-from experiment.config import check_config, load_config
+from experiment.config import check_config, load_config, nested
 from experiment.data.load import load_dataset
 from experiment.errors import UserError
 from experiment.run.checkpoint import Checkpoints
@@ -65,15 +64,13 @@ def test_another_learning_rate_on_resume_names_the_way(first: Path) -> None:
     assert "train.start" not in told  # another network cannot start from it
 
 
-def begin(run: Path, **keys: Any) -> Start:
+def begin(run: Path, **keys: Any) -> Any:
+    """The weights that training would start from."""
     flat = {"model.name": "mlp", **SMALL, **{name.replace("_", ".", 1): value for name, value in keys.items()}}
-    nested: dict[str, Any] = {}
-    for name, value in flat.items():
-        section, _, last = name.partition(".")
-        nested.setdefault(section, {})[last] = value
-    config = check_config({**nested, "train": {**nested["train"], "start": str(run)}})
-    dataset = load_dataset(config.data.name)
-    return Start(config, dataset, abstract_network(config, dataset)[1], run.with_name("new"))
+    config = check_config(nested({**flat, "train.start": str(run)}))
+    start = Start(config, run.with_name("new"))
+    trainer = Trainer(start.config, load_dataset(config.data.name))
+    return start.weights(trainer.dataset, trainer.like["ema"])
 
 
 OTHER = {
@@ -107,11 +104,31 @@ def test_examples_of_another_size_are_refused(first: Path, tmp_path: Path) -> No
         begin(run)
 
 
+def test_a_network_that_follows_the_data_follows_the_run(first: Path) -> None:
+    """What the new config leaves to its data, in the network, is as the run has it."""
+    kept = {name: value for name, value in SMALL.items() if name != "model.width"}
+    config = check_config(nested({"model.name": "mlp", "model.width": None, **kept, "train.start": str(first)}))
+    assert config.model.width is None and Start(config, first.with_name("new")).config.model.width == 16
+
+
+def test_a_parameterisation_of_the_datas_gaussian_keeps_the_runs_own(tmp_path: Path) -> None:
+    """The network's output is what is left of that Gaussian's score, so the new data's would not do."""
+    rng = np.random.default_rng(0)
+    for name, slope in (("a", 0.9), ("b", -0.9)):
+        x = rng.standard_normal((300, 2)) @ np.array([[1.0, slope], [0.0, 0.4]])
+        np.savez(tmp_path / f"{name}.npz", x=x.astype(np.float32))
+    keys = {"model_parameterization": "gaussian", "train_steps": 3, "data_name": ""}
+    trained(tmp_path / "one", **keys, data_path=tmp_path / "a.npz")
+    trained(tmp_path / "two", **keys, data_path=tmp_path / "b.npz", train_start=tmp_path / "one")
+    one, two = (dict(np.load(tmp_path / name / "gaussian.npz")) for name in ("one", "two"))
+    jax.tree.map(np.testing.assert_array_equal, one, two)
+
+
 def test_a_run_that_cannot_be_started_from_is_told(first: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"config\.train\.start: run directory .* does not exist"):
         begin(tmp_path / "none")
     shutil.copy(first / "config.json", tmp_path)
     with pytest.raises(UserError, match=r"config\.train\.start: .* has no checkpoint yet; wait"):
-        begin(tmp_path).read()
+        begin(tmp_path)
     told = train(tmp_path / "new", train_start=tmp_path / "new").mistake
     assert "the run itself: give another --workdir" in told and not (tmp_path / "new").exists()
