@@ -30,7 +30,7 @@ def load_npz(path: Path) -> Dataset:
     the splits, otherwise a fixed tenth is held out.
 
     Raises UserError for an unreadable file, pickled objects, a wrong dtype or shape, channels that come first, NaN,
-    values outside the levels, and a column or channel that is constant.
+    and values outside the levels.
     """
     arrays = read_npz(path)
     levels = _levels(path, arrays)
@@ -125,19 +125,9 @@ def _data(path: Path, key: str, x: np.ndarray, levels: int) -> np.ndarray:
 
 
 def _units(path: Path, x: np.ndarray) -> Units:
-    """The units of the training examples x. Raises UserError where they cannot be standardised."""
-    places = tuple(range(x.ndim - 1))
-    low, high = x.min(axis=places), x.max(axis=places)
-    if max(abs(float(low.min())), abs(float(high.max()))) > LARGEST:
+    """The units of the training examples x. Raises UserError where their variance is beyond float64."""
+    if max(abs(float(x.min())), abs(float(x.max()))) > LARGEST:
         raise UserError(f"{path}: values beyond {LARGEST:g}, whose squares are infinity: save them in larger units")
-    constant = np.flatnonzero(low == high)
-    if len(constant):
-        what = "column" if x.ndim == 2 else "channel"
-        more = f", and {len(constant) - 1} more" if len(constant) > 1 else ""
-        raise UserError(
-            f"{path}: {what} {constant[0]} of the data is {low[constant[0]]:g} in all {len(x)} training examples, so "
-            f"it has no density; leave it out{more}"
-        )
     return Units.of(x)
 
 

@@ -34,18 +34,20 @@ class Units:
 
     @staticmethod
     def of(x: np.ndarray) -> "Units":
-        """The units of examples x (n, d) or (n, ..., channels), by their mean and standard deviation."""
+        """The units of examples x (n, d) or (n, ..., channels), by their mean and deviation, 0 where constant."""
         axes, count = tuple(range(x.ndim - 1)), x[..., 0].size
         parts = [x[i : i + _ROWS] for i in range(0, len(x), _ROWS)]
         mean = sum(part.sum(axis=axes, dtype=np.float64) for part in parts) / count
         square = sum(np.square(part.astype(np.float64) - mean).sum(axis=axes) for part in parts)
-        return Units(mean, np.sqrt(square / count))
+        constant = x.min(axis=axes) == x.max(axis=axes)  # where rounding would leave a little
+        return Units(mean, np.where(constant, 0.0, np.sqrt(square / count)))
 
     @property
     def dtype(self) -> Any:
         """float32, or float64 where a float32 of x would be off by more than 1e-4 standard deviations."""
         largest = np.abs(self.mean) + 10 * self.std
         told = largest * np.finfo(np.float32).eps < 1e-4 * self.std
+        told |= self.std == 0
         return np.float32 if np.all(told & (largest < np.finfo(np.float32).max)) else np.float64
 
     def to_model(self, x: Array) -> np.ndarray:

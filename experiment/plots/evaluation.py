@@ -134,7 +134,6 @@ def _strip_of_series(frames: Array, titles: Sequence[str]) -> bytes:
         for column, (frame, title) in enumerate(zip(frames, titles, strict=True)):
             for axes, series in zip(rows[:, column], frame, strict=True):
                 draw_series(axes, series, limits)
-                axes.set(xticks=[], yticks=[])
             rows[0, column].set_title(title, fontsize=8.5)
 
     limits = series_limits(frames.reshape(-1, *frames.shape[2:]))

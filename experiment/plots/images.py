@@ -35,7 +35,8 @@ def tile(images: Array, columns: int, gap: int = 1, ground: int = 96) -> Array:
 
 def image_grid(images: Array, columns: int | None = None) -> Picture:
     """Draw a plain picture of images uint8 (n, h, w, c), pixels magnified by a whole number to about 800 across."""
-    columns = columns or min(len(images), max(1, math.ceil(math.sqrt(len(images)))))
+    n, h, w, _ = images.shape
+    columns = columns or min(n, max(1, math.ceil(math.sqrt(n * h / w))))
     board = tile(images, columns)
     scale = max(1, 800 // board.shape[1])
     board = board.repeat(scale, axis=0).repeat(scale, axis=1)[..., : 3 if board.shape[-1] >= 3 else 1]
@@ -72,9 +73,7 @@ def legend(shape: Sequence[int]) -> str:
     *sides, channels = shape
     told = []
     if len(sides) == 1:
-        told.append(
-            "a line for each channel" if channels <= LINES else f"lines of the first {LINES} of {channels} channels"
-        )
+        told.append("a line for each channel" if channels <= LINES else f"the first {LINES} of {channels} channels")
     if len(sides) == 3:
         told.append(f"{min(sides[0], SLICES)} of {sides[0]} slices from left to right")
     if len(sides) > 1 and channels not in (1, 3):

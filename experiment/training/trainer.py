@@ -133,7 +133,15 @@ class Trainer:
         )
 
     def _check(self) -> None:
-        train, devices = self.config.train, self.mesh.size
+        train, devices, units = self.config.train, self.mesh.size, self.dataset.units
+        constant = [] if units is None else np.flatnonzero(units.std == 0).tolist()
+        if units is not None and constant:
+            what = "column" if len(self.dataset.shape) == 1 else "channel"
+            more = f", and {len(constant) - 1} more" if len(constant) > 1 else ""
+            raise UserError(
+                f"{what} {constant[0]} of {self.dataset.name} is {units.mean[constant[0]]:g} in all training examples, "
+                f"so it has no density: leave it out{more}"
+            )
         if self.config.data.flip and len(self.dataset.shape) != 3:
             raise UserError("config.data.flip mirrors images, and this data set holds none: set it to false")
         if train.batch_size % (train.accumulate * devices):

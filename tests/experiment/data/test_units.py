@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from experiment.config import check_config
 from experiment.data.dataset import Dataset, fixed_order
 from experiment.data.load import load_dataset
 from experiment.data.scaling import Scaling
 from experiment.data.units import Units
+from experiment.errors import UserError
+from experiment.training.trainer import Trainer
 
 rng = np.random.default_rng(0)
 
@@ -73,3 +76,17 @@ def test_a_picture_shows_three_standard_deviations_on_either_side() -> None:
     np.testing.assert_array_equal(
         scaling.to_uint8(np.array([[3.9], [10.0], [16.1], [12.0]])).ravel(), [0, 128, 255, 170]
     )
+
+
+@pytest.mark.parametrize(
+    ("x", "told"),
+    [
+        (np.where(np.arange(7) == 4, 0.1, rng.normal(size=(40, 7))), "column 4 of x is 0.1 in all training examples"),
+        (np.where(np.arange(6) > 3, 5, rng.normal(size=(40, 8, 6))), "channel 4 of x is 5 .* leave it out, and 1 more"),
+        (np.full((40, 4, 4, 1), 1e9), "channel 0 of x is 1e.09 in all training examples, so it has no density"),
+    ],
+)
+def test_what_never_changes_is_refused_before_training(x: np.ndarray, told: str, tmp_path: Path) -> None:
+    name = "mlp" if x.ndim == 2 else "unet"
+    with pytest.raises(UserError, match=told):
+        Trainer(check_config({"model": {"name": name}}), of(x, tmp_path))

@@ -119,7 +119,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         path = folder / kind
         np.savez(path.with_suffix(".npz"), x=x)
         config = config_of(file, path.with_suffix(".npz"))
-        config.sample.steps = 3
+        config.sample.steps = 25
         config.eval.update(
             {"likelihood_n": 4, "probes": 1, "seeds": 1, "samplers": ("ddim",), "rtol": 0.1, "atol": 0.1}
         )
