@@ -21,7 +21,7 @@ _ROWS = 4096  # examples at once: in float64 all of them would take twice their 
 
 
 @register_dataclass
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Units:
     """The map between x in the user's units and z of mean 0 and variance 1: x = mean + std z.
 
@@ -31,6 +31,10 @@ class Units:
 
     mean: np.ndarray
     std: np.ndarray
+
+    def __repr__(self) -> str:
+        few = len(self.mean) <= 4
+        return f"Units(mean={self.mean}, std={self.std})" if few else f"Units(of {len(self.mean)})"
 
     @staticmethod
     def of(x: np.ndarray) -> "Units":
@@ -69,7 +73,7 @@ class Units:
 
 
 @register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class StandardizedScore:
     """The score of z = (x - mean)/std under its SDE, with the units that lead back to x as leaves.
 
@@ -79,6 +83,9 @@ class StandardizedScore:
 
     score_fn: NetworkScore
     units: Units
+
+    def __repr__(self) -> str:
+        return f"StandardizedScore({self.score_fn!r}, {self.units!r})"
 
     @property
     def sde(self) -> SDE:
