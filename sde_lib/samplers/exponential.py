@@ -71,7 +71,7 @@ class DDIM(LinearSampler):
         keep = (1 - tau) ** 0.5 * sde.sigma(t_next) / sde.sigma(t)
         # alpha_s - keep alpha_t = alpha_s (1 - sqrt(1 - tau) exp(-h)), by expm1 of the product's logarithm.
         gain = -sde.alpha(t_next) * xp.expm1(0.5 * xp.log1p(-tau) - h)
-        c = None if self.eta == 0 else sde.sigma(t_next) * tau**0.5  # a root of 0 has no derivative
+        c = sde.sigma(t_next) * self.eta * (-xp.expm1(-2 * h)) ** 0.5  # tau's root, but with a derivative for eta = 0
         return Table(t, t_next, keep, columns(gain), c)
 
 
@@ -158,12 +158,13 @@ class SDEDPMSolverPP1(LinearSampler):
         a, gain, c = self._first_order(sde, times)
         return Table(times[:-1], times[1:], a, columns(gain), c)
 
-    def _first_order(self, sde: SDE, times: Array) -> tuple[Array, Array, Array | None]:
+    def _first_order(self, sde: SDE, times: Array) -> tuple[Array, Array, Array]:
         t, t_next = times[:-1], times[1:]
         xp, h, eta2 = sde.namespace(t), log_snr_steps(sde, times), self.eta**2
         a = sde.sigma(t_next) / sde.sigma(t) * xp.exp(-eta2 * h)
-        c = None if self.eta == 0 else sde.sigma(t_next) * (-xp.expm1(-2 * eta2 * h)) ** 0.5
-        return a, -sde.alpha(t_next) * xp.expm1(-(1 + eta2) * h), c
+        spread = (-xp.expm1(-2 * eta2 * h)) ** 0.5 if self.eta else xp.zeros_like(h)  # a root of 0 has no derivative
+
+        return a, -sde.alpha(t_next) * xp.expm1(-(1 + eta2) * h), sde.sigma(t_next) * spread
 
 
 @dataclass(frozen=True)

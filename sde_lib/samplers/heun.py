@@ -67,5 +67,5 @@ class Heun(LinearSampler):
         # hat² - rho², without a difference: exactly 0 where there is no churn, also under jit, and with a derivative.
         added = gamma[1:] * (2 + gamma[1:])
         root = xp.where(added > 0, xp.sqrt(xp.where(added > 0, added, 1.0)), 0.0)
-        c = None if self.churn == 0 else rows(zero, alpha_next * self.churn_noise * rho[1:] * root)
+        c = rows(zero, alpha_next * self.churn_noise * rho[1:] * root)
         return Table(rows(start, end), rows(start, times_hat[1:]), rows(one, scale * q), b, c, euler)

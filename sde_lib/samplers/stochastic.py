@@ -39,8 +39,7 @@ class EulerMaruyama(LinearSampler):
         t, t_next = times[:-1], times[1:]
         g2_dt, sigma2 = sde.g2(t) * (t - t_next), sde.sigma(t) ** 2
         pull = 0.5 * (1 + self.eta**2) * g2_dt / sigma2
-        c = None if self.eta == 0 else self.eta * g2_dt**0.5
-        return Table(t, t_next, 1 - sde.f(t) * (t - t_next) - pull, columns(pull * sde.alpha(t)), c)
+        return Table(t, t_next, 1 - sde.f(t) * (t - t_next) - pull, columns(pull * sde.alpha(t)), self.eta * g2_dt**0.5)
 
 
 @dataclass(frozen=True)
@@ -113,5 +112,4 @@ class ExponentialEuler(LinearSampler):
         w = alpha_next * half * xp.sum(weights[None] * sde.g2(inner) / sde.alpha(inner), axis=1)
         pull = 0.5 * (1 + self.eta**2) * w / sigma2
         spread = -xp.expm1(sde.log_snr(t) - sde.log_snr(t_next)) * sigma2 * (alpha_next / alpha) ** 2
-        c = None if self.eta == 0 else self.eta * spread**0.5
-        return Table(t, t_next, alpha_next / alpha - pull, columns(pull * alpha), c)
+        return Table(t, t_next, alpha_next / alpha - pull, columns(pull * alpha), self.eta * spread**0.5)
