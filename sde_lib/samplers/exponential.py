@@ -163,7 +163,6 @@ class SDEDPMSolverPP1(LinearSampler):
         xp, h, eta2 = sde.namespace(t), log_snr_steps(sde, times), self.eta**2
         a = sde.sigma(t_next) / sde.sigma(t) * xp.exp(-eta2 * h)
         spread = (-xp.expm1(-2 * eta2 * h)) ** 0.5 if self.eta else xp.zeros_like(h)  # a root of 0 has no derivative
-
         return a, -sde.alpha(t_next) * xp.expm1(-(1 + eta2) * h), sde.sigma(t_next) * spread
 
 
