@@ -25,8 +25,15 @@ def on_terminal() -> bool:
     return sys.stderr.isatty()
 
 
+_SAID_START: ContextVar[bool] = ContextVar("said_start", default=False)
+
+
 def say_start(line: str) -> None:
-    """Print what is about to be done, where no bar says it."""
+    """Print what a command is about to do, where no bar says it; from now on lines on the way follow.
+
+    What is called from Python prints nothing on its own.
+    """
+    _SAID_START.set(True)
     if not on_terminal():
         print(line, flush=True)
 
@@ -83,7 +90,7 @@ class _Lines:
 
     def at(self, done: float, what: str) -> None:
         past = perf_counter() - self._start
-        if past < self._next or not 0 <= done < self._total:
+        if past < self._next or not 0 <= done < self._total or not _SAID_START.get():
             return
         self._next = past + max(FIRST, SHARE * past)
         share = done / self._total

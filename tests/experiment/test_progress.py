@@ -16,8 +16,9 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The time, which the test sets."""
+    """The time, which the test sets, in a process that has said nothing yet."""
     now = [0.0]
+    module._SAID_START.set(False)
     monkeypatch.setattr(module, "perf_counter", lambda: now[0])
     return now
 
@@ -40,11 +41,19 @@ def test_off_a_terminal_lines_come_more_and_more_seldom_with_the_time_left(
 
 
 def test_a_short_command_prints_its_first_line_alone(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    say_start("em")
     with progress(64, "em") as work:
         clock[0] = 9.0
         work.at(32)
         work.at(64)
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().out == "em\n"
+
+
+def test_what_is_called_from_python_prints_nothing(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    with progress(64, "em") as work:
+        clock[0] = 100.0
+        work.at(32)
+    assert capsys.readouterr() == ("", "")
 
 
 def test_on_a_terminal_one_bar_tells_that_it_compiles_and_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,6 +88,7 @@ def test_a_whole_is_one_bar_of_its_parts_by_their_expected_time(monkeypatch: pyt
 
 
 def test_a_whole_off_a_terminal_is_told_as_one(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    say_start("both")
     with whole(seconds=40.0):
         for name in ("em", "ode"):
             with progress(2, name, seconds=20.0) as work:
@@ -86,6 +96,7 @@ def test_a_whole_off_a_terminal_is_told_as_one(clock: list[float], capsys: pytes
                 work.at(1)
                 clock[0] += 15.0
     assert capsys.readouterr().out.splitlines() == [
+        "both",
         "em: 25% after 15 s, about 45 s left",
         "ode: 50% after 30 s, about 30 s left",
         "ode: 75% after 45 s, about 15 s left",
