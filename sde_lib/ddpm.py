@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.scipy.special import log_ndtr
 from jax.typing import DTypeLike
 
-from sde_lib.batch import fold_in_each, normal_like, per_row, row_keys, sum_of_entries
+from sde_lib.batch import fold_in_each, normal_like, per_row, points, row_keys, sum_of_entries
 from sde_lib.chain import Chain, Conversion, denoiser_from_noise, noise_from_denoiser
 from sde_lib.conversions import noise
 from sde_lib.pytree import register_dataclass
@@ -107,7 +107,9 @@ class NoiseOfScore:
     cond: PyTree = None
 
     def __call__(self, x: jax.Array, t: jax.Array) -> jax.Array:
-        return noise(self.score_fn, x, jnp.asarray(self.times, x.dtype)[t - 1], self.cond)
+        # A step beyond the last time is not a number: an index would take the last one for it.
+        time = jnp.asarray(self.times, points(x).dtype).at[t - 1].get(mode="fill", fill_value=jnp.nan)
+        return noise(self.score_fn, x, time, self.cond)
 
 
 def l_simple(model: ReverseChain, chain: Chain, x0: jax.Array, key: jax.Array) -> jax.Array:
@@ -213,6 +215,7 @@ def elbo(
         raise ValueError(
             f"elbo: draws must be even and at least 2, of a chain of at least 2 steps, not {draws} of {chain.steps}"
         )
+    x0 = points(x0)
     return _elbo(model, chain, x0, row_keys(key, first + jnp.arange(x0.shape[0])), bin_width, draws)
 
 
@@ -239,9 +242,9 @@ def ancestral(
     """
     if n < 1:
         raise ValueError(f"ancestral: n must be at least 1, not {n}")
-    return Samples(
-        _ancestral(model, chain, row_keys(key, first + jnp.arange(n)), tuple(shape), jnp.dtype(dtype)), chain.steps
-    )
+    state = jnp.promote_types(dtype, jnp.float32)  # steps in half precision would not add up
+    x = _ancestral(model, chain, row_keys(key, first + jnp.arange(n)), tuple(shape), state)
+    return Samples(x.astype(dtype), chain.steps)
 
 
 @partial(jax.jit, static_argnames="draws")
@@ -315,6 +318,7 @@ def _noised(chain: Chain, x0: jax.Array, key: jax.Array) -> tuple[jax.Array, jax
         t: (n,), the steps.
         x, eps: like x0, x_t and its noise.
     """
+    x0 = points(x0)
     key_time, key_noise = jax.random.split(key)
     t = 1 + jnp.minimum(jnp.floor(chain.steps * stratified_uniform(key_time, x0.shape[0])).astype(int), chain.steps - 1)
     eps = jax.random.normal(key_noise, x0.shape, x0.dtype)

@@ -18,16 +18,21 @@ from sde_lib import (
     IsotropicGaussian,
     Langevin,
     NetworkScore,
+    NoiseOfScore,
     PredictorCorrector,
     ProbabilityFlow,
+    ReverseChain,
     TruncatedNormalDequantization,
     UniformDequantization,
     VPrediction,
+    ancestral,
     chain_of,
     clean_offset,
     decode,
     denoising_score_matching,
+    elbo,
     encode,
+    fixed_small,
     langevin,
     log_prob,
     power_law_field,
@@ -176,6 +181,19 @@ def test_a_condition_with_another_number_of_rows_is_refused_everywhere():
 def test_times_of_another_number_of_samples_are_refused():
     with pytest.raises(ValueError, match=r"one value for all 1 samples or one for each, not \(5,\)"):
         ToldScore(VP())(jnp.zeros((1, 2)), jnp.full(5, 0.5), jnp.zeros((1, 2)))
+
+
+def test_the_chain_s_sampler_and_bound_accumulate_in_float32_and_know_their_last_step():
+    times = np.linspace(0.01, 1.0, 6)
+    chain = chain_of(VP(), times)
+    told = NoiseOfScore(ExactScore(MIXTURE, VP()), times)
+    model = ReverseChain(told, log_variance=fixed_small)
+    single, half = (ancestral(model, chain, KEY, 4, (2,), dtype=dtype).x for dtype in (jnp.float32, jnp.bfloat16))
+    np.testing.assert_array_equal(half, single.astype(jnp.bfloat16))
+    x = jnp.array([[1, 0], [-1, 2]])
+    np.testing.assert_allclose(elbo(model, chain, x, KEY).nats, elbo(model, chain, x * 1.0, KEY).nats, rtol=1e-6)
+    predicted = jax.jit(lambda told, x, t: told(x, t))
+    assert np.isnan(predicted(told, x * 1.0, 7)).all() and np.isfinite(predicted(told, x * 1.0, 6)).all()
 
 
 def test_a_step_outside_the_chain_under_jit_is_not_a_number():
