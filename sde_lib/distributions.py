@@ -235,7 +235,7 @@ class GaussianMixture:
         responsibilities = jax.nn.softmax(self._component_log_probs(along), axis=1)
         pull = responsibilities[:, :, None] * along / self.variances.astype(along.dtype)[None]
         score = -jnp.einsum("kij,nkj->ni", self.basis.astype(along.dtype), pull, precision=_HIGHEST)
-        return like(score.reshape(x.shape), x)
+        return like(score.reshape(np.shape(x)), x)
 
     def at(self, sde: "SDE", t: Scalar) -> "GaussianMixture":
         """The exact distribution of x_t at one time: means alpha m_k, covariances alpha² S_k + sigma² I."""

@@ -86,6 +86,7 @@ class ExactScore:
     def __call__(self, x: jax.Array, t: Scalar, cond: PyTree = None, *, key: jax.Array | None = None) -> jax.Array:
         if jnp.ndim(t) == 0:
             return self.distribution.at(self.sde, t).score(x)
+        per_row(t, x)  # raises ValueError where there is not a time for each row
         return jax.vmap(lambda x_i, t_i: self.distribution.at(self.sde, t_i).score(x_i[None])[0])(x, jnp.asarray(t))
 
 

@@ -181,6 +181,8 @@ def test_a_condition_with_another_number_of_rows_is_refused_everywhere():
 def test_times_of_another_number_of_samples_are_refused():
     with pytest.raises(ValueError, match=r"one value for all 1 samples or one for each, not \(5,\)"):
         ToldScore(VP())(jnp.zeros((1, 2)), jnp.full(5, 0.5), jnp.zeros((1, 2)))
+    with pytest.raises(ValueError, match=r"one value for all 4 samples or one for each, not \(3,\)"):
+        ExactScore(MIXTURE, VP())(jnp.zeros((4, 2)), jnp.full(3, 0.5))
 
 
 def test_the_chain_s_sampler_and_bound_accumulate_in_float32_and_know_their_last_step():
