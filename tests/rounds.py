@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiment.command_line import INTERRUPTED
 from experiment.config import load_config
 from experiment.run.checkpoint import Checkpoints
 from experiment.run.load import load_run
@@ -112,7 +113,8 @@ def interrupted(folder: Path, rounds: int, rng: random.Random) -> int:
         _, err = process.communicate()
         statuses[process.returncode] = statuses.get(process.returncode, 0) + 1
         told = [line for line in err.splitlines() if not line.startswith("SIGINT: stopped after step ")]
-        if told or process.returncode not in (0, 130):
+        # -2: the interpreter itself was still starting.
+        if told or process.returncode not in (0, INTERRUPTED, -signal.SIGINT):
             wrong += 1
             print(f"{command[0]} after {length:.1f} s at most: status {process.returncode}: {err[-600:]}", flush=True)
     left = json.loads((run / "config.json").read_text())
