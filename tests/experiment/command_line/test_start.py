@@ -19,6 +19,10 @@ def test_a_missing_package_is_one_line_with_the_remedy(command: str, missing: tu
     assert told.startswith(f"{first}{more} not installed: ") and f"pip install -e '{ROOT}[app]'" in told
 
 
+# A shell starts what runs in the background deaf to the signal, and these tests with it.
+START = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); import experiment.command_line.start; "
+)
 PRESS = "import os, signal; press = lambda *_: os.kill(os.getpid(), signal.SIGINT); "
 MOMENTS = {
     "in an import": "type('Finder', (), {'find_spec': press})()",
@@ -30,23 +34,21 @@ MOMENTS = {
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_ctrl_c_at_any_moment_is_silent_and_not_forgotten(moment: str) -> None:
     """Python's own handler prints a traceback in the first, and in the others a warning, and goes on."""
-    code = f"import gc, sys, experiment.command_line.start; {PRESS} sys.meta_path.insert(0, {MOMENTS[moment]}); "
+    code = f"{START} import gc, sys; {PRESS} sys.meta_path.insert(0, {MOMENTS[moment]}); "
     done = fresh("-c", code + "sys.meta_path.remove(None) if None in sys.meta_path else None; import absl; print('on')")
     assert (done.status, done.out, done.err) == (130, "", "")
 
 
 def test_ctrl_c_while_a_program_is_compiled_does_not_wait_for_it() -> None:
     """A call that takes its time outside of Python, as a compilation does."""
-    code = (
-        f"import experiment.command_line.start, ctypes, threading, time; {PRESS} threading.Timer(0.2, press).start(); "
-    )
+    code = f"{START} import ctypes, threading, time; {PRESS} threading.Timer(0.2, press).start(); "
     start = time.monotonic()
     done = fresh("-c", code + "ctypes.CDLL(None).usleep(20_000_000); print('on')")
     assert (done.status, done.out, done.err) == (130, "", "") and time.monotonic() - start < 15
 
 
 def test_training_that_listens_answers_itself() -> None:
-    code = f"import experiment.command_line.start, time; {PRESS} from experiment.training.loop import Signals; "
+    code = f"{START} import time; {PRESS} from experiment.training.loop import Signals; "
     listen = "signals = Signals(); signals.listen(); press(); time.sleep(0.3); print(signals.received)"
     done = fresh("-c", code + listen)
     assert (done.status, done.out, done.err) == (0, "2\n", "")

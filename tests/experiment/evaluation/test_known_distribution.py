@@ -20,6 +20,7 @@ from experiment.evaluation.points import Point
 from experiment.evaluation.results import ExactResult
 from experiment.plots import evaluation as report_plots
 from experiment.report.tables import exact_rows
+from experiment.run.directory import DataShape
 from experiment.run.load import Run
 from sde_lib import VP, EulerMaruyama, ExactScore, GaussianMixture, PredictorCorrector, ProbabilityFlow, sample
 from sde_lib.samplers import DDIM, AdaptiveSDE, SDEDPMSolverPP2M, UniPC, gaussian_kl, pulse
@@ -172,7 +173,7 @@ def test_the_exact_score_takes_the_network_s_place() -> None:
     config = whole_config({})
     config.data.name = "mixture"
     other = ExactScore(OTHER, VP(beta_max=15.0))
-    run = Run(Path("unused"), config, other, 1, (2,), None, 8)  # type: ignore[arg-type]  # a score is a score
+    run = Run(Path("unused"), config, other, 1, DataShape((2,), None, 8))  # type: ignore[arg-type]  # a score is a score
     exact = with_exact_score(run)
     x = jnp.asarray([[0.3, 0.4]])
     np.testing.assert_allclose(
@@ -180,4 +181,4 @@ def test_the_exact_score_takes_the_network_s_place() -> None:
     )
     config.data.name = "two_moons"
     with pytest.raises(UserError, match="two_moons is not known; it is of gaussian, mixture"):
-        with_exact_score(Run(Path("unused"), config, other, 1, (2,), None, 2))  # type: ignore[arg-type]
+        with_exact_score(Run(Path("unused"), config, other, 1, DataShape((2,), None, 2)))  # type: ignore[arg-type]
