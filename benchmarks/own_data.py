@@ -2,7 +2,7 @@
 [--case=field].
 
 The data are drawn from the law and saved as an .npz; the config of their kind is trained on it as it stands, but for
-the length where --minutes says so. Then samples are held against the law, and the log-densities of held-out examples
+the length where --steps says so. Then samples are held against the law, and the log-densities of held-out examples
 against the exact ones, all in the data's own units. Results go to --out, by default nowhere but the terminal.
 """
 
