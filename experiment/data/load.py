@@ -31,11 +31,19 @@ DATASETS: dict[str, Callable[[str], Dataset]] = {"digits": _digits, **{name: par
 
 
 def configured_dataset(config: Any) -> Dataset:
-    """Load the data set that config.data describes: its name, path, cache, crop, size and skip_unreadable."""
+    """Load the data set that config.data describes: its name, path, cache, crop, size and skip_unreadable.
+
+    The digits have captions where config.model.condition asks for text; some of them are then left out of training.
+    """
     data = config.data
-    return load_dataset(
+    dataset = load_dataset(
         data.name, data.path, data.cache, crop=data.crop, size=data.size, skip_unreadable=data.skip_unreadable
     )
+    if config.model.condition == "text" and data.name == "digits" and not data.path:
+        from experiment.data.digit_captions import captioned
+
+        return captioned(dataset)
+    return dataset
 
 
 def load_dataset(
