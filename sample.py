@@ -21,6 +21,12 @@ GRID = flags.DEFINE_string(
 LABEL = flags.DEFINE_list(
     "label", None, "The class to draw, or several in turn, as in --label=3,7. Default: all, as often as in the data."
 )
+PROMPT = flags.DEFINE_multi_string(
+    "prompt", None, "What to draw, as in --prompt='a thick seven'; given several times, in turn."
+)
+COND = flags.DEFINE_string(
+    "cond", None, "An .npz with cond: (m,), or (n, m) with a row for each sample; or with embeddings and their mask."
+)
 SEED = flags.DEFINE_integer("seed", 0, "Sample i depends on (seed, i) alone; 0 to 2^32 - 1.")
 OUT = flags.DEFINE_string("out", None, "Folder for samples.npz and grid.png. Default: WORKDIR/samples/SAMPLER.")
 
@@ -35,7 +41,8 @@ def main() -> int:
     from experiment.run.samples import draw_to_files
 
     settings = {"steps": STEPS.value, "eta": ETA.value, "grid": GRID.value}
-    given = {"seed": SEED.value, "label": cli.whole_numbers("label", LABEL.value), "out": OUT.value, **settings}
+    told = {"label": cli.whole_numbers("label", LABEL.value), "prompt": PROMPT.value, "cond": COND.value}
+    given = {"seed": SEED.value, "out": OUT.value, **told, **settings}
     print(draw_to_files(WORKDIR.value, SAMPLER.value, N.value, **given))
     return 0
 

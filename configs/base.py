@@ -1,4 +1,4 @@
-"""No value of its own: every key has its default, with its range and its meaning, in experiment/config.py.
+"""No value of its own: every key has its default, with its range and its meaning, in experiment/config/schema.py.
 
 Each config in this folder, and each of yours, sets what differs from the defaults, or from another config.
 """

@@ -26,15 +26,15 @@ def random_mixture(seed: int, d: int, components: int = 3, spread: float = 1.0) 
     return GaussianMixture(weights, spread * rng.normal(size=(components, d)), covariances)
 
 
-def two_peaks(weight: float = 0.8, distance: float = 2.0, std: float = 0.25) -> GaussianMixture:
-    """Two isotropic peaks in the plane, on the first axis."""
-    means = np.array([[-distance / 2, 0.0], [distance / 2, 0.0]])
-    return GaussianMixture([weight, 1 - weight], means, np.broadcast_to(std**2 * np.eye(2), (2, 2, 2)))
+def two_peaks(weight: float = 0.8, distance: float = 2.0, std: float = 0.25, d: int = 2) -> GaussianMixture:
+    """Two isotropic peaks, on the first axis."""
+    means = np.outer([-distance / 2, distance / 2], np.eye(d)[0])
+    return GaussianMixture([weight, 1 - weight], means, np.broadcast_to(std**2 * np.eye(d), (2, d, d)))
 
 
-def normal(std: float = 0.5, d: int = 2) -> GaussianMixture:
-    """N(0, std² I), written with two components so that it compiles with `two_peaks`."""
-    return GaussianMixture([0.5, 0.5], np.zeros((2, d)), np.broadcast_to(std**2 * np.eye(d), (2, d, d)))
+def normal(std: float = 0.5, d: int = 2, mean: float = 0.0) -> GaussianMixture:
+    """N(mean, std² I), written with two components so that it compiles with `two_peaks`."""
+    return GaussianMixture([0.5, 0.5], np.full((2, d), mean), np.broadcast_to(std**2 * np.eye(d), (2, d, d)))
 
 
 @register_dataclass

@@ -32,6 +32,7 @@ from experiment.evaluation.results import LikelihoodResult, plain
 from experiment.evaluation.settings import FromConfig
 from experiment.files import check_folder, user_path, write_bytes, write_json, write_npz, write_text
 from experiment.progress import progress, say_start
+from experiment.run.conditions import conditions_of
 from experiment.run.load import in_float32
 from experiment.sampling import GUESSED_CALLS, padded, seconds_per_call, solver_remedy, told
 from sde_lib import (
@@ -126,7 +127,7 @@ def solve_batch(
     Returns:
         log p/q in nats (size, k, probes), q being what a change of units brings for data without levels, and the NFE.
     """
-    x, labels = _examples(run, first, size)
+    x, cond = _examples(run, first, size)
     centres, key = run.scaling.to_model(x), jax.random.key(settings.seed)
     found, nfe = [], 0
     for draw in range(settings.k):
@@ -146,21 +147,21 @@ def solve_batch(
             rtol=scale * settings.rtol,
             atol=scale * settings.atol,
             first=first,
-            cond=labels,
+            cond=cond,
         )
         found.append(np.asarray(result.probe_nats, np.float64) - np.asarray(log_q, np.float64)[:, None])
         nfe += int(result.nfe)
     return np.stack(found, axis=1), nfe
 
 
-def _examples(run: Any, first: int, size: int) -> tuple[Array, Array | None]:
-    """Examples first .. first + size - 1 of the held-out split, and their classes for a conditional network.
+def _examples(run: Any, first: int, size: int) -> tuple[Array, Any]:
+    """Examples first .. first + size - 1 of the held-out split, and what a conditional network is told of them.
 
     Past the split's end its last example is repeated.
     """
     test = run.dataset.test
-    labels = padded(test.labels[first : first + size], size) if run.config.model.class_conditional else None
-    return padded(test.x[first : first + size], size), labels
+    index = padded(np.arange(first, min(first + size, len(test))), size)
+    return test.x[index], conditions_of(run, test, index)
 
 
 def parts(run: Any, settings: LikelihoodSettings, folder: Path | None, budget: bool) -> Iterator[dict[str, Array]]:
@@ -193,15 +194,15 @@ def _compute(
         part["tighter"], _ = solve_batch(run, first, settings, size, scale=0.5)
         if run.scaling.levels:
             part["redrawn"], _ = solve_batch(run, first, settings, size, purpose=_OTHER_DRAWS)
-    x, labels = _examples(run, first, size)
+    x, cond = _examples(run, first, size)
     x, key = run.scaling.to_model(x), jax.random.key(settings.seed)
     if settings.bound:
-        of_bound = bounds.vlb_batch(run, x, labels, jax.random.fold_in(key, _BOUND), first)
+        of_bound = bounds.vlb_batch(run, x, cond, jax.random.fold_in(key, _BOUND), first)
         of_bound["reconstruction"] += run.scaling.log_det(tuple(run.shape))  # a density of x, in the user's units
         part |= of_bound
     if settings.chain:
         of_chain = (settings.chain, settings.betas, settings.variance)
-        part |= bounds.elbo_batch(run, x, labels, jax.random.fold_in(key, _CHAIN), first, *of_chain)
+        part |= bounds.elbo_batch(run, x, cond, jax.random.fold_in(key, _CHAIN), first, *of_chain)
     return {name: np.asarray(value)[:kept] if np.ndim(value) else np.asarray(value) for name, value in part.items()}
 
 

@@ -61,7 +61,7 @@ def unused_line(config: Any, unused: Iterable[str]) -> str:
     return "set and not used: " + ", ".join(f"config.{name} (not of {_choice(config, name)})" for name in unused)
 
 
-_OF_EVERY_NETWORK = ("name", "class_conditional", "dtype")
+_OF_EVERY_NETWORK = ("name", "condition", "class_conditional", "dtype")
 
 
 def _choice(config: Any, name: str) -> str:

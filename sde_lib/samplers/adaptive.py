@@ -75,7 +75,7 @@ class AdaptiveSDE:
         settings = jnp.asarray([self.relative, self.absolute], x.dtype)
         nodes = jax.tree.map(lambda v: jnp.asarray(v, x.dtype), nodes)
         x, path, steps, done = _solve(
-            score_fn, x, keys, cond, nodes, settings, jnp.asarray(kept), self.max_steps, self.denoise
+            score_fn, x, keys, cond, nodes, settings, jnp.asarray(kept), jnp.asarray(self.max_steps), self.denoise
         )
         if not isinstance(steps, jax.core.Tracer):
             if not bool(done):
@@ -134,7 +134,7 @@ def _brownian(keys: jax.Array, x: jax.Array, step: jax.Array, level: jax.Array, 
 _State = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
 
 
-@partial(jax.jit, static_argnums=(7, 8))
+@partial(jax.jit, static_argnames="denoise")
 def _solve(
     score_fn: ScoreFn,
     x: jax.Array,
@@ -143,7 +143,7 @@ def _solve(
     nodes: _Nodes,
     settings: jax.Array,
     kept: jax.Array,
-    max_steps: int,
+    max_steps: jax.Array,
     denoise: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     (relative, absolute), sde, end = settings, score_fn.sde, len(nodes.t) - 1
