@@ -152,7 +152,12 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the directory for this process. Raises UserError when another does; a lock dies with its process."""
+        """Hold the directory for this process. Raises UserError when another does; a lock dies with its process.
+
+        Of a new run that a UserError ends before its log begins, nothing is left, neither files nor folders.
+        """
+        made = (self.path / ".lock", self.config_path, self.gaussian_path)
+        new = [path for path in (*made, self.path, *self.path.absolute().parents) if not path.exists()]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             file = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -175,7 +180,14 @@ class RunDirectory:
                 ) from None
             os.ftruncate(file, 0)
             os.write(file, str(os.getpid()).encode())
-            yield
+            try:
+                yield
+            except UserError:
+                if not (self.path / "metrics.jsonl").exists():
+                    with contextlib.suppress(OSError):  # a folder with other files stays
+                        for path in new:
+                            path.unlink(missing_ok=True) if path in made else path.rmdir()
+                raise
         finally:
             os.close(file)
 
