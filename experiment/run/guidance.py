@@ -55,23 +55,25 @@ def guided(run: Any, asked: Guidance) -> Any:
     asked.check()
     if asked.scale is None:
         return run
-    from sde_lib.guidance import Autoguidance, ClassifierFree
-
-    low, high = asked.interval or (-math.inf, math.inf)
-    if asked.guide is not None:
-        guide = _guide(run, asked.guide)
-        return replace(run, score_fn=Autoguidance(run.score_fn, guide.score_fn, asked.scale, low, high))
-    kind = kind_of_run(run)
-    if kind is None:
+    guide, kind = None if asked.guide is None else _guide(run, asked.guide), kind_of_run(run)
+    if guide is None and kind is None:
         raise UserError(
             "--guidance: this run's network is told nothing that could guide it: leave it out, train with "
             "--config.model.condition, or give another run as --guide"
         )
-    if not run.config.train.cond_dropout:
+    if guide is None and not run.config.train.cond_dropout:
         raise UserError(
             "--guidance: this run was trained without dropping conditions, so its network does not know what all "
             f"samples are like: {DROP_REMEDY}, or give another run as --guide"
         )
+    if asked.scale == 1:
+        return run
+    from sde_lib.guidance import Autoguidance, ClassifierFree
+
+    low, high = asked.interval or (-math.inf, math.inf)
+    if guide is not None:
+        return replace(run, score_fn=Autoguidance(run.score_fn, guide.score_fn, asked.scale, low, high))
+    assert kind is not None
     return replace(run, score_fn=ClassifierFree(run.score_fn, asked.scale, kind.nothing(), low, high))
 
 

@@ -278,7 +278,10 @@ def test_splits_have_conditions_of_their_own(tmp_path):
         ({"captions": LABELS}, r"captions must be 40 strings"),
         ({"embeddings": EMBEDDED["embeddings"]}, r"embeddings has no mask: save mask beside it"),
         ({**EMBEDDED, "mask": EMBEDDED["mask"] * 1.0}, r"mask is float64 .*; it must be bool \(40, 3\)"),
-        ({**EMBEDDED, "embeddings": EMBEDDED["embeddings"] * np.inf}, r"embeddings has NaN or infinity where mask is true"),
+        (
+            {**EMBEDDED, "embeddings": EMBEDDED["embeddings"] * np.inf},
+            r"embeddings has NaN or infinity where mask is true",
+        ),
         ({**EMBEDDED, "embeddings": VECTORS}, r"embeddings must be floats \(40, l, d\)"),
     ],
 )
