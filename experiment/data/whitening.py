@@ -226,7 +226,10 @@ def _cross_fit(r: jax.Array, c: jax.Array, steps: int) -> tuple[Params, jax.Arra
 
 def _optimizer(steps: int) -> optax.GradientTransformation:
     def decays(params: Any) -> Any:
-        return {name: {"kernel": name != "linear", "bias": False} if "bias" in layer else {"kernel": False} for name, layer in params.items()}
+        return {
+            name: {"kernel": name != "linear", "bias": False} if "bias" in layer else {"kernel": False}
+            for name, layer in params.items()
+        }
 
     schedule = optax.cosine_decay_schedule(RATE, steps)
     return optax.chain(optax.clip_by_global_norm(5.0), optax.adamw(schedule, weight_decay=DECAY, mask=decays))
