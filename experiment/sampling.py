@@ -139,7 +139,8 @@ BYTES_FOR_AN_ENTRY = 16  # the batches and their whole in float32, the levels, a
 
 def expected_seconds(run: Any, sampler: Any, n: int) -> float:
     """About how long n samples will take, by the speed of the run's training."""
-    return n * score_calls(sampler) * seconds_per_call(run)
+    calls = getattr(run.score_fn, "calls", 1)  # of the network, for one of the score
+    return n * calls * score_calls(sampler) * seconds_per_call(run)
 
 
 def seconds_per_call(run: Any) -> float:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -186,7 +187,9 @@ def _captions(path: Path, key: str, captions: np.ndarray, n: int) -> np.ndarray:
     return captions
 
 
-def embeddings_in(path: Path, arrays: dict[str, np.ndarray], part: str, n: int | None) -> dict[str, np.ndarray]:
+def embeddings_in(
+    path: Path | str, arrays: Mapping[str, np.ndarray], part: str, n: int | None
+) -> dict[str, np.ndarray]:
     """The embeddings (n, l, d) of a file and their mask (n, l). n: None for any number.
 
     Raises UserError where one is missing, or of another kind or number of rows.

@@ -26,6 +26,7 @@ from experiment.devices.memory import check_fits
 from experiment.devices.sharding import mesh_here, round_up
 from experiment.errors import UserError, choose, one_line, shown
 from experiment.evaluation import variational_bounds as bounds
+from experiment.evaluation.bayes_classifier import bayes_classifier, classifier_seconds
 from experiment.evaluation.earlier import keep_earlier
 from experiment.evaluation.opening import open_run
 from experiment.evaluation.results import LikelihoodResult, plain
@@ -382,6 +383,8 @@ def likelihood_of_run(
     n = count_of_examples(run, settings)
     check_folder(folder)
     seconds = likelihood_seconds(run, settings)
+    if run.config.model.condition == "label":
+        seconds += classifier_seconds(run, n)
     say_start(f"likelihood of {n:,} held-out examples by {run.workdir} at step {run.step}{told(run, seconds)}")
     what = plain({"step": run.step, "config": run.config.to_dict(), **dataclasses.asdict(settings)})
     digest = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:12]
@@ -390,7 +393,12 @@ def likelihood_of_run(
     unit, convert = likelihood_unit(math.prod(run.shape), run.scaling.bin_width)
     pictures = bounds.pictures(arrays, settings, unit, convert)
     lines = likelihood_lines(found)
-    document = plain({**what, **plain(found), "values": values})
+    document = {**what, **plain(found), "values": values}
+    if run.config.model.condition == "label":
+        by_class = bayes_classifier(run, n, settings)
+        lines += by_class.lines(convert, unit)
+        document["classes"] = by_class.document()
+    document = plain(document)
     files = (f"{name}.txt", *(f"{name}_{picture}" for picture in bounds.PICTURES))
     aside = keep_earlier(
         folder, f"{name}.json", document, lambda found: {key: found[key] for key in what}, lambda found: files

@@ -4,7 +4,7 @@ Where nothing is asked for, classes come as often as in the training data, and v
 held-out examples; the condition of sample i depends on (seed, i) alone.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,11 @@ DROP_REMEDY = "train with --config.train.cond_dropout=0.1"
 
 @dataclass(frozen=True)
 class Asked:
-    """What a user wants samples to be told: one of a class, or several in turn; prompts in turn; a file."""
+    """What a user wants samples to be told: classes in turn, prompts in turn, or what a file holds."""
 
     label: Sequence[int] | None = None
     prompt: Sequence[str] | None = None
-    cond: str | None = None
+    cond: Any = None
 
     @property
     def flags(self) -> list[str]:
@@ -63,7 +63,7 @@ def conditions(run: Any, n: int, seed: int, asked: Asked | None = None) -> Any:
     if asked.prompt is not None:
         return _prompts(run, kind, asked.prompt, n)
     if asked.cond is not None:
-        return FILES[type(kind)](run, kind, user_path(asked.cond, "--cond"), n)
+        return FILES[type(kind)](run, kind, *_named(asked.cond), n)
     test = run.dataset.test
     index = np.random.RandomState(seed).randint(len(test), size=n)
     return condition_rows(kind, test.rows(index))
@@ -99,65 +99,64 @@ def _check_told(run: Any, kind: Kind, cond: Any, what: str) -> None:
         )
 
 
-def _vectors_of_file(run: Any, kind: Any, path: Path, n: int) -> Array:
-    arrays = _arrays(path)
+def _vectors(run: Any, kind: Any, name: str, arrays: Mapping[str, Array], n: int) -> Array:
     if "cond" not in arrays:
-        raise UserError(f"--cond={path}: there is no cond among {', '.join(arrays) or 'no arrays'}: save it so")
+        raise UserError(f"{name}: there is no cond among {', '.join(arrays) or 'no arrays'}: save it so")
     cond = arrays["cond"]
     if cond.dtype.kind not in "iuf" or cond.ndim not in (1, 2) or cond.shape[-1:] != (kind.size,):
         raise UserError(
-            f"--cond={path}: cond is {cond.dtype} of shape {cond.shape}; this run is told vectors of {kind.size}: save "
+            f"{name}: cond is {cond.dtype} of shape {cond.shape}; this run is told vectors of {kind.size}: save "
             f"({kind.size},) for all samples, or ({n}, {kind.size})"
         )
     cond = np.tile(cond, (n, 1)) if cond.ndim == 1 else cond
-    _check_count(path, len(cond), n)
+    _check_count(name, len(cond), n)
     missing = np.isnan(cond).all(axis=1)
     if not np.isfinite(cond[~missing]).all():
-        raise UserError(f"--cond={path}: a value is not finite: mend it; a row of NaN throughout tells nothing")
-    _check_told(run, kind, cond, f"--cond={path} has a row of NaN")
+        raise UserError(f"{name}: a value is not finite: mend it; a row of NaN throughout tells nothing")
+    _check_told(run, kind, cond, f"{name} has a row of NaN")
     return cond
 
 
-def _embeddings_of_file(run: Any, kind: Any, path: Path, n: int) -> dict[str, Array]:
-    arrays = _arrays(path)
+def _embeddings(run: Any, kind: Any, name: str, arrays: Mapping[str, Array], n: int) -> dict[str, Array]:
     if "embeddings" not in arrays:
-        raise UserError(
-            f"--cond={path}: there are no embeddings among {', '.join(arrays) or 'no arrays'}: save them so"
-        )
+        raise UserError(f"{name}: there are no embeddings among {', '.join(arrays) or 'no arrays'}: save them so")
     if arrays["embeddings"].ndim == 2 and "mask" in arrays and arrays["mask"].ndim == 1:
-        arrays = {name: np.tile(arrays[name], (n, *[1] * arrays[name].ndim)) for name in ("embeddings", "mask")}
-    found = embeddings_in(path, arrays, "", None)
+        arrays = {key: np.tile(arrays[key], (n, *[1] * arrays[key].ndim)) for key in ("embeddings", "mask")}
+    found = embeddings_in(name, arrays, "", None)
     _, length, size = found["embeddings"].shape
     if size != kind.size or length > kind.length:
         raise UserError(
-            f"--cond={path}: embeddings are {found['embeddings'].shape}; this run takes (n, at most {kind.length}, "
+            f"{name}: embeddings are {found['embeddings'].shape}; this run takes (n, at most {kind.length}, "
             f"{kind.size}): compute them as those that it was trained on"
         )
-    _check_count(path, len(found["mask"]), n)
-    _check_told(run, kind, found, f"--cond={path} has a row without tokens")
-    return found
+    _check_count(name, len(found["mask"]), n)
+    _check_told(run, kind, found, f"{name} has a row without tokens")
+    more = [(0, 0), (0, kind.length - length)]  # so that "nothing" has rows of the same shape
+    return {"embeddings": np.pad(found["embeddings"], [*more, (0, 0)]), "mask": np.pad(found["mask"], more)}
 
 
-def _check_count(path: Path, rows: int, n: int) -> None:
+def _check_count(name: str, rows: int, n: int) -> None:
     if rows != n:
-        raise UserError(f"--cond={path} has {rows} rows, and {n} samples are asked for: give --n={rows}, or one row")
+        raise UserError(f"{name} has {rows} rows, and {n} samples are asked for: give --n={rows}, or one row")
 
 
-def _arrays(path: Path) -> dict[str, Array]:
+def _named(cond: Any) -> tuple[str, Mapping[str, Array]]:
+    """What --cond is called in a mistake, and its arrays: of a file, or as they are given from Python."""
+    if isinstance(cond, Mapping):
+        return "cond", {key: np.asarray(rows) for key, rows in cond.items()}
+    if not isinstance(cond, str | Path):
+        return "cond", {"cond": np.asarray(cond)}
+    path = user_path(cond, "--cond")
     if not path.is_file():
         raise UserError(f"--cond={path}: there is no such file: give an .npz")
-    return read_npz(path)
+    return f"--cond={path}", read_npz(path)
 
 
-FILES: dict[type, Callable[[Any, Any, Path, int], Any]] = {
-    Vector: _vectors_of_file,
-    Text: lambda run, kind, path, n: _captions_of_file(run, kind, path, n),
-    Embeddings: _embeddings_of_file,
-}
+def _captions(run: Any, kind: Any, name: str, arrays: Mapping[str, Array], n: int) -> Array:
+    raise UserError(f"{name}: this run's network reads texts itself: give --prompt")
 
 
-def _captions_of_file(run: Any, kind: Any, path: Path, n: int) -> Array:
-    raise UserError("--cond: this run's network reads texts itself: give --prompt")
+FILES: dict[type, Callable[..., Any]] = {Vector: _vectors, Text: _captions, Embeddings: _embeddings}
 
 
 def conditions_of(run: Any, split: Split, index: Array) -> Any:

@@ -23,6 +23,7 @@ from experiment.errors import UserError
 from experiment.files import user_path
 from experiment.run.conditions import Asked, conditions
 from experiment.run.directory import DataShape, RunDirectory, data_shape_of
+from experiment.run.guidance import Guidance, guided
 from experiment.run.log import last_rate
 from experiment.sampling import Draws, as_data, check_samples_fit, draw
 from sde_lib import NetworkScore
@@ -113,13 +114,17 @@ class Run:
         label: int | Sequence[int] | None = None,
         prompt: str | Sequence[str] | None = None,
         cond: Any = None,
+        guidance: float | None = None,
+        guidance_interval: tuple[float, float] | None = None,
+        guide: str | None = None,
         **settings: Any,
     ) -> Draws:
         """Draw n samples, the same that sample.py draws.
 
         sampler: a name of its list, with the run's settings and those given, such as steps=50, or a sampler of
         `sde_lib`. label, prompt: the class or the text to draw, or several in turn; cond: vectors (m,) or (n, m), or
-        embeddings with their mask. Without any of them the data's are drawn.
+        embeddings with their mask. Without any of them the data's are drawn. guidance, guidance_interval, guide: as the
+        flags of sample.py.
 
         Returns:
             The samples: x in the model's space, and data as samples.npz has them, with their labels and cost.
@@ -137,7 +142,8 @@ class Run:
         chosen = None if label is None else [int(one) for one in np.atleast_1d(np.asarray(label))]
         prompts = [prompt] if isinstance(prompt, str) else prompt
         told = conditions(self, n, seed, Asked(chosen, prompts, cond))
-        draws = draw(self, sampler, jax.random.key(seed), n, self.config.sample.batch_size, name, told)
+        run = guided(self, Guidance(guidance, guidance_interval, guide))
+        draws = draw(run, sampler, jax.random.key(seed), n, self.config.sample.batch_size, name, told)
         return replace(draws, data=as_data(self.scaling, draws.x))
 
 

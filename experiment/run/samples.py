@@ -12,6 +12,7 @@ from experiment.config import check_flag, check_seed
 from experiment.files import check_folder, user_path, write_bytes, write_npz
 from experiment.progress import say_start
 from experiment.run.conditions import Asked, arrays_of, conditions, kind_of_run
+from experiment.run.guidance import Guidance, guided
 from experiment.run.load import load_run
 from experiment.sampling import as_data, check_samples_fit, draw, expected_seconds, picture_of, told
 
@@ -27,6 +28,7 @@ def draw_to_files(
     label: Sequence[int] | None = None,
     prompt: Sequence[str] | None = None,
     cond: str | None = None,
+    guidance: Guidance | None = None,
     out: str | None = None,
     **settings: Any,
 ) -> str:
@@ -35,6 +37,7 @@ def draw_to_files(
     arr_0 of samples.npz is uint8 (n, h, w, c), 0..255, or floats in the data's units. What a conditional network was
     told is beside it: arr_1, the classes, int (n,); cond (n, m); prompts, strings (n,); or embeddings and mask. label,
     prompt, cond: what to draw, in turn, or a file that says it; without them it is as `conditions` has it.
+    guidance: of the score.
     settings: steps, eta, grid, as for `make_sampler`. Returns a line that says what was done.
 
     Raises UserError for an unknown sampler or setting, a number out of range or beyond memory, a missing run, a class
@@ -47,7 +50,7 @@ def draw_to_files(
     check_flag("steps", settings.get("steps"), "sample.steps")
     check_sampler(name)
     folder = user_path(out, "--out") if out else user_path(workdir, "run directory") / "samples" / name
-    run = load_run(workdir)
+    run = guided(load_run(workdir), guidance or Guidance())
     sampler = make_sampler(name, run.config, **settings)
     check_samples_fit(n, run.shape)
     rows = conditions(run, n, seed, Asked(label, prompt, cond))
