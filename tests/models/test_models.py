@@ -462,7 +462,7 @@ def test_condition_against_numpy(labels):
     c_noise = np.float32([-1.0, 0.2, 1.5])
     h = dense(condition.inner, np.asarray(noise_embedding(jnp.asarray(c_noise))))
     h = h + np.asarray(condition.labels[...])[[3, 3, 3] if labels is None else labels]
-    found = condition(jnp.asarray(c_noise), None if labels is None else jnp.asarray(labels))
+    found = jax.jit(condition)(jnp.asarray(c_noise), None if labels is None else jnp.asarray(labels))
     np.testing.assert_allclose(found, silu(dense(condition.outer, silu(h))), rtol=1e-4, atol=1e-5)
 
 
@@ -473,7 +473,9 @@ def test_the_perceptron_against_numpy():
     h = dense(network.inner, x)
     for block, scale, shift in zip(network.blocks.values(), modulation[::2], modulation[1::2], strict=True):
         h = h + dense(block.outer, silu(dense(block.inner, silu(h)) * (1 + scale) + shift))
-    np.testing.assert_allclose(network(jnp.asarray(x), c_noise), dense(network.outer, silu(h)), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        jax.jit(network)(jnp.asarray(x), c_noise), dense(network.outer, silu(h)), rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("outputs, heads", [(4, 0), (6, 0), (6, 2)])
@@ -487,7 +489,7 @@ def test_a_residual_block_is_its_formula(outputs, heads):
     if heads:
         tokens = block.attention.norm(h).reshape(2, 16, outputs)
         h = h + block.attention.attention(tokens).reshape(h.shape)
-    np.testing.assert_allclose(block(x, embedding, None), h, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(jax.jit(block)(x, embedding, None), h, rtol=1e-4, atol=1e-4)
 
 
 def test_a_transformer_block_is_its_formula():
@@ -498,7 +500,7 @@ def test_a_transformer_block_is_its_formula():
     expected = h + gate1[:, None] * block.attention(layer_norm(h, scale1, shift1))
     inside = jax.nn.gelu(jnp.asarray(dense(block.inner, np.asarray(layer_norm(expected, scale2, shift2)))))
     expected = expected + gate2[:, None] * dense(block.outer, np.asarray(inside))
-    np.testing.assert_allclose(block(h, list(modulation), None), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(jax.jit(block)(h, list(modulation), None), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_positions_are_sines_and_cosines_of_row_and_column():
