@@ -1,7 +1,9 @@
 """Draw samples from a run.
 
     python sample.py --workdir=runs/digits --sampler=ddim --n=64
-        [--steps=50] [--eta=1] [--grid=karras] [--label=3] [--seed=0] [--out=DIR]
+        [--steps=50] [--eta=1] [--grid=karras] [--seed=0] [--out=DIR]
+        [--label=3 | --prompt="a thick seven" | --cond=FILE.npz]
+        [--guidance=2] [--guidance_interval=LO,HI] [--guide=RUN]
 
 Writes samples.npz and grid.png to WORKDIR/samples/SAMPLER/, or to DIR.
 """
@@ -21,6 +23,25 @@ GRID = flags.DEFINE_string(
 LABEL = flags.DEFINE_list(
     "label", None, "The class to draw, or several in turn, as in --label=3,7. Default: all, as often as in the data."
 )
+PROMPT = flags.DEFINE_multi_string(
+    "prompt", None, "What to draw, as in --prompt='a thick seven'; given several times, in turn."
+)
+COND = flags.DEFINE_string(
+    "cond", None, "An .npz with cond: (m,), or (n, m) with a row for each sample; or with embeddings and their mask."
+)
+GUIDANCE = flags.DEFINE_float(
+    "guidance",
+    None,
+    "The scale of guidance by the condition: 1 is none, 2 goes as far again past the unconditional score.",
+)
+GUIDANCE_INTERVAL = flags.DEFINE_list(
+    "guidance_interval",
+    None,
+    "The log SNR within which there is guidance, as in --guidance_interval=-5,5. Default: all.",
+)
+GUIDE = flags.DEFINE_string(
+    "guide", None, "A run of the same data whose score is guided past, instead of without condition."
+)
 SEED = flags.DEFINE_integer("seed", 0, "Sample i depends on (seed, i) alone; 0 to 2^32 - 1.")
 OUT = flags.DEFINE_string("out", None, "Folder for samples.npz and grid.png. Default: WORKDIR/samples/SAMPLER.")
 
@@ -32,10 +53,13 @@ def main() -> int:
         print(sampler_list())
         return 0
 
+    from experiment.run.guidance import Guidance, interval
     from experiment.run.samples import draw_to_files
 
     settings = {"steps": STEPS.value, "eta": ETA.value, "grid": GRID.value}
-    given = {"seed": SEED.value, "label": cli.whole_numbers("label", LABEL.value), "out": OUT.value, **settings}
+    told = {"label": cli.whole_numbers("label", LABEL.value), "prompt": PROMPT.value, "cond": COND.value}
+    guidance = Guidance(GUIDANCE.value, interval(GUIDANCE_INTERVAL.value), GUIDE.value)
+    given = {"seed": SEED.value, "out": OUT.value, "guidance": guidance, **told, **settings}
     print(draw_to_files(WORKDIR.value, SAMPLER.value, N.value, **given))
     return 0
 

@@ -18,7 +18,7 @@ def get_config() -> Any:
     config.model.depth = 12
     config.model.heads = 6
     config.model.patch_size = 2
-    config.model.class_conditional = True
+    config.model.condition = "label"
     config.train.weighting = "edm_log_normal"
     config.train.times = "log_normal"
     config.train.steps = 400_000

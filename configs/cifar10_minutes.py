@@ -20,7 +20,7 @@ def get_config() -> Any:
     config.model.blocks = 2
     config.model.attention = (16,)
     config.model.heads = 4
-    config.model.class_conditional = True
+    config.model.condition = "label"
     config.train.weighting = "edm_log_normal"
     config.train.times = "log_normal"
     config.train.steps = 200_000  # more than minutes allow: it trains until it is stopped, and is averaged over a tenth

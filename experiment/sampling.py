@@ -32,7 +32,7 @@ class Draws:
         nfe: score calls per sample, the mean over the samples: an adaptive solver may take another number of steps for
             each batch.
         batch_seconds: wall time of each batch, with compilation in the first.
-        labels: (n,) the classes; None where the network is not told any.
+        labels: (n,) the classes; None where the network is not told any. cond: what it is told, whatever that is.
         data: as the data are: uint8 images (n, h, w, c), 0..255, or floats in their units; None where nobody asked.
     """
 
@@ -41,15 +41,14 @@ class Draws:
     batch_seconds: list[float]
     labels: Array | None = None
     data: Array | None = None
+    cond: Any = None
 
 
-def draw(
-    run: Any, sampler: Any, key: jax.Array, n: int, batch_size: int, description: str, labels: Array | None = None
-) -> Draws:
+def draw(run: Any, sampler: Any, key: jax.Array, n: int, batch_size: int, description: str, cond: Any = None) -> Draws:
     """Draw n samples of the run's score; sample i depends on (key, i) alone.
 
-    labels: (n,) classes, for a conditional network. Raises UserError where an adaptive solver gives up, and for samples
-    that are not finite.
+    cond: a pytree of arrays with n rows, for a conditional network. Raises UserError where an adaptive solver gives up,
+    and for samples that are not finite.
     """
     batch_size, total, found, seconds = min(batch_size, n), 0, [], []
     with progress(n, description, seconds=expected_seconds(run, sampler, n)) as work:
@@ -57,7 +56,7 @@ def draw(
         for first in range(0, n, batch_size):
             start, kept = perf_counter(), min(batch_size, n - first)
             with watched(partial(_tell, work, first, kept)):
-                result = draw_batch(run, sampler, key, first, batch_size, labels)
+                result = draw_batch(run, sampler, key, first, batch_size, cond)
             found.append(np.asarray(result.x)[:kept])
             seconds.append(perf_counter() - start)
             total += kept * result.nfe
@@ -68,7 +67,8 @@ def draw(
         raise UserError(
             f"{description} drew samples that are not finite: train longer, or give it more steps (config.sample.steps)"
         )
-    return Draws(x, total / n, seconds, labels)
+    labels = cond if run is not None and run.config.model.condition == "label" else None
+    return Draws(x, total / n, seconds, labels, cond=cond)
 
 
 def _tell(work: Work, first: int, kept: int, done: int, calls: int) -> None:
@@ -76,15 +76,13 @@ def _tell(work: Work, first: int, kept: int, done: int, calls: int) -> None:
     work.at(first + kept * done / calls)
 
 
-def draw_batch(
-    run: Any, sampler: Any, key: jax.Array, first: int, size: int, labels: Array | None = None, frames: int = 0
-) -> Any:
+def draw_batch(run: Any, sampler: Any, key: jax.Array, first: int, size: int, cond: Any = None, frames: int = 0) -> Any:
     """Draw the samples first .. first + size - 1. A last batch is drawn whole too, so that one shape is compiled.
 
     The batch is split over the run's devices; where they do not divide it, more samples are drawn, and dropped.
     """
     drawn = round_up(size, mesh_here())
-    cond = None if labels is None else padded(labels[first : first + drawn], drawn)
+    cond = jax.tree.map(lambda rows: padded(rows[first : first + drawn], drawn), cond)
     with solver_remedy():
         result = sample(sampler, run.score_fn, key, drawn, tuple(run.shape), cond=cond, first=first, frames=frames)
         jax.block_until_ready(result.x)
@@ -104,11 +102,11 @@ def class_labels(run: Any, n: int, seed: int, chosen: Sequence[int] | None = Non
     They are the chosen ones in turn, or drawn in the proportions of the training data; that of sample i depends on
     (seed, i) alone. Raises UserError for chosen classes that the network does not know.
     """
-    if not run.config.model.class_conditional:
+    if run.config.model.condition != "label":
         if chosen:
             raise UserError(
                 "--label: this run's network is not told classes: leave it out, or train with "
-                "--config.model.class_conditional=true"
+                "--config.model.condition=label"
             )
         return None
     if chosen:
@@ -141,7 +139,8 @@ BYTES_FOR_AN_ENTRY = 16  # the batches and their whole in float32, the levels, a
 
 def expected_seconds(run: Any, sampler: Any, n: int) -> float:
     """About how long n samples will take, by the speed of the run's training."""
-    return n * score_calls(sampler) * seconds_per_call(run)
+    calls = getattr(run.score_fn, "calls", 1)  # of the network, for one of the score
+    return n * calls * score_calls(sampler) * seconds_per_call(run)
 
 
 def seconds_per_call(run: Any) -> float:

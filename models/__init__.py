@@ -6,10 +6,25 @@ The parameterisation in sde_lib turns one into a score.
     y = apply(params, x, c_noise, cond=None, key=None)
 """
 
+from models.conditions import AlwaysTold, Embeddings, Kind, Label, Text, Vector
 from models.dit import DiT
 from models.functional import Apply, OneKey, split
 from models.mlp import MLP
 from models.ncsnpp import NCSNpp
 from models.unet import UNet
 
-__all__ = ["MLP", "Apply", "DiT", "NCSNpp", "OneKey", "UNet", "split"]
+__all__ = [
+    "MLP",
+    "AlwaysTold",
+    "Apply",
+    "DiT",
+    "Embeddings",
+    "Kind",
+    "Label",
+    "NCSNpp",
+    "OneKey",
+    "Text",
+    "UNet",
+    "Vector",
+    "split",
+]

@@ -37,7 +37,7 @@ class Apply:
         params: Params,
         x: jax.Array,
         c_noise: jax.Array,
-        cond: jax.Array | None = None,
+        cond: Any = None,
         key: jax.Array | None = None,
     ) -> jax.Array:
         network: Any = nnx.merge(self.graphdef, params)

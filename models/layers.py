@@ -14,7 +14,9 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-EMBED = jax.nn.initializers.normal(1.0)
+from models.attention import Linear, initialiser
+from models.attention import SelfAttention as SelfAttention  # with the other parts, for a network of one's own
+from models.conditions import Kind, Told, check_untold, label_rows, label_table, nothing_rows
 
 # Which activations are computed again in the backward pass: none, those of each block, or those but for its products
 # and convolutions.
@@ -33,25 +35,6 @@ def noise_embedding(c_noise: jax.Array, features: int = NOISE_FEATURES) -> jax.A
     frequencies = np.geomspace(0.25, 32.0, features // 2).astype(np.float32)
     phase = c_noise.astype(jnp.float32)[:, None] * frequencies[None, :]
     return math.sqrt(2.0) * jnp.concatenate([jnp.cos(phase), jnp.sin(phase)], axis=-1)
-
-
-def initialiser(scale: float) -> jax.nn.initializers.Initializer:
-    """An initialiser, uniform of variance scale/(mean of fan-in and fan-out), as in DDPM; zeros for scale 0."""
-    return jax.nn.initializers.variance_scaling(scale, "fan_avg", "uniform") if scale else jax.nn.initializers.zeros
-
-
-class Linear(nnx.Linear):
-    """A dense layer over the last axis; `scale` is its initialiser's, 0 starts it at zero."""
-
-    def __init__(
-        self, inputs: int, outputs: int, *, scale: float = 1.0, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
-    ):
-        super().__init__(inputs, outputs, kernel_init=initialiser(scale), dtype=jnp.dtype(dtype), rngs=rngs)
-
-    def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
-        # As one matrix: on CPU the gradient of a transformer takes a fifth less time than with the batch kept apart.
-        flat = super().__call__(inputs.reshape(-1, self.in_features), out_sharding)
-        return flat.reshape(*inputs.shape[:-1], self.out_features)
 
 
 def conv(
@@ -79,52 +62,42 @@ def conv(
 
 
 class Condition(nnx.Module):
-    """The vector that conditions every block: silu(W silu(V embed(c_noise) + label)), (n,) -> (n, width), float32.
+    """The vector that conditions every block: silu(W silu(V embed(c_noise) + told)), (n,) -> (n, width), float32.
 
-    cond: (n,) int labels in 0..num_classes-1, or num_classes for "no label", which None also means. A label outside
-    that range gives NaN (inside jit nothing can raise), so a wrong label is never taken for another class.
-    Raises ValueError if labels are given to a network without classes.
+    num_classes: 0, or the network is told a class: cond is (n,) int labels in 0..num_classes-1, or num_classes for
+    "nothing", which None also means. A label outside that range gives NaN (inside jit nothing can raise), so a wrong
+    label is never taken for another class. kind: what else it is told, as models/conditions.py has it.
+
+    Raises ValueError if cond is given to a network without conditions, or is not of its kind.
     """
 
-    def __init__(self, width: int, num_classes: int, *, rngs: nnx.Rngs):
+    def __init__(self, width: int, num_classes: int = 0, kind: Kind | None = None, *, rngs: nnx.Rngs):
         self.inner = Linear(NOISE_FEATURES, width, rngs=rngs)
         self.outer = Linear(width, width, rngs=rngs)
         self.labels = label_table(num_classes, width, rngs) if num_classes else None
+        self.kind, self.reader = kind, None if kind is None else kind.reader(width, rngs)
 
-    def __call__(self, c_noise: jax.Array, cond: jax.Array | None) -> jax.Array:
+    def told(self, cond: Any, n: int) -> Told | None:
+        """What cond, of n rows or None, tells the network; None where it is told nothing at all."""
+        return read(cond, n, None if self.labels is None else self.labels[...], self.kind, self.reader)
+
+    def vector(self, c_noise: jax.Array, told: Told | None) -> jax.Array:
+        """The vector of a noise label and of what `told` gave."""
         h = self.inner(noise_embedding(c_noise))
-        if self.labels is not None:
-            h = h + label_rows(self.labels[...], cond, len(c_noise))
-        else:
-            check_unlabelled(cond)
-        return nnx.silu(self.outer(nnx.silu(h)))
+        return nnx.silu(self.outer(nnx.silu(h if told is None else h + told.vector)))
+
+    def __call__(self, c_noise: jax.Array, cond: Any) -> jax.Array:
+        return self.vector(c_noise, self.told(cond, len(c_noise)))
 
 
-def label_table(num_classes: int, width: int, rngs: nnx.Rngs) -> nnx.Param:
-    """A row of `width` for each class, and one for "no label"."""
-    return nnx.Param(EMBED(rngs.params(), (num_classes + 1, width), jnp.float32))
-
-
-def label_rows(table: jax.Array, cond: jax.Array | None, n: int) -> jax.Array:
-    """The table's rows for cond, (n,) int, as (n, width).
-
-    They are the last row, "no label", for None, and NaN for a label that does not exist.
-
-    Raises ValueError for a cond that is not one integer for each example.
-    """
-    last = len(table) - 1
-    if cond is None:
-        cond = jnp.full((n,), last, jnp.int32)
-    if cond.shape != (n,) or not jnp.issubdtype(cond.dtype, jnp.integer):
-        raise ValueError(f"cond must hold one integer label per example, shape {(n,)}; it is {cond.dtype} {cond.shape}")
-    known = (cond >= 0) & (cond <= last)
-    return jnp.where(known[:, None], table.at[cond].get(mode="clip"), jnp.nan)
-
-
-def check_unlabelled(cond: jax.Array | None) -> None:
-    """Raise ValueError when labels are given to a network without classes."""
-    if cond is not None:
-        raise ValueError("labels were given to a network without classes: build it with num_classes, or pass cond=None")
+def read(cond: Any, n: int, labels: jax.Array | None, kind: Kind | None, reader: Any) -> Told | None:
+    """What cond, of n rows, tells a network that has a table of labels, or the reader of a kind, or neither."""
+    if labels is not None:
+        return Told(label_rows(labels, cond, n))
+    if reader is None or kind is None:
+        check_untold(cond)
+        return None
+    return reader(nothing_rows(kind, n) if cond is None else cond)
 
 
 def layer_norm(x: jax.Array, scale: jax.Array, shift: jax.Array, epsilon: float = 1e-6) -> jax.Array:
@@ -168,30 +141,6 @@ def group_norm(channels: int, *, groups: int = 0, dtype: DTypeLike, rngs: nnx.Rn
     most = groups or max(1, min(channels // 4, 32))
     groups = next(g for g in range(most, 0, -1) if channels % g == 0)
     return GroupNorm(channels, groups, dtype=jnp.dtype(dtype), rngs=rngs)
-
-
-class SelfAttention(nnx.Module):
-    """Multi-head self-attention over tokens, softmax(q k^T / sqrt(width/heads)) v. (n, tokens, width) -> same.
-
-    Knows no order of tokens. Plain matrix products, so that jvp (of Hutchinson's estimate) passes through.
-    scale: of the last layer's initialiser. Raises ValueError if heads does not divide width.
-    """
-
-    def __init__(self, width: int, heads: int, *, scale: float = 1.0, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
-        if heads < 1 or width % heads:
-            raise ValueError(
-                f"heads={heads} does not divide the attention's {width} channels: choose a divisor of {width}"
-            )
-        self.heads = heads
-        self.qkv = Linear(width, 3 * width, dtype=dtype, rngs=rngs)
-        self.out = Linear(width, width, scale=scale, dtype=dtype, rngs=rngs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        n, tokens, width = x.shape
-        qkv = self.qkv(x).reshape(n, tokens, 3, self.heads, width // self.heads)
-        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        h = jax.nn.dot_product_attention(q, k, v, implementation="xla")
-        return self.out(h.reshape(n, tokens, width))
 
 
 def named(modules: Sequence[nnx.Module]) -> nnx.Dict:

@@ -1,12 +1,14 @@
 """A residual multi-layer perceptron for vectors."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from models.conditions import Kind
 from models.layers import Condition, Linear, check_call, check_counts, dropout_keys, named
 
 
@@ -27,10 +29,11 @@ class MLPBlock(nnx.Module):
 
 
 class MLP(nnx.Module):
-    """A network for vectors: x (n, d), c_noise (n,), cond (n,) int or None -> (n, d), float32. Zero until trained.
+    """A network for vectors: x (n, d), c_noise (n,), cond or None -> (n, d), float32. Zero until trained.
 
     shape: (d,). width: hidden units. depth: residual blocks of two layers each. num_classes: 0 for no labels.
-    dtype: the compute dtype. Raises ValueError for a shape that is not a vector's.
+    kind: of another condition, `models.conditions`. dtype: the compute dtype.
+    Raises ValueError for a shape that is not a vector's.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class MLP(nnx.Module):
         depth: int = 3,
         dropout: float = 0.0,
         num_classes: int = 0,
+        kind: Kind | None = None,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -48,16 +52,14 @@ class MLP(nnx.Module):
             raise ValueError(f"MLP takes vectors of shape (d,), not {tuple(shape)}: use UNet or DiT for images")
         check_counts(d=shape[0], width=width, depth=depth)
         self.shape, self.depth, self.dtype = (int(shape[0]),), depth, jnp.dtype(dtype)
-        self.condition = Condition(width, num_classes, rngs=rngs)
+        self.condition = Condition(width, num_classes, kind, rngs=rngs)
         # One product gives the modulation of every block: fewer, larger operations.
         self.modulation = Linear(width, 2 * depth * width, scale=0.0, dtype=dtype, rngs=rngs)
         self.inner = Linear(self.shape[0], width, dtype=dtype, rngs=rngs)
         self.blocks = named([MLPBlock(width, dropout, dtype=dtype, rngs=rngs) for _ in range(depth)])
         self.outer = Linear(width, self.shape[0], scale=0.0, dtype=dtype, rngs=rngs)
 
-    def __call__(
-        self, x: jax.Array, c_noise: jax.Array, cond: jax.Array | None = None, key: jax.Array | None = None
-    ) -> jax.Array:
+    def __call__(self, x: jax.Array, c_noise: jax.Array, cond: Any = None, key: jax.Array | None = None) -> jax.Array:
         check_call(self.shape, x, c_noise)
         keys = dropout_keys(key, self.depth)
         modulation = jnp.split(self.modulation(self.condition(c_noise, cond)), 2 * self.depth, axis=-1)

@@ -18,19 +18,18 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from models.attention import Linear
+from models.conditions import Kind, label_table
 from models.layers import (
-    Linear,
     Remat,
     check_call,
     check_counts,
-    check_unlabelled,
     conv,
     dropout_keys,
     image_resolutions,
     image_shape,
-    label_rows,
-    label_table,
     named,
+    read,
     rematerialised,
 )
 from models.ncsnpp_blocks import (
@@ -49,7 +48,7 @@ Path = tuple[str, ...]
 
 
 class NCSNpp(nnx.Module):
-    """A network for images: x (n, h, w, c), label (n,), cond (n,) int or None -> like x, float32.
+    """A network for images: x (n, h, w, c), label (n,), cond or None -> like x, float32.
 
     Args:
         shape: (h, w, c).
@@ -70,7 +69,8 @@ class NCSNpp(nnx.Module):
         progressive_combine: how input_skip joins: "sum" or "cat".
         centered: whether x is in [-1, 1]; False: in [0, 1], and the network takes 2x - 1.
         init_scale: of each branch's last layer. norm_groups: of every group norm; 0: min(channels/4, 32).
-        num_classes: 0 for no labels. remat, dtype: as `rematerialised`, and the compute dtype.
+        num_classes: 0 for no labels. kind: of another condition, `models.conditions`. remat, dtype: as
+            `rematerialised`, and the compute dtype.
 
     Raises:
         ValueError: h or w is not divisible by 2^(levels-1), or an attention resolution does not occur.
@@ -99,6 +99,7 @@ class NCSNpp(nnx.Module):
         norm_groups: int = 0,
         dropout: float = 0.0,
         num_classes: int = 0,
+        kind: Kind | None = None,
         remat: Remat = "none",
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
@@ -122,6 +123,7 @@ class NCSNpp(nnx.Module):
         self.dense0 = Linear(2 * width if embedding == "fourier" else width, 4 * width, rngs=rngs)
         self.dense1 = Linear(4 * width, 4 * width, rngs=rngs)
         self.labels = label_table(num_classes, 4 * width, rngs) if num_classes else None
+        self.kind, self.reader = kind, None if kind is None else kind.reader(4 * width, rngs)
         self.inner = conv(image, width, **given)
         self.down, skips = self._way_down(parts, levels, blocks, width, image)
         current = skips[-1]
@@ -212,9 +214,7 @@ class NCSNpp(nnx.Module):
         if self.outer is not None:
             yield ("outer",), self.outer
 
-    def __call__(
-        self, x: jax.Array, label: jax.Array, cond: jax.Array | None = None, key: jax.Array | None = None
-    ) -> jax.Array:
+    def __call__(self, x: jax.Array, label: jax.Array, cond: Any = None, key: jax.Array | None = None) -> jax.Array:
         check_call(self.shape, x, label)
         x = (x if self.centered else 2 * x - 1).astype(self.dtype)
         temb = self._condition(label, cond)
@@ -250,16 +250,14 @@ class NCSNpp(nnx.Module):
         assert result is not None
         return result.astype(jnp.float32)
 
-    def _condition(self, label: jax.Array, cond: jax.Array | None) -> jax.Array:
+    def _condition(self, label: jax.Array, cond: Any) -> jax.Array:
         """The vector that every block takes, (n, 4 width), float32."""
         embedded = (
             positional_embedding(label, self.dense0.in_features) if self.embedding is None else self.embedding(label)
         )
         temb = self.dense1(nnx.silu(self.dense0(embedded)))
-        if self.labels is None:
-            check_unlabelled(cond)
-            return temb
-        return temb + label_rows(self.labels[...], cond, len(label))
+        told = read(cond, len(label), None if self.labels is None else self.labels[...], self.kind, self.reader)
+        return temb if told is None else temb + told.vector
 
     def _join_input(self, module: Any, h: jax.Array, pyramid: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The features and the input pyramid at the next resolution."""

@@ -191,9 +191,8 @@ def all_mistakes(folder: Path) -> list[list[str]]:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """The content of every file, but for the lock, which holds the last process's number, and a run just begun."""
+    """The content of every file, but for the lock, which holds the last process's number."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock"]
-    files = [path for path in files if path.relative_to(folder).parts[0] != "new"]
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 

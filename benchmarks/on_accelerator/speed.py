@@ -20,7 +20,7 @@ TWIN = "torch, channels last, compiled"  # PyTorch's fastest on NVIDIA's cards
 def dit_config(args: argparse.Namespace, dtype: str, tiny: bool) -> ConfigDict:
     """Return DiT-B/2 without classes."""
     config, never = whole_config(cifar10_dit_b.get_config()), 10**9
-    config.model.update(dtype=dtype, class_conditional=False)
+    config.model.update(dtype=dtype, condition="none")
     if tiny:
         config.model.update(width=32, depth=1, heads=2)
     config.train.update(batch_size=args.batch, steps=never, log_every=args.steps, checkpoint_every=never)

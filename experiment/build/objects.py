@@ -10,10 +10,11 @@ import numpy as np
 import optax
 from flax import nnx
 
+from experiment.build.conditions import condition_kind
 from experiment.build.objective import TIMES, WEIGHTINGS
 from experiment.build.samplers import check_sampler
 from experiment.errors import UserError, choose
-from models import MLP, Apply, DiT, NCSNpp, OneKey, UNet, split
+from models import MLP, AlwaysTold, DiT, Label, NCSNpp, OneKey, UNet, split
 from sde_lib import (
     VE,
     VP,
@@ -129,7 +130,7 @@ def check_names(config: Any) -> None:
 
 
 # What every network and parameterisation is given beside the keys of its section, as far as it takes them.
-GIVEN = ("shape", "num_classes", "dtype", "centered", "rngs", "noise_label")
+GIVEN = ("shape", "num_classes", "kind", "dtype", "centered", "rngs", "noise_label")
 
 
 def parameters(cls: type) -> list[str]:
@@ -191,37 +192,40 @@ def compute_dtype(name: str) -> jax.typing.DTypeLike:
     return jnp.dtype(name)
 
 
-def build_network(config: Any, dataset: Any, rngs: Any = None) -> tuple[Apply, dict[str, Any]]:
-    """Build the network for the dataset's `shape` and `num_classes`.
+def build_network(config: Any, dataset: Any, rngs: Any = None) -> tuple[Callable[..., jax.Array], dict[str, Any]]:
+    """Build the network for the dataset's `shape`, and for what config.model.condition tells it of an example.
 
     Returns:
-        apply: the network as a function of its weights.
+        apply: the network as a function of its weights; one that is trained without cond_dropout refuses cond=None.
         params: its weights, drawn from `rngs`, by default from config.seed.
     """
-    if config.model.class_conditional and not dataset.num_classes:
-        raise UserError(
-            f"config.model.class_conditional is true, but {config.data.path or config.data.name} has no labels: "
-            "set it to false"
-        )
+    kind = condition_kind(config, dataset)
+    told: dict[str, Any] = {"num_classes": kind.num_classes} if isinstance(kind, Label) else {"kind": kind}
     given: dict[str, Any] = {
         "shape": tuple(dataset.shape),
-        "num_classes": dataset.num_classes if config.model.class_conditional else 0,
+        **told,
         "dtype": compute_dtype(config.model.dtype),
         "centered": config.data.centered,
         "rngs": rngs or nnx.Rngs(config.seed),
     }
     cls = choose(MODELS, config.model.name, "config.model.name")
-    return split(construct(cls, config.model, "config.model", **given))
+    if kind is not None and not told.keys() & set(parameters(cls)):
+        raise UserError(
+            f"config.model.condition is {config.model.condition}, and {cls.__name__} takes no {next(iter(told))}: set "
+            "it to none, or choose another config.model.name"
+        )
+    apply, params = split(construct(cls, config.model, "config.model", **given))
+    return (apply if kind is None or config.train.cond_dropout else AlwaysTold(apply, kind)), params
 
 
-def abstract_network(config: Any, dataset: Any) -> tuple[Apply, dict[str, Any]]:
+def abstract_network(config: Any, dataset: Any) -> tuple[Callable[..., jax.Array], dict[str, Any]]:
     """Trace the network of `build_network` without drawing weights.
 
     Returns:
         apply: the network as a function of its weights.
         shapes: the weights' shapes and dtypes.
     """
-    found: list[Apply] = []
+    found: list[Callable[..., jax.Array]] = []
 
     def weights() -> dict[str, Any]:
         apply, params = build_network(config, dataset, OneKey())

@@ -64,6 +64,8 @@ def whole_config(given: Given) -> Any:
     for name in given.overrides:
         check_key(name)
     read = {name: read_text(name, text) for name, text in given.overrides.items()}
+    if "model.condition" in read:  # its older name may be in the file
+        values.pop("model.class_conditional", None)
     return check_config(nested({**values, **read}))
 
 

@@ -70,7 +70,13 @@ class ModelSection:
         (), f"of unet and ncsnpp: resolutions with attention, in pixels of the first side; {FOLLOWS}", low=1
     )
     dropout: float = key(0.0, "the share of features left out in training", low=0, below=1)
-    class_conditional: bool = key(False, "whether the network is told the class")
+    condition: str = key(
+        "none",
+        "what the network is told beside the noise: nothing, the class, a vector, or a text",
+        choices=("none", "label", "vector", "text"),
+    )
+    class_conditional: bool = key(False, "the older name of condition=label")
+    text_length: int = key(64, "of condition=text: the most bytes of a caption", low=1, high=4096)
     dtype: str = key("auto", "of its products; auto: bfloat16 on accelerators", choices=("float32", "bfloat16", "auto"))
     remat: str = key(
         "none",
@@ -108,6 +114,9 @@ class DataSection:
     crop: int = key(0, "pixels per side of a central crop, before anything else; 0: none", low=0, high=2**16)
     size: int = key(0, "pixels per side that images are resized to; 0: as they are", low=0, high=2**16)
     skip_unreadable: bool = key(False, "leave damaged images out, counted, instead of stopping")
+    simulations: int = key(
+        0, "pairs of parameters and observations that the simulator `name` draws; 0: no simulator", low=0, high=10**8
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +131,12 @@ class TrainSection:
     clip: float = key(1.0, "the largest norm of the gradient; 0: any", low=0)
     accumulate: int = key(1, "parts that a batch is computed in", low=1)
     ema: float = key(0.999, "decay of the average of the weights", low=0, below=1)
+    cond_dropout: float = key(
+        0.0,
+        "the share of examples whose condition is left out in training, which guidance and samples without one need",
+        low=0,
+        below=1,
+    )
     weighting: str = key(
         "sigma2",
         "of the loss over the noise: sigma2 | likelihood | flow_matching | v | min_snr | soft_min_snr | edm; with times"

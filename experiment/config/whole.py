@@ -16,6 +16,7 @@ from experiment.config.values import check_key, check_value, kind_of
 from experiment.errors import UserError, one_line, quoted
 
 MOST_BYTES = 2**24  # of a config.json
+OLDER = "model.class_conditional"
 BESIDE = {"provenance": dict, "earlier_provenance": list, "reconstructed": dict}  # what readers take for these
 
 
@@ -73,6 +74,8 @@ def check_config(config: Any) -> Any:
     given = flatten(config)
     if given.get("module"):
         given["module"] = adopt(given["module"])
+    if given.get(OLDER, 0) is None:  # of a whole config, where it is open
+        del given[OLDER]
     for name in given:
         check_key(name)
     values = nested(
@@ -82,11 +85,33 @@ def check_config(config: Any) -> Any:
             if name not in OWN_KEYS or given.get(name) is not None
         }
     )
+    _settle_condition(values, given.get(OLDER))
     for low, high in (("beta_min", "beta_max"), ("sigma_min", "sigma_max")):
         below, above = values["sde"][low], values["sde"][high]
         if below >= above:
             raise UserError(f"config.sde.{low} is {below:g}: it must be below config.sde.{high}, {above:g}")
     return ConfigDict(values).lock()
+
+
+def _settle_condition(values: dict[str, Any], class_conditional: bool | None) -> None:
+    """Make both names of a class-conditional network agree. Raises UserError where they contradict each other.
+
+    class_conditional: the older name's value; None where it is not given.
+    """
+    model, dropout = values["model"], values["train"]["cond_dropout"]
+    if class_conditional and model["condition"] == "none":
+        model["condition"] = "label"
+    if class_conditional is not None and class_conditional != (model["condition"] == "label"):
+        raise UserError(
+            f"config.model.class_conditional is {str(class_conditional).lower()}, and config.model.condition is"
+            f" {model['condition']}: leave the former out, which is its older name"
+        )
+    model["class_conditional"] = model["condition"] == "label"
+    if dropout and model["condition"] == "none":
+        raise UserError(
+            f"config.train.cond_dropout is {dropout:g}, and the network is told nothing that could be left out: set"
+            " config.model.condition, or leave it out"
+        )
 
 
 def filled(config: Any, values: Mapping[str, Any]) -> Any:
@@ -102,6 +127,7 @@ def filled(config: Any, values: Mapping[str, Any]) -> Any:
 def whole_config(config: Any) -> Any:
     """Return the whole, checked config with every value open to be set."""
     checked = check_config(config).to_dict()
+    checked["model"]["class_conditional"] = config_dict.placeholder(bool)  # it follows the condition
     for name, (hint, _) in KEYS.items():
         section, _, last = name.rpartition(".")
         if section and checked[section].get(last, 0) is None:

@@ -15,19 +15,34 @@ MOST_PER_CLASS = 10  # class numbers for each class that occurs
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """The examples x and their labels, int32 (n,) or None.
+    """The examples x and what is told of each, each of it None where it is not: labels, vectors, captions, embeddings.
 
     x: uint8 levels (n, h, w, c), or floats in the user's units: vectors (n, d), series (n, l, c), fields (n, h, w, c)
     or volumes (n, d, h, w, c).
+
+    labels: int32 (n,). vectors: floats (n, m), in the user's units. captions: strings (n,). embeddings: of captions,
+    {"embeddings": float32 (n, l, d), "mask": bool (n, l)}.
 
     x may lie in a file, mapped into memory: x[rows] reads those rows, and nothing may be written to it.
     """
 
     x: np.ndarray
     labels: np.ndarray | None = None
+    vectors: np.ndarray | None = None
+    captions: np.ndarray | None = None
+    embeddings: dict[str, np.ndarray] | None = None
 
     def __len__(self) -> int:
         return len(self.x)
+
+    def rows(self, index: np.ndarray) -> "Split":
+        """The examples of these numbers, with what is told of each."""
+
+        def taken(values: np.ndarray | None) -> np.ndarray | None:
+            return None if values is None else values[index]
+
+        embeddings = None if self.embeddings is None else {name: v[index] for name, v in self.embeddings.items()}
+        return Split(self.x[index], taken(self.labels), taken(self.vectors), taken(self.captions), embeddings)
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +50,8 @@ class Dataset:
     """A named set of images (levels 2..256) or floats (levels None) with classes 0..num_classes-1 (0: no labels).
 
     distribution: the exact distribution of the vectors, a `sde_lib.GaussianMixture`, where it is known. units: those of
-    the floats, by which they are standardised; None for what has unit scale by construction.
+    the floats, by which they are standardised; None for what has unit scale by construction. cond_units: those of the
+    vectors that are told.
     """
 
     name: str
@@ -45,6 +61,22 @@ class Dataset:
     num_classes: int = 0
     distribution: Any = None
     units: Units | None = None
+    cond_units: Units | None = None
+
+    @property
+    def vector_size(self) -> int:
+        """The numbers of the vector told of each example; 0 for none."""
+        return 0 if self.train.vectors is None else self.train.vectors.shape[1]
+
+    @property
+    def captioned(self) -> bool:
+        """Whether each example has a caption."""
+        return self.train.captions is not None
+
+    @property
+    def embedding_shape(self) -> tuple[int, int] | None:
+        """The tokens and features of each caption's embeddings; None for none."""
+        return None if self.train.embeddings is None else self.train.embeddings["embeddings"].shape[1:]  # type: ignore[return-value]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -69,8 +101,8 @@ def fixed_order(n: int, source: str) -> tuple[np.ndarray, np.ndarray]:
     return np.sort(order[n_test:]), np.sort(order[:n_test])
 
 
-def fixed_split(x: np.ndarray, labels: np.ndarray | None, source: str) -> tuple[Split, Split]:
-    """Split x (n, ...) and labels (n,) by `fixed_order`.
+def fixed_split(x: np.ndarray, labels: np.ndarray | None, source: str, **told: Any) -> tuple[Split, Split]:
+    """Split x (n, ...), labels (n,), and what else `Split` takes, by `fixed_order`.
 
     Returns:
         train, test: copies of the chosen rows.
@@ -78,11 +110,8 @@ def fixed_split(x: np.ndarray, labels: np.ndarray | None, source: str) -> tuple[
     Raises UserError for fewer than two examples.
     """
     train, test = fixed_order(len(x), source)
-    return _take(x, labels, train), _take(x, labels, test)
-
-
-def _take(x: np.ndarray, labels: np.ndarray | None, index: np.ndarray) -> Split:
-    return Split(x[index], None if labels is None else labels[index])
+    whole = Split(x, labels, **told)
+    return whole.rows(train), whole.rows(test)
 
 
 def class_count(*splits: Split, source: str = "the data") -> int:

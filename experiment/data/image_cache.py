@@ -5,6 +5,7 @@ folder for each crop and size, such as `crop140_size64/`:
 
     images.npy    uint8 (n, h, w, c), the training images first, then the held-out ones: both splits are slices
     labels.npy    int32 (n,), -1 for none
+    captions.json their captions, where they have any
     record.json   the key, how many are for training, class names, images left out, checksums
 
 The key is a hash of what identifies the source (names, sizes and times of its files; names, sizes and checksums in a
@@ -44,11 +45,12 @@ _BUILDING = ".building-"
 
 @dataclass(frozen=True)
 class Row:
-    """A decoded image, uint8 (h, w, c), with its class, -1 for none, and whether it is held out."""
+    """A decoded image, uint8 (h, w, c), with its class, -1 for none, whether it is held out, and its caption."""
 
     pixels: np.ndarray
     label: int
     held_out: bool
+    caption: str | None = None
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,7 @@ def _write(folder: Path, key: str, source: Source, recipe: Recipe, plan: Plan) -
     """
     unreadable: list[Unreadable] = []
     labels: list[int] = []
+    captions: list[str] = []
     n_train = 0
     with open(folder / "images.npy", "wb") as file:
         writer = _Writer(file, plan.total)
@@ -145,6 +148,7 @@ def _write(folder: Path, key: str, source: Source, recipe: Recipe, plan: Plan) -
                     continue
                 writer.add(row.pixels)
                 labels.append(row.label)
+                captions += [] if row.caption is None else [row.caption]
                 n_train += not row.held_out
         if unreadable and not recipe.skip_unreadable:
             raise UserError(
@@ -160,7 +164,10 @@ def _write(folder: Path, key: str, source: Source, recipe: Recipe, plan: Plan) -
     with open(folder / "labels.npy", "wb") as file:
         np.save(file, np.array(labels, np.int32))
         _flush(file)
+    if captions:
+        (folder / "captions.json").write_text(json.dumps(captions))
     record = {
+        "captions": zlib.crc32((folder / "captions.json").read_bytes()) if captions else None,
         "key": key,
         "recipe": asdict(recipe),
         "shape": [len(labels), *writer.shape],
@@ -237,6 +244,12 @@ def _open(folder: Path, key: str, name: str) -> Dataset:
         if zlib.crc32(data) != record["labels"]:
             raise ValueError("labels.npy was changed")
         labels = np.load(io.BytesIO(data))
+        captions = None
+        if record.get("captions") is not None:
+            data = _read(folder / "captions.json")
+            captions = np.array(json.loads(data), str)
+            if zlib.crc32(data) != record["captions"] or len(captions) != len(x):
+                raise ValueError("captions.json was changed")
     except _Unusable:
         raise
     except Exception as error:  # of as many kinds as there are of damage
@@ -244,7 +257,8 @@ def _open(folder: Path, key: str, name: str) -> Dataset:
     count, first = record["left_out"]
     if count:
         print(f"{_count(count)} that cannot be read left out of {name}, first {shown(first)}", file=sys.stderr)
-    train, test = (_split(x[part], labels[part]) for part in (slice(record["train"]), slice(record["train"], None)))
+    parts = (slice(record["train"]), slice(record["train"], None))
+    train, test = (_split(x[part], labels[part], None if captions is None else captions[part]) for part in parts)
     return Dataset(name, train, test, levels=256, num_classes=len(record["classes"]))
 
 
@@ -253,8 +267,8 @@ def _read(path: Path) -> bytes:
         return file.read()
 
 
-def _split(x: np.ndarray, labels: np.ndarray) -> Split:
-    return Split(x, None if (labels < 0).any() else labels)
+def _split(x: np.ndarray, labels: np.ndarray, captions: np.ndarray | None) -> Split:
+    return Split(x, None if (labels < 0).any() else labels, captions=captions)
 
 
 def _mapped(path: Path, record: dict[str, Any]) -> np.ndarray:

@@ -3,7 +3,7 @@
 Layout, in a folder or in a zip alike: images directly in it (no labels), or one sub-folder per class; above these,
 optionally, `train` and `test` (else `val`, `valid`, `validation`). Folders that merely wrap everything are looked
 through. A folder that holds no images but zips is read as the union of its zips: two zips, with train/ in one and
-test/ in the other, are one set with its own splits.
+test/ in the other, are one set with its own splits. A text beside an image, a.txt beside a.png, is its caption.
 """
 
 import itertools
@@ -41,16 +41,22 @@ MAX_RATIO = 100  # a zip whose images unpack to more than MAX_BYTES and to more 
 PROBES = 25  # headers looked at for the expected size
 AHEAD = 2**22  # bytes decoded by one task, of which there are at most two for each thread
 
+MAX_CAPTION = 2**16  # bytes of a caption's file
+
 Decoded = np.ndarray | Unreadable
 
 
 class ImageFile(NamedTuple):
-    """An image: its path below the root, the name shown to the user, what identifies it, and how to get its bytes."""
+    """An image: its path below the root, the name shown to the user, what identifies it, and how to get its bytes.
+
+    caption: how to get those of the text beside it; None where there is none.
+    """
 
     parts: tuple[str, ...]
     shown: str
     identity: str
     read: Callable[[], bytes]
+    caption: Callable[[], bytes] | None = None
 
 
 def load_images(path: Path, recipe: Recipe, cache: Path) -> Dataset:
@@ -63,7 +69,7 @@ def load_images(path: Path, recipe: Recipe, cache: Path) -> Dataset:
     zip that is damaged, reaches outside itself or unpacks to too much, and a layout that leaves classes in doubt.
     """
     with ExitStack() as stack:
-        files = _find(path, stack)
+        files = _with_captions(path, _find(path, stack))
         identity = (f"{'/'.join(file.parts)} {file.identity}" for file in files)
         with warnings.catch_warnings():
             # Of what is too large, ours tells as of a mistake; the others are of damage that viewers leave out too.
@@ -87,9 +93,39 @@ def _plan(path: Path, files: list[ImageFile], recipe: Recipe) -> Plan:
     def rows() -> Iterator[Row | Unreadable]:
         for i, (file, image) in enumerate(zip(files, decode(files, recipe), strict=True)):
             label = number[file.parts[0]] if classes else -1
-            yield image if isinstance(image, Unreadable) else Row(image, label, i >= len(train))
+            told = None if file.caption is None else _caption(file)
+            yield image if isinstance(image, Unreadable) else Row(image, label, i >= len(train), told)
 
     return Plan(rows(), len(train) + len(test), tuple(classes))
+
+
+def _with_captions(path: Path, files: list[ImageFile]) -> list[ImageFile]:
+    """The files, without their captions where some have none, which is said."""
+    without = [file for file in files if file.caption is None]
+    if without and len(without) < len(files):
+        print(
+            f"the captions in {shown(str(path))} are left out: {len(without)} of {len(files)} images have none, first "
+            f"{shown(without[0].shown)}",
+            file=sys.stderr,
+        )
+        return [file._replace(caption=None) for file in files]
+    return files
+
+
+def _caption(file: ImageFile) -> str:
+    assert file.caption is not None
+    try:
+        return " ".join(file.caption().decode().split())
+    except Exception as error:  # zipfile, zlib and the file system raise several kinds
+        raise UserError(
+            f"the caption of {file.shown} cannot be read ({one_line(error)}): write it in UTF-8, at most "
+            f"{MAX_CAPTION} bytes"
+        ) from None
+
+
+def _beside(parts: tuple[str, ...]) -> tuple[str, ...]:
+    """The path of the caption of an image."""
+    return (*parts[:-1], f"{os.path.splitext(parts[-1])[0]}.txt")
 
 
 def _find(path: Path, stack: ExitStack) -> list[ImageFile]:
@@ -98,7 +134,8 @@ def _find(path: Path, stack: ExitStack) -> list[ImageFile]:
             names = list(_walk(path))
         except RecursionError:  # of os.walk, before Python 3.12
             raise UserError(f"the folders in {path} are nested too deep: move the images up") from None
-        files = [_in_folder(path, parts) for parts in names if _is_image(parts)]
+        texts = {parts for parts in names if parts[-1].endswith(".txt")}
+        files = [_in_folder(path, parts, texts) for parts in names if _is_image(parts)]
         if not files:
             zips = [archive for archive in sorted(path.glob("*.zip")) if archive.is_file()]
             files = [file for archive in zips for file in _in_zip(archive, stack, names)]
@@ -122,9 +159,14 @@ def _say_left_out(path: Path, pictures: list[tuple[str, ...]]) -> None:
         print(f"{len(pictures)} files that are not read ({kinds}) left out of {where}, first {first}", file=sys.stderr)
 
 
-def _in_folder(path: Path, parts: tuple[str, ...]) -> ImageFile:
+def _in_folder(path: Path, parts: tuple[str, ...], texts: set[tuple[str, ...]]) -> ImageFile:
     name = os.path.join(path, *parts)
-    return ImageFile(parts, name, _identity(name), partial(read_regular, name, MAX_BYTES))
+    file = ImageFile(parts, name, _identity(name), partial(read_regular, name, MAX_BYTES))
+    if _beside(parts) not in texts:
+        return file
+    text = os.path.join(path, *_beside(parts))
+    identity = f"{file.identity} {_identity(text)}"
+    return file._replace(identity=identity, caption=partial(read_regular, text, MAX_CAPTION))
 
 
 def _walk(root: Path) -> Iterator[tuple[str, ...]]:
@@ -173,6 +215,7 @@ def _in_zip(path: Path, stack: ExitStack, names: list[tuple[str, ...]]) -> Itera
         with reading:
             return archive.read(member)
 
+    texts = {member.filename.replace("\\", "/"): member for member in archive.infolist()}
     limit = max(MAX_BYTES, MAX_RATIO * path.stat().st_size)
     total = 0
     for member in archive.infolist():
@@ -198,7 +241,11 @@ def _in_zip(path: Path, stack: ExitStack, names: list[tuple[str, ...]]) -> Itera
                 "if it is no zip bomb, unpack it and give the folder"
             )
         shown, identity = f"{path}/{'/'.join(parts)}", f"{member.file_size} {member.CRC}"
-        yield ImageFile(parts, shown, identity, partial(read, member))
+        file = ImageFile(parts, shown, identity, partial(read, member))
+        text = texts.get("/".join(_beside(tuple(name.split("/")))))
+        if text is not None and text.file_size <= MAX_CAPTION:
+            file = file._replace(identity=f"{identity} {text.CRC}", caption=partial(read, text))
+        yield file
 
 
 def _layout(path: Path, files: list[ImageFile]) -> tuple[dict[str, list[ImageFile]], list[str]]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sde_lib import SDE, NetworkScore, register_dataclass
@@ -79,17 +80,30 @@ class StandardizedScore:
 
     To samplers and likelihoods it is `score_fn`, of z. Their samples are `units.to_data(z)`, and their log-densities,
     less `units.log_det(shape)`, are those of x.
+
+    units: None for x that are not standardised. cond_units: those of the vectors (n, m) that the score is told, which
+    it takes as the user has them and standardises itself; a row of NaN stays one. None for another condition.
     """
 
     score_fn: NetworkScore
-    units: Units
+    units: Units | None
+    cond_units: Units | None = None
 
     def __repr__(self) -> str:
-        return f"StandardizedScore({self.score_fn!r}, {self.units!r})"
+        told = "" if self.cond_units is None else f", cond_units={self.cond_units!r}"
+        return f"StandardizedScore({self.score_fn!r}, {self.units!r}{told})"
 
     @property
     def sde(self) -> SDE:
         return self.score_fn.sde
 
     def __call__(self, x: jax.Array, t: Any, cond: Any = None) -> jax.Array:
+        if self.cond_units is not None and cond is not None:
+            cond = self._standardised(jnp.asarray(cond, jnp.float32), self.cond_units)
         return self.score_fn(x, t, cond)
+
+    def _standardised(self, cond: jax.Array, units: Units) -> jax.Array:
+        mean, std = (jnp.asarray(constant, jnp.float32)[None] for constant in (units.mean, units.std))
+        if cond.ndim != 2 or cond.shape[1:] != mean.shape[1:]:  # one column would repeat
+            raise ValueError(f"cond must be (n, {mean.shape[1]}), a vector for each sample; it is {cond.shape}")
+        return (cond - mean) / std

@@ -9,7 +9,8 @@ import numpy as np
 
 from experiment.evaluation.points import Point
 from experiment.evaluation.settings import Settings
-from experiment.sampling import Draws, class_labels, draw, draw_batch
+from experiment.run.conditions import conditions
+from experiment.sampling import Draws, draw, draw_batch
 
 Array = np.ndarray
 
@@ -52,7 +53,7 @@ def flat_points(run: Any, levels: Array) -> Array:
 
 def draw_seed(run: Any, description: str, sampler: Any, seed: int, n: int, batch_size: int) -> Draws:
     """Draw a seed's n samples."""
-    return draw(run, sampler, sample_key(seed), n, batch_size, description, class_labels(run, n, seed))
+    return draw(run, sampler, sample_key(seed), n, batch_size, description, conditions(run, n, seed))
 
 
 def draw_point(run: Any, point: Point, settings: Settings) -> Drawn:
@@ -85,8 +86,8 @@ def draw_point(run: Any, point: Point, settings: Settings) -> Drawn:
 def draw_strip(run: Any, sampler: Any, seed: int) -> Strip:
     """Draw the path of the first samples, each frame scaled to unit variance: x_t/sqrt(alpha² + sigma²)."""
     count = STRIP_POINTS if len(run.shape) == 1 else STRIP_IMAGES
-    labels = class_labels(run, count, seed)
-    result = draw_batch(run, sampler, sample_key(seed), 0, count, labels, frames=STRIP_FRAMES)
+    cond = conditions(run, count, seed)
+    result = draw_batch(run, sampler, sample_key(seed), 0, count, cond, frames=STRIP_FRAMES)
     sde = run.score_fn.sde
     alpha, sigma = (np.array([float(f(t)) for t in result.times]) for f in (sde.alpha, sde.sigma))
     path = np.asarray(result.path)

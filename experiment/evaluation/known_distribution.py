@@ -112,10 +112,13 @@ def entropy(distribution: GaussianMixture) -> float:
 def exact_errors(run: Any, drawn: Sequence[Drawn], key: jax.Array) -> ExactResult | None:
     """Measure what each point does wrong on data with a known distribution; None where it is not known.
 
+    Of a network that is told a condition it is not: its score is that of a part of the data.
+
     drawn: each name's points by rising budget; their first samples come from `key`.
     """
     distribution, sde = run.dataset.distribution, run.score_fn.sde
-    if distribution is None:
+    told = not isinstance(run.score_fn, ExactScore) and run.config.model.condition != "none"
+    if distribution is None or told:
         return None
     n, shape = len(drawn[0].samples[0]), tuple(run.shape)
     oracle = ExactScore(distribution, sde)

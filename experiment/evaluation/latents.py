@@ -6,16 +6,21 @@ any --n.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from experiment.config import MOST, check_flag, check_seed
-from experiment.data.npz import DATA_KEYS, LABEL_KEYS, read_npz
+from experiment.data.conditions import condition_rows
+from experiment.data.dataset import Split
+from experiment.data.npz import DATA_KEYS, read_npz, told_in
 from experiment.errors import UserError
 from experiment.files import check_folder, user_path, write_bytes, write_json, write_npz
 from experiment.progress import say_start
+from experiment.run.conditions import arrays_of, conditions_of, kind_of_run, take
 
 Array = np.ndarray
 
@@ -24,23 +29,21 @@ _DRAWS, _PROBES = range(2)
 SHOWN = 10  # examples at either end of the scale
 
 
-def dequantised(
-    run: Any, x: Array, labels: Array | None, index: Array, of: int, seed: int
-) -> tuple[Array, Array | None]:
+def dequantised(run: Any, examples: Split, index: Array, of: int, seed: int) -> tuple[Array, Any]:
     """Dequantise the rows `index` of a set's examples.
 
     Returns:
-        The points at t_min (n, *shape), and their classes for a conditional network.
+        The points at t_min (n, *shape), and what a conditional network is told of them.
     """
     from sde_lib import UniformDequantization, row_keys
 
     if not len(index):
         raise UserError(f"{run.dataset.name} has no examples there: train on data with a held-out split")
-    z = run.scaling.to_model(x[index])
+    z = run.scaling.to_model(examples.x[index])
     if run.scaling.levels is not None:
         keys = row_keys(_key(seed, of, _DRAWS), index)
         z, _ = UniformDequantization(run.scaling.bin_width)(run.score_fn.sde, keys, z)
-    return np.asarray(z), labels[index] if run.config.model.class_conditional and labels is not None else None
+    return np.asarray(z), conditions_of(run, examples, index)
 
 
 def _key(seed: int, of: int, purpose: int) -> Any:
@@ -49,10 +52,8 @@ def _key(seed: int, of: int, purpose: int) -> Any:
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), of), purpose)
 
 
-def in_batches(
-    run: Any, solve: Callable[..., Any], x: Array, labels: Array | None, description: str
-) -> tuple[list[Array], float]:
-    """Call solve(x, labels, first), which returns arrays of rows and then NFE, for each batch.
+def in_batches(run: Any, solve: Callable[..., Any], x: Array, cond: Any, description: str) -> tuple[list[Array], float]:
+    """Call solve(x, cond, first), which returns arrays of rows and then NFE, for each batch.
 
     Returns:
         Each of the arrays, joined over the batches, and the mean NFE.
@@ -66,8 +67,8 @@ def in_batches(
     with progress(n, description, "example", seconds) as work, solver_remedy():
         work.note("compiling")
         for first in range(0, n, size):
-            rows = slice(first, first + size)
-            *arrays, nfe = solve(padded(x[rows], size), None if labels is None else padded(labels[rows], size), first)
+            rows = padded(np.arange(first, min(first + size, n)), size)
+            *arrays, nfe = solve(x[rows], take(cond, rows), first)
             kept = min(size, n - first)
             found.append([np.asarray(array)[:kept] for array in arrays])
             calls += kept * int(nfe)
@@ -76,9 +77,7 @@ def in_batches(
     return [np.concatenate(parts) for parts in zip(*found, strict=True)], calls / n
 
 
-def carry(
-    run: Any, direction: Callable[..., Any], x: Array, labels: Array | None, description: str
-) -> tuple[Array, float]:
+def carry(run: Any, direction: Callable[..., Any], x: Array, cond: Any, description: str) -> tuple[Array, float]:
     """Carry x by `sde_lib.encode` or `decode`, at the tolerances of the run's config.sample.
 
     Returns:
@@ -88,17 +87,15 @@ def carry(
 
     flow = ProbabilityFlow(rtol=run.config.sample.rtol, atol=run.config.sample.atol)
 
-    def solve(x: Array, labels: Array | None, first: int) -> Any:
-        result = direction(run.score_fn, x, flow=flow, cond=labels)
+    def solve(x: Array, told: Any, first: int) -> Any:
+        result = direction(run.score_fn, x, flow=flow, cond=told)
         return result.x, result.nfe
 
-    (carried,), nfe = in_batches(run, solve, x, labels, description)
+    (carried,), nfe = in_batches(run, solve, x, cond, description)
     return carried, nfe
 
 
-def scores(
-    run: Any, x: Array, labels: Array | None, of: int, *, probes: int, seed: int, description: str
-) -> tuple[Array, Array]:
+def scores(run: Any, x: Array, cond: Any, of: int, *, probes: int, seed: int, description: str) -> tuple[Array, Array]:
     """Compute the likelihood of points x (n, *shape).
 
     Returns:
@@ -108,7 +105,7 @@ def scores(
 
     key, settings = _key(seed, of, _PROBES), run.config.eval
 
-    def solve(x: Any, labels: Array | None, first: int) -> Any:
+    def solve(x: Any, told: Any, first: int) -> Any:
         divergence = Hutchinson(probes=probes)
         return log_prob(
             run.score_fn,
@@ -118,16 +115,14 @@ def scores(
             rtol=settings.rtol,
             atol=settings.atol,
             first=first,
-            cond=labels,
+            cond=told,
         )
 
-    (nats, _, latent), _ = in_batches(run, solve, x, labels, description)
+    (nats, _, latent), _ = in_batches(run, solve, x, cond, description)
     return np.asarray(nats, np.float64) - run.scaling.log_det(tuple(run.shape)), latent
 
 
-def read_rows(
-    run: Any, path: Path, flag: str, names: tuple[str, ...], images: bool
-) -> tuple[dict[str, Array], Array, Array | None]:
+def read_rows(run: Any, path: Path, flag: str, names: tuple[str, ...], images: bool) -> tuple[dict[str, Array], Split]:
     """Read a file's rows and check them against the run.
 
     Returns:
@@ -149,37 +144,41 @@ def read_rows(
         raise UserError(f"--{flag}={path}: this run takes {wanted}, and the file holds {has}")
     if not np.isfinite(x).all():
         raise UserError(f"--{flag}={path}: a value is not finite; drop its row")
-    if not run.config.model.class_conditional:
-        return arrays, x, None
-    labels = next((arrays[name] for name in LABEL_KEYS if name in arrays), np.array(-1))
-    if (
-        labels.shape != (len(x),)
-        or labels.dtype.kind not in "iu"
-        or labels.min() < 0
-        or labels.max() >= run.num_classes
-    ):
-        raise UserError(
-            f"--{flag}={path}: the network is class-conditional; save a class 0..{run.num_classes - 1} for each row, "
-            "as labels"
-        )
-    return arrays, x, labels
+    told_kind = kind_of_run(run)
+    if told_kind is None:
+        return arrays, Split(x)
+    told = told_in(path, arrays, len(x))
+    if told.labels is not None and (told.labels.max() >= run.num_classes or told.labels.min() < 0):
+        told = replace(told, labels=None)
+    if condition_rows(told_kind, told) is None:
+        name, what = SAVED[run.config.model.condition]
+        what = what.format(most=run.num_classes - 1)
+        raise UserError(f"--{flag}={path}: the network is conditional; save {what} for each row, as {name}")
+    return arrays, replace(told, x=x)
 
 
-def read_examples(run: Any, path: Path) -> tuple[Array, Array | None]:
-    """Read --of's examples, in the levels of the run's data, or vectors.
+SAVED = {
+    "label": ("labels", "a class 0..{most}"),
+    "vector": ("cond", "a vector"),
+    "text": ("captions, or embeddings and mask", "a caption"),
+}
+
+
+def read_examples(run: Any, path: Path) -> Split:
+    """Read --of's examples, in the levels of the run's data, or vectors, with what is told of them.
 
     Images have the file's `levels`, or 256, as samples.npz has.
     """
     images = run.scaling.levels is not None
-    arrays, x, labels = read_rows(run, path, "of", DATA_KEYS, images)
+    arrays, found = read_rows(run, path, "of", DATA_KEYS, images)
     if images:
-        levels, most = arrays.get("levels", np.array(256)), int(x.max())
+        levels, most = arrays.get("levels", np.array(256)), int(found.x.max())
         if levels.size != 1 or levels.dtype.kind not in "iu" or not most < levels.item() <= 256:
             told = f"values to {most} take `levels`, one integer, from {most + 1} to 256"
             raise UserError(f"--of={path}: {told}; it is {levels.tolist()!r:.40}")
         top = max(levels.item() - 1, 1)
-        x = np.rint(x * ((run.scaling.levels - 1) / top)).astype(np.uint8)
-    return x, labels
+        return replace(found, x=np.rint(found.x * ((run.scaling.levels - 1) / top)).astype(np.uint8))
+    return found
 
 
 def encode_examples(run: Any, folder: Path, *, n: int | None = None, seed: int = 0) -> str:
@@ -188,9 +187,9 @@ def encode_examples(run: Any, folder: Path, *, n: int | None = None, seed: int =
 
     test = run.dataset.test
     index = np.arange(min(n or run.config.eval.likelihood_n, len(test)))
-    x, labels = dequantised(run, test.x, test.labels, index, _TEST, seed)
-    latents, nfe = carry(run, encode, x, labels, "encode")
-    arrays = {"latents": latents, "index": index} | ({} if labels is None else {"labels": labels})
+    x, cond = dequantised(run, test, index, _TEST, seed)
+    latents, nfe = carry(run, encode, x, cond, "encode")
+    arrays = {"latents": latents, "index": index} | arrays_of(kind_of_run(run), cond, texts="captions")
     write_npz(folder / "latents.npz", **arrays)
     return f"encode: {len(index):,} held-out examples, {nfe:,.0f} NFE, step {run.step}: {folder / 'latents.npz'}"
 
@@ -200,9 +199,11 @@ def decode_latents(run: Any, folder: Path, *, decode: str) -> str:
     from experiment.run.samples import write_samples
     from sde_lib import decode as backwards
 
-    _, latents, labels = read_rows(run, user_path(decode, "--decode"), "decode", ("latents",), images=False)
-    x, nfe = carry(run, backwards, latents.astype(np.float32), labels, "decode")
-    write_samples(run, x, folder, labels)
+    _, found = read_rows(run, user_path(decode, "--decode"), "decode", ("latents",), images=False)
+    kind = kind_of_run(run)
+    cond = condition_rows(kind, found)
+    x, nfe = carry(run, backwards, found.x.astype(np.float32), cond, "decode")
+    write_samples(run, x, folder, arrays_of(kind, cond, labels="arr_1"))
     return f"decode: {len(x):,} latents, {nfe:,.0f} NFE, step {run.step}: {folder / 'samples.npz'}"
 
 
@@ -214,16 +215,17 @@ def interpolate_examples(run: Any, folder: Path, *, interpolate: list[str], poin
 
     test, scaling = run.dataset.test, run.scaling
     index = _pair(interpolate, len(test))
-    ends, labels = dequantised(run, test.x, test.labels, index, _TEST, seed)
-    if labels is not None and labels[0] != labels[1]:
+    ends, cond = dequantised(run, test, index, _TEST, seed)
+    if not all(np.array_equal(rows[0], rows[1]) for rows in jax.tree.leaves(cond)):
+        which = f"classes {cond[0]} and {cond[1]}" if np.ndim(cond) == 1 else "different conditions"
         raise UserError(
-            f"--interpolate: examples {index[0]} and {index[1]} are of classes {labels[0]} and {labels[1]}, and a "
-            "class-conditional network has a map of its own for each: choose two of one class"
+            f"--interpolate: examples {index[0]} and {index[1]} are of {which}, and a conditional network has a map of "
+            "its own for each: choose two of one"
         )
     weight = np.linspace(0, 1, points)
-    latents, to = carry(run, encode, ends, labels, "encode")
+    latents, to = carry(run, encode, ends, cond, "encode")
     between = np.asarray(spherical_interpolation(latents[:1], latents[1:], weight))
-    x, back = carry(run, decode, between, None if labels is None else np.repeat(labels[:1], points), "decode")
+    x, back = carry(run, decode, between, take(cond, np.zeros(points, int)), "decode")
     rows = weight.reshape(-1, *[1] * len(run.shape))
     path = np.asarray(scaling.to_data(x))
     if len(run.shape) == 1:
@@ -277,21 +279,21 @@ def score_examples(
 
     n, probes = n or run.config.eval.likelihood_n, probes or run.config.eval.probes
     train, test = run.dataset.train, run.dataset.test
-    sets: list[tuple[str, int, Array, Array | None]] = [("held-out examples", _TEST, test.x, test.labels)]
+    sets: list[tuple[str, int, Split]] = [("held-out examples", _TEST, test)]
     if of is None:
-        sets.insert(0, ("training examples", _TRAIN, train.x, train.labels))
+        sets.insert(0, ("training examples", _TRAIN, train))
     else:
-        sets.append((Path(of).name, _FILE, *read_examples(run, user_path(of, "--of"))))
+        sets.append((Path(of).name, _FILE, read_examples(run, user_path(of, "--of"))))
     if len(sets[0][2]) < 2:
         raise UserError(
             f"typicality needs at least 2 {sets[0][0]} to compare with, and {run.dataset.name} has {len(sets[0][2])}"
         )
     std = float(run.score_fn.sde.sigma(run.score_fn.sde.t_max))
     found: list[dict[str, Any]] = []
-    for name, which, x, labels in sets:
+    for name, which, examples in sets:
         # A folder's images may lie in the order of their classes.
-        index = np.random.RandomState(seed).permutation(len(x))[:n]
-        points = dequantised(run, x, labels, index, which, seed)
+        index = np.random.RandomState(seed).permutation(len(examples))[:n]
+        points = dequantised(run, examples, index, which, seed)
         nats, latent = scores(run, *points, which, probes=probes, seed=seed, description=name)
         latent_z, latent_p_value = map(np.asarray, latent_typicality(latent, std))
         arrays = {"index": index, "nats": nats, "latent_z": latent_z, "latent_p_value": latent_p_value}
@@ -303,7 +305,7 @@ def score_examples(
         tested["z"], tested["p_value"] = typicality(tested["nats"], reference["nats"])
     except ValueError as error:  # not finite, or all equal
         raise UserError(f"{error}, or train the network longer") from error
-    x = sets[1][2][tested["index"]]
+    x = sets[1][2].x[tested["index"]]
     pictures = x if len(run.shape) == 1 else pictured(run.scaling, x)
     picture = plots.typicality(reference, tested, int(np.prod(run.shape)), pictures, SHOWN)
     document = {

@@ -26,12 +26,14 @@ from experiment.devices.memory import check_fits
 from experiment.devices.sharding import mesh_here, round_up
 from experiment.errors import UserError, choose, one_line, shown
 from experiment.evaluation import variational_bounds as bounds
+from experiment.evaluation.bayes_classifier import bayes_classifier, classifier_seconds
 from experiment.evaluation.earlier import keep_earlier
 from experiment.evaluation.opening import open_run
 from experiment.evaluation.results import LikelihoodResult, plain
 from experiment.evaluation.settings import FromConfig
 from experiment.files import check_folder, user_path, write_bytes, write_json, write_npz, write_text
 from experiment.progress import progress, say_start
+from experiment.run.conditions import conditions_of
 from experiment.run.load import in_float32
 from experiment.sampling import GUESSED_CALLS, padded, seconds_per_call, solver_remedy, told
 from sde_lib import (
@@ -126,7 +128,7 @@ def solve_batch(
     Returns:
         log p/q in nats (size, k, probes), q being what a change of units brings for data without levels, and the NFE.
     """
-    x, labels = _examples(run, first, size)
+    x, cond = _examples(run, first, size)
     centres, key = run.scaling.to_model(x), jax.random.key(settings.seed)
     found, nfe = [], 0
     for draw in range(settings.k):
@@ -146,21 +148,21 @@ def solve_batch(
             rtol=scale * settings.rtol,
             atol=scale * settings.atol,
             first=first,
-            cond=labels,
+            cond=cond,
         )
         found.append(np.asarray(result.probe_nats, np.float64) - np.asarray(log_q, np.float64)[:, None])
         nfe += int(result.nfe)
     return np.stack(found, axis=1), nfe
 
 
-def _examples(run: Any, first: int, size: int) -> tuple[Array, Array | None]:
-    """Examples first .. first + size - 1 of the held-out split, and their classes for a conditional network.
+def _examples(run: Any, first: int, size: int) -> tuple[Array, Any]:
+    """Examples first .. first + size - 1 of the held-out split, and what a conditional network is told of them.
 
     Past the split's end its last example is repeated.
     """
     test = run.dataset.test
-    labels = padded(test.labels[first : first + size], size) if run.config.model.class_conditional else None
-    return padded(test.x[first : first + size], size), labels
+    index = padded(np.arange(first, min(first + size, len(test))), size)
+    return test.x[index], conditions_of(run, test, index)
 
 
 def parts(run: Any, settings: LikelihoodSettings, folder: Path | None, budget: bool) -> Iterator[dict[str, Array]]:
@@ -193,15 +195,15 @@ def _compute(
         part["tighter"], _ = solve_batch(run, first, settings, size, scale=0.5)
         if run.scaling.levels:
             part["redrawn"], _ = solve_batch(run, first, settings, size, purpose=_OTHER_DRAWS)
-    x, labels = _examples(run, first, size)
+    x, cond = _examples(run, first, size)
     x, key = run.scaling.to_model(x), jax.random.key(settings.seed)
     if settings.bound:
-        of_bound = bounds.vlb_batch(run, x, labels, jax.random.fold_in(key, _BOUND), first)
+        of_bound = bounds.vlb_batch(run, x, cond, jax.random.fold_in(key, _BOUND), first)
         of_bound["reconstruction"] += run.scaling.log_det(tuple(run.shape))  # a density of x, in the user's units
         part |= of_bound
     if settings.chain:
         of_chain = (settings.chain, settings.betas, settings.variance)
-        part |= bounds.elbo_batch(run, x, labels, jax.random.fold_in(key, _CHAIN), first, *of_chain)
+        part |= bounds.elbo_batch(run, x, cond, jax.random.fold_in(key, _CHAIN), first, *of_chain)
     return {name: np.asarray(value)[:kept] if np.ndim(value) else np.asarray(value) for name, value in part.items()}
 
 
@@ -381,6 +383,8 @@ def likelihood_of_run(
     n = count_of_examples(run, settings)
     check_folder(folder)
     seconds = likelihood_seconds(run, settings)
+    if run.config.model.condition == "label":
+        seconds += classifier_seconds(run, n)
     say_start(f"likelihood of {n:,} held-out examples by {run.workdir} at step {run.step}{told(run, seconds)}")
     what = plain({"step": run.step, "config": run.config.to_dict(), **dataclasses.asdict(settings)})
     digest = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:12]
@@ -389,7 +393,12 @@ def likelihood_of_run(
     unit, convert = likelihood_unit(math.prod(run.shape), run.scaling.bin_width)
     pictures = bounds.pictures(arrays, settings, unit, convert)
     lines = likelihood_lines(found)
-    document = plain({**what, **plain(found), "values": values})
+    document = {**what, **plain(found), "values": values}
+    if run.config.model.condition == "label":
+        by_class = bayes_classifier(run, n, settings)
+        lines += by_class.lines(convert, unit)
+        document["classes"] = by_class.document()
+    document = plain(document)
     files = (f"{name}.txt", *(f"{name}_{picture}" for picture in bounds.PICTURES))
     aside = keep_earlier(
         folder, f"{name}.json", document, lambda found: {key: found[key] for key in what}, lambda found: files

@@ -96,11 +96,11 @@ def chain_of_run(score_fn: Any, steps: int, betas: str) -> tuple[Chain, Array, A
     return chain_of(own, times), times, score_fn
 
 
-def vlb_batch(run: Any, x: Any, labels: Array | None, key: Any, first: int) -> dict[str, Array]:
+def vlb_batch(run: Any, x: Any, cond: Any, key: Any, first: int) -> dict[str, Array]:
     """The terms of the SDE's bound, (n,) in nats, for x in the model's space, and its integrand, (n, TIMES)."""
     levels = run.scaling.levels
     centres = None if levels is None else run.scaling.to_model(np.arange(levels))
-    found = vlb(run.score_fn, x, key, times=TIMES, centres=centres, first=first, cond=labels)
+    found = vlb(run.score_fn, x, key, times=TIMES, centres=centres, first=first, cond=cond)
     return {
         name: np.asarray(value, np.float64) for name, value in found._asdict().items() if name not in ("nats", "nfe")
     }
@@ -109,7 +109,7 @@ def vlb_batch(run: Any, x: Any, labels: Array | None, key: Any, first: int) -> d
 def elbo_batch(
     run: Any,
     x: Any,
-    labels: Array | None,
+    cond: Any,
     key: Any,
     first: int,
     steps: int,
@@ -122,7 +122,7 @@ def elbo_batch(
     most: the number of steps beyond which that many, an even number, are drawn for each example.
     """
     chain, times, score_fn = chain_of_run(run.score_fn, steps, betas)
-    model = ReverseChain(NoiseOfScore(score_fn, times, labels), log_variance=VARIANCES[variance])
+    model = ReverseChain(NoiseOfScore(score_fn, times, cond), log_variance=VARIANCES[variance])
     draws = most if steps - 1 > most else None
     found = elbo(model, chain, x, key, bin_width=run.scaling.bin_width, first=first, draws=draws)
     arrays = found._asdict()

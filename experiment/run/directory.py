@@ -28,7 +28,8 @@ class DataShape:
     """The facts about the data that building a network and drawing samples need, as config.json keeps them.
 
     class_counts: how many training examples each class has; () without labels, and of runs that did not note it.
-    mean, std: those of `Units`; None for data that are not standardised.
+    mean, std: those of `Units`; None for data that are not standardised. cond_mean, cond_std: of the vectors that are
+    told; None without. captioned, embedding_shape: as of `Dataset`; None without.
     """
 
     shape: tuple[int, ...]
@@ -37,14 +38,22 @@ class DataShape:
     class_counts: tuple[int, ...] = ()
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    cond_mean: tuple[float, ...] | None = None
+    cond_std: tuple[float, ...] | None = None
+    captioned: bool | None = None
+    embedding_shape: tuple[int, int] | None = None
 
     @classmethod
     def of(cls, dataset: Dataset) -> "DataShape":
         """The facts about this data set."""
-        labels, units = dataset.train.labels, dataset.units
+        labels = dataset.train.labels
         counts = () if labels is None else np.bincount(labels, minlength=dataset.num_classes).tolist()
-        constants = () if units is None else (tuple(units.mean.tolist()), tuple(units.std.tolist()))
-        return cls(tuple(dataset.shape), dataset.levels, dataset.num_classes, tuple(counts), *constants)
+        found: dict[str, Any] = {}
+        for prefix, units in (("", dataset.units), ("cond_", dataset.cond_units)):
+            if units is not None and (not prefix or units.std.min() > 0):  # unused ones may be constant
+                found |= {f"{prefix}mean": tuple(units.mean.tolist()), f"{prefix}std": tuple(units.std.tolist())}
+        found |= {"captioned": dataset.captioned or None, "embedding_shape": dataset.embedding_shape}
+        return cls(tuple(dataset.shape), dataset.levels, dataset.num_classes, tuple(counts), **found)
 
     @classmethod
     def of_json(cls, found: dict[str, Any]) -> "DataShape":
@@ -58,17 +67,28 @@ class DataShape:
             raise ValueError
         if 0 in shape or (counts and (len(counts) != classes or not sum(counts))):
             raise ValueError
-        mean, std = (None if found.get(name) is None else tuple(map(float, found[name])) for name in ("mean", "std"))
-        if (mean is None) != (std is None) or (mean and not len(mean) == len(std or ()) == shape[-1]):
+        of_x, of_cond = _constants(found, ""), _constants(found, "cond_")
+        if of_x[0] and len(of_x[0]) != shape[-1]:
             raise ValueError
-        if mean and not (np.all(np.isfinite(mean)) and np.all(np.isfinite(std or ())) and min(std or ()) > 0):
+        captioned, embedded = found.get("captioned"), found.get("embedding_shape")
+        if captioned not in (None, True) or not (embedded is None or _is_embedding_shape(embedded)):
             raise ValueError
-        return cls(shape, levels, classes, counts, mean, std)
+        return cls(shape, levels, classes, counts, *of_x, *of_cond, captioned, embedded and tuple(embedded))
 
     @property
     def units(self) -> Units | None:
         """The data's units, None where they are not standardised."""
-        return None if self.mean is None else Units(np.asarray(self.mean, np.float64), np.asarray(self.std, np.float64))
+        return _units(self.mean, self.std)
+
+    @property
+    def cond_units(self) -> Units | None:
+        """The units of the vectors that are told, None without."""
+        return _units(self.cond_mean, self.cond_std)
+
+    @property
+    def vector_size(self) -> int:
+        """The numbers of the vector told of each example; 0 for none."""
+        return len(self.cond_mean or ())
 
     def words(self) -> str:
         """Say what the data are."""
@@ -76,6 +96,25 @@ class DataShape:
         plain = "vectors" if len(self.shape) == 1 else "floats"
         kind = f"{plain} of {shape}" if self.levels is None else f"images of {shape} with {self.levels} levels"
         return f"{kind}, {self.num_classes} classes" if self.num_classes else kind
+
+
+def _constants(found: dict[str, Any], prefix: str) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+    """A mean and a std of config.json, finite, the latter positive; both None where there are none."""
+    mean, std = (found.get(f"{prefix}{name}") for name in ("mean", "std"))
+    if mean is None and std is None:
+        return None, None
+    mean, std = tuple(map(float, mean)), tuple(map(float, std))  # type: ignore[arg-type]  # TypeError for None
+    if not mean or len(mean) != len(std) or not np.all(np.isfinite([mean, std])) or min(std) <= 0:
+        raise ValueError
+    return mean, std
+
+
+def _is_embedding_shape(found: Any) -> bool:
+    return isinstance(found, list | tuple) and len(found) == 2 and all(type(n) is int and 0 < n < 2**31 for n in found)
+
+
+def _units(mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> Units | None:
+    return None if mean is None else Units(np.asarray(mean, np.float64), np.asarray(std, np.float64))
 
 
 def data_shape_of(path: Path, beside: Any) -> DataShape:
@@ -113,7 +152,12 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the directory for this process. Raises UserError when another does; a lock dies with its process."""
+        """Hold the directory for this process. Raises UserError when another does; a lock dies with its process.
+
+        Of a new run that a UserError ends before its log begins, nothing is left, neither files nor folders.
+        """
+        made = (self.path / ".lock", self.config_path, self.gaussian_path)
+        new = [path for path in (*made, self.path, *self.path.absolute().parents) if not path.exists()]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             file = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -136,7 +180,14 @@ class RunDirectory:
                 ) from None
             os.ftruncate(file, 0)
             os.write(file, str(os.getpid()).encode())
-            yield
+            try:
+                yield
+            except UserError:
+                if not (self.path / "metrics.jsonl").exists():
+                    with contextlib.suppress(OSError):  # a folder with other files stays
+                        for path in new:
+                            path.unlink(missing_ok=True) if path in made else path.rmdir()
+                raise
         finally:
             os.close(file)
 
@@ -174,7 +225,8 @@ class RunDirectory:
                 f"the data are {data.words()} now, and {self.path} was trained on {before.words()}: give the data of "
                 "this run, or train into another --workdir"
             )
-        if before.units and data.units and not before.units.near(data.units):
+        pairs = ((before.units, data.units), (before.cond_units, data.cond_units))
+        if any(old and new and not old.near(new) for old, new in pairs):
             raise UserError(
                 f"the data have another mean or standard deviation now than those that {self.path} was trained on: "
                 "give the data of this run, or train into another --workdir"
@@ -191,7 +243,8 @@ class RunDirectory:
         """The data set in the units that the run was begun with, those of this data set for a new run."""
         if not self.checkpoints.steps():
             return dataset
-        return replace(dataset, units=data_shape_of(self.config_path, load_config(self.config_path)[1]).units)
+        kept = data_shape_of(self.config_path, load_config(self.config_path)[1])
+        return replace(dataset, units=kept.units, cond_units=kept.cond_units or dataset.cond_units)
 
     def gaussian(self, config: Any, dataset: Dataset | None = None) -> dict[str, np.ndarray]:
         """The Gaussian that the run's parameterisation starts from: kept, or of a new run's data; {} where it has none.

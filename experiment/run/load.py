@@ -21,9 +21,11 @@ from experiment.devices.hosts import one_host_only, say
 from experiment.devices.sharding import OverBatch, mesh_here, weight_shardings
 from experiment.errors import UserError
 from experiment.files import user_path
+from experiment.run.conditions import Asked, conditions
 from experiment.run.directory import DataShape, RunDirectory, data_shape_of
+from experiment.run.guidance import Guidance, guided
 from experiment.run.log import last_rate
-from experiment.sampling import Draws, as_data, check_samples_fit, class_labels, draw
+from experiment.sampling import Draws, as_data, check_samples_fit, draw
 from sde_lib import NetworkScore
 
 _CALLS_OF_AN_UPDATE = 3  # forward, and backward, which takes about twice as long
@@ -82,7 +84,7 @@ class Run:
                 f"the data of {self.workdir} are not at {path}: give the place where they are now, as --data=PATH"
             )
         dataset = configured_dataset(self.config)
-        found, classes = DataShape.of(dataset), self.config.model.class_conditional
+        found, classes = DataShape.of(dataset), self.config.model.condition == "label"
         if (found.shape, found.levels) != (self.shape, self.levels) or (
             classes and found.num_classes != self.num_classes
         ):
@@ -104,12 +106,25 @@ class Run:
         return None if not rate else 1 / (_CALLS_OF_AN_UPDATE * rate)
 
     def sample(
-        self, sampler: Any, n: int = 64, *, seed: int = 0, label: int | Sequence[int] | None = None, **settings: Any
+        self,
+        sampler: Any,
+        n: int = 64,
+        *,
+        seed: int = 0,
+        label: int | Sequence[int] | None = None,
+        prompt: str | Sequence[str] | None = None,
+        cond: Any = None,
+        guidance: float | None = None,
+        guidance_interval: tuple[float, float] | None = None,
+        guide: str | None = None,
+        **settings: Any,
     ) -> Draws:
         """Draw n samples, the same that sample.py draws.
 
         sampler: a name of its list, with the run's settings and those given, such as steps=50, or a sampler of
-        `sde_lib`. label: the class to draw, or several in turn; None draws them as often as the data have them.
+        `sde_lib`. label, prompt: the class or the text to draw, or several in turn; cond: vectors (m,) or (n, m), or
+        embeddings with their mask. Without any of them the data's are drawn. guidance, guidance_interval, guide: as the
+        flags of sample.py.
 
         Returns:
             The samples: x in the model's space, and data as samples.npz has them, with their labels and cost.
@@ -125,8 +140,10 @@ class Run:
         )
         check_samples_fit(n, self.shape)
         chosen = None if label is None else [int(one) for one in np.atleast_1d(np.asarray(label))]
-        labels = class_labels(self, n, seed, chosen)
-        draws = draw(self, sampler, jax.random.key(seed), n, self.config.sample.batch_size, name, labels)
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        told = conditions(self, n, seed, Asked(chosen, prompts, cond))
+        run = guided(self, Guidance(guidance, guidance_interval, guide))
+        draws = draw(run, sampler, jax.random.key(seed), n, self.config.sample.batch_size, name, told)
         return replace(draws, data=as_data(self.scaling, draws.x))
 
 
@@ -170,7 +187,9 @@ def load_run(workdir: str | Path, data: str = "", cache: str = "") -> Run:
     state, meta = restored
     gaussian = directory.gaussian(config)
     score_fn = build_score(config, OverBatch(apply, mesh_here(config.train.fsdp)), state["ema"], gaussian)
-    whole = score_fn if shape.units is None else StandardizedScore(score_fn, shape.units)
+    cond_units = shape.cond_units if config.model.condition == "vector" else None
+    plain = shape.units is None and cond_units is None
+    whole = score_fn if plain else StandardizedScore(score_fn, shape.units, cond_units)
     return Run(directory.path, config, whole, int(meta["step"]), shape)
 
 
@@ -205,6 +224,7 @@ def load_score(workdir: str | Path) -> NetworkScore | StandardizedScore:
     """Load the run's score: its EMA weights, SDE and parameterisation as one pytree, called as score_fn(x, t).
 
     x is in the model's space. Of data that were standardised the pytree also holds the constants, as `units`: samples x
-    are `score_fn.units.to_data(x)`, and log-densities lose `score_fn.units.log_det(shape)`.
+    are `score_fn.units.to_data(x)`, and log-densities lose `score_fn.units.log_det(shape)`. Vectors that it is told are
+    in the user's units: it standardises them by its `cond_units`.
     """
     return load_run(workdir).score_fn

@@ -204,7 +204,7 @@ class _Training:
             return
         row, picture = now.row, None
         if self._preview.due(now.step):
-            row = {**row, "held_out_loss": self._preview.held_out_loss(now.state)}
+            row = {**row, **self._preview.held_out_losses(now.state)}
             picture = self._preview.picture(now.state)
         if not self._log:
             return
@@ -214,6 +214,8 @@ class _Training:
         words = [f"loss {row['loss']:.4f}", f"{row['images_per_second']:.0f} {self._unit}/s"]
         if "held_out_loss" in row:
             words.insert(1, f"held out {row['held_out_loss']:.4f}")
+        if "held_out_loss_without_condition" in row:
+            words.insert(2, f"without condition {row['held_out_loss_without_condition']:.4f}")
         bar.set_postfix_str(", ".join(words), refresh=False)
         if bar.disable:
             print(f"step {now.step}  {'  '.join(words)}", flush=True)

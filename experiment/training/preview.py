@@ -12,6 +12,7 @@ import numpy as np
 from experiment.devices.sharding import put_rows, round_up
 from experiment.sampling import as_data, picture_of
 from experiment.training.trainer import State, Trainer
+from models.conditions import nothing_rows
 from sde_lib import NetworkScore, sample
 from sde_lib.samplers import DPMSolverPP2M
 
@@ -34,8 +35,18 @@ class Preview:
         before = (step - 1) // train.log_every * train.log_every
         return bool(train.preview_every) and step // train.preview_every > before // train.preview_every
 
-    def held_out_loss(self, state: State) -> float:
-        """The mean loss of the first held-out examples under the averaged weights, always with the same noise."""
+    def held_out_losses(self, state: State) -> dict[str, float]:
+        """The mean loss of the first held-out examples under the averaged weights, always with the same noise.
+
+        Of a network that learns to do without its condition it is the loss with it, and beside it the one without.
+        """
+        found = {"held_out_loss": self.held_out_loss(state)}
+        if self._trainer.config.train.cond_dropout:
+            found["held_out_loss_without_condition"] = self.held_out_loss(state, told=False)
+        return found
+
+    def held_out_loss(self, state: State, told: bool = True) -> float:
+        """One of the `held_out_losses`."""
         trainer, train = self._trainer, self._trainer.config.train
         test, devices = trainer.dataset.test, trainer.mesh.size
         size = max(min(train.batch_size // train.accumulate, len(test)) // devices, 1) * devices
@@ -43,7 +54,10 @@ class Preview:
         for i in range(min(max(len(test) // size, 1), MOST_BATCHES)):
             rows = np.arange(i * size, (i + 1) * size) % len(test)
             key = jax.random.fold_in(jax.random.fold_in(jax.random.key(trainer.config.seed), _LOSS), i)
-            losses.append(self._mean_loss(state["ema"], state["learned"], self._batch(rows), key))
+            batch = self._batch(rows)
+            if not told and trainer.kind is not None:
+                batch["cond"] = nothing_rows(trainer.kind, len(rows))
+            losses.append(self._mean_loss(state["ema"], state["learned"], batch, key))
         return float(np.mean([np.asarray(loss) for loss in losses]))
 
     def _loss(self, params: Any, learned: Any, batch: Any, key: jax.Array) -> jax.Array:
@@ -57,8 +71,9 @@ class Preview:
         if trainer.scaling.units is not None:
             x, rows_of_x = trainer.scaling.units.to_model(x[rows]), np.arange(len(rows))
         batch = {"x": put_rows(rows_of_x, x, trainer.mesh)}
-        if trainer.config.model.class_conditional:
-            batch["cond"] = put_rows(rows, trainer.dataset.test.labels, trainer.mesh)
+        told = trainer.conditions(trainer.dataset.test.rows(rows))
+        if told is not None:
+            batch["cond"] = jax.tree.map(lambda part: put_rows(np.arange(len(rows)), part, trainer.mesh), told)
         return batch
 
     def picture(self, state: State) -> bytes | None:

@@ -82,7 +82,7 @@ class Start:
 
 def _key_that_differs(theirs: Any, ours: Any) -> str:
     """The first of the network's keys that differs, as "model.width 16 -> 32"; "" where none does."""
-    taken = {"name", "parameterization", "noise_label", "class_conditional"}
+    taken = {"name", "parameterization", "noise_label", "condition"}
     taken |= {*parameters(MODELS[ours.model.name]), *parameters(PARAMETERIZATIONS[ours.model.parameterization])}
     keys = {f"model.{name}" for name in taken} - _OF_TRAINING_ALONE
     keys |= {"data.centered"} if "centered" in taken else set()
@@ -93,7 +93,7 @@ def _fact_that_differs(theirs: DataShape, dataset: Any, config: Any) -> str:
     if theirs.shape != tuple(dataset.shape):
         there, here = (" x ".join(map(str, shape)) for shape in (theirs.shape, dataset.shape))
         return f"examples of {there} -> {here}"
-    if config.model.class_conditional and theirs.num_classes != dataset.num_classes:
+    if config.model.condition == "label" and theirs.num_classes != dataset.num_classes:
         return f"{theirs.num_classes} classes -> {dataset.num_classes}"
     return ""
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiment.build.conditions import condition_kind
 from experiment.build.objective import Objective
 from experiment.build.objects import (
     abstract_network,
@@ -26,10 +27,13 @@ from experiment.build.objects import (
     build_sde,
 )
 from experiment.data.batches import batch_indices
+from experiment.data.conditions import check_cond_units, condition_rows
+from experiment.data.dataset import Split
 from experiment.data.scaling import Scaling, random_flip
 from experiment.devices.sharding import OverBatch, make_mesh, over_batch, put_rows, replicated, weight_shardings
 from experiment.errors import UserError
 from experiment.training.clock import Clock
+from models import Vector
 from sde_lib import NetworkScore, power_ema_decay
 
 State = dict[str, Any]
@@ -38,6 +42,8 @@ Window = dict[str, jax.Array]
 # Calls given to the device before the host waits for one: enough to keep it busy while the host reads the next batch,
 # few enough to answer a signal.
 IN_FLIGHT = 2
+
+_DROP = 0  # what the key of a step's data is folded with, for the conditions that are dropped
 
 
 def empty_window() -> dict[str, float]:
@@ -113,6 +119,8 @@ class Trainer:
         self.scaling = Scaling(dataset.levels, config.data.centered, dataset.units)
         # Floats are standardised here, in float64, once; on the device they are as the network sees them.
         self.standardised = None if dataset.units is None else dataset.units.to_model(dataset.train.x)
+        self.kind = condition_kind(config, dataset)
+        self.told = self.conditions(dataset.train)
         self.sde, self.parameterization = build_sde(config), build_parameterization(config, gaussian)
         self.objective = Objective.of(config)
         self.optimizer, self.schedule = build_optimizer(config), build_schedule(config)
@@ -142,6 +150,7 @@ class Trainer:
                 f"{what} {constant[0]} of {self.dataset.name} is {units.mean[constant[0]]:g} in all training examples, "
                 f"so it has no density: leave it out{more}"
             )
+        check_cond_units(self.config, self.dataset)
         if self.config.data.flip and len(self.dataset.shape) != 3:
             raise UserError("config.data.flip mirrors images, and this data set holds none: set it to false")
         if train.batch_size % (train.accumulate * devices):
@@ -194,9 +203,26 @@ class Trainer:
         found = [batch_indices(self.config.seed, k, size, len(data)) for k in range(step, step + max(steps, 1))]
         rows = np.stack(found) if steps else found[0]
         batch = {"x": put_rows(rows, data.x if self.standardised is None else self.standardised, self.mesh)}
-        if self.config.model.class_conditional:
-            batch["cond"] = put_rows(rows, data.labels, self.mesh)
+        if self.told is not None:
+            batch["cond"] = jax.tree.map(lambda told: put_rows(rows, told, self.mesh), self.told)
         return batch
+
+    def conditions(self, split: Split) -> Any:
+        """What the network is told of a split's examples, a row for each; None where it is told nothing."""
+        told, units = condition_rows(self.kind, split), self.dataset.cond_units
+        return units.to_model(told) if isinstance(self.kind, Vector) and units is not None else told
+
+    def drop(self, cond: Any, key: jax.Array) -> Any:
+        """Replace the conditions (n, ..) by "nothing", each with probability config.train.cond_dropout."""
+        share = self.config.train.cond_dropout
+        if self.kind is None or not share:
+            return cond
+        dropped = jax.random.bernoulli(key, share, jax.tree.leaves(cond)[0].shape[:1])
+
+        def rows(told: jax.Array, nothing: Any) -> jax.Array:
+            return jnp.where(dropped.reshape(-1, *[1] * (told.ndim - 1)), jnp.asarray(nothing)[None], told)
+
+        return jax.tree.map(rows, cond, self.kind.nothing())
 
     def prepare(self, x: jax.Array, key: jax.Array) -> jax.Array:
         """Turn the data into the model's input: flipped at random, dequantised, scaled."""
@@ -251,6 +277,8 @@ class Trainer:
         k = state["step"]
         key_data, key_loss = jax.random.split(jax.random.fold_in(jax.random.key(seed), k))
         batch = {**batch, "x": self.prepare(batch["x"], key_data)}
+        if "cond" in batch:
+            batch["cond"] = self.drop(batch["cond"], jax.random.fold_in(key_data, _DROP))
         loss, (losses, u), grad = self.loss_and_grad(state["params"], state["learned"], batch, key_loss)
         updates, opt_state = self.optimizer.update(grad, state["opt_state"], state["params"])
         params = optax.apply_updates(state["params"], updates)

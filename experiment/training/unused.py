@@ -15,6 +15,7 @@ from experiment.errors import UserError
 _CHOSEN_BY = {
     "model.sigma_data": "model.parameterization",
     "model.scale_by_sigma": "model.parameterization",
+    "model.text_length": "model.condition",
     "train.min_snr_gamma": "train.weighting",
     "train.time_mean": "train.times",
     "train.time_std": "train.times",
@@ -39,7 +40,11 @@ def unused_keys(config: Any, given: Iterable[str] = ()) -> list[str]:
     build_parameterization(read)
     Objective.of(read)
     network = {f"model.{name}" for name in (*parameters(MODELS[config.model.name]), *_OF_EVERY_NETWORK)}
-    taken = network | read.names | ({"train.snapshot_every"} if config.train.power_ema else set())
+    others = {
+        "train.snapshot_every": bool(config.train.power_ema),
+        "model.text_length": config.model.condition == "text",
+    }
+    taken = network | read.names | {name for name, is_taken in others.items() if is_taken}
     unused = [name for name in set_keys(config) if chosen_by(name) and name not in {*taken, "data.name"}]
     for name in unused:
         if name in given:
@@ -61,7 +66,7 @@ def unused_line(config: Any, unused: Iterable[str]) -> str:
     return "set and not used: " + ", ".join(f"config.{name} (not of {_choice(config, name)})" for name in unused)
 
 
-_OF_EVERY_NETWORK = ("name", "class_conditional", "dtype")
+_OF_EVERY_NETWORK = ("name", "condition", "class_conditional", "dtype")
 
 
 def _choice(config: Any, name: str) -> str:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sde_lib.batch import normal_like, per_row, sum_of_entries
+from sde_lib.composed import calls, whole
 from sde_lib.conversions import denoiser
 from sde_lib.samplers.base import Samples
 from sde_lib.samplers.linear import kept_rows
@@ -68,6 +69,7 @@ class AdaptiveSDE:
         nfe is that of the sample with the most steps: the others wait for it. Frames are kept at the ends of the
         `steps`, which every sample reaches.
         """
+        score_fn = whole(score_fn)
         nodes = _nodes(host_sde(score_fn.sde), self.steps)
         finest = 2 << _HALVINGS  # nodes in each of the steps: of the shortest ones, and their midpoints
         kept, frame = kept_rows(frames, self.steps)
@@ -75,7 +77,7 @@ class AdaptiveSDE:
         settings = jnp.asarray([self.relative, self.absolute], x.dtype)
         nodes = jax.tree.map(lambda v: jnp.asarray(v, x.dtype), nodes)
         x, path, steps, done = _solve(
-            score_fn, x, keys, cond, nodes, settings, jnp.asarray(kept), self.max_steps, self.denoise
+            score_fn, x, keys, cond, nodes, settings, jnp.asarray(kept), jnp.asarray(self.max_steps), self.denoise
         )
         if not isinstance(steps, jax.core.Tracer):
             if not bool(done):
@@ -83,7 +85,7 @@ class AdaptiveSDE:
                     f"AdaptiveSDE: max_steps={self.max_steps} steps were not enough: raise it, or loosen the tolerances"
                 )
             steps = int(steps)
-        nfe = 2 * steps + self.denoise
+        nfe = (2 * steps + self.denoise) * calls(score_fn)
         return Samples(x, nfe, path[frame], nodes.t[kept][frame]) if frames else Samples(x, nfe)
 
 
@@ -134,7 +136,7 @@ def _brownian(keys: jax.Array, x: jax.Array, step: jax.Array, level: jax.Array, 
 _State = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
 
 
-@partial(jax.jit, static_argnums=(7, 8))
+@partial(jax.jit, static_argnames="denoise")
 def _solve(
     score_fn: ScoreFn,
     x: jax.Array,
@@ -143,7 +145,7 @@ def _solve(
     nodes: _Nodes,
     settings: jax.Array,
     kept: jax.Array,
-    max_steps: int,
+    max_steps: jax.Array,
     denoise: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     (relative, absolute), sde, end = settings, score_fn.sde, len(nodes.t) - 1

@@ -145,12 +145,12 @@ def test_the_network_is_told_of_the_data(centered: bool, dtype: str, classes: in
     model = {**options, "class_conditional": classes > 0}
     config = check_config({"model": model, "data": {"centered": centered}})
     apply, shapes = abstract_network(config, data((4, 4, 2), 3))
-    network: Any = nnx.merge(apply.graphdef, shapes)
+    network: Any = nnx.merge(getattr(apply, "apply", apply).graphdef, shapes)
     assert (network.shape, network.centered, network.dtype) == ((4, 4, 2), centered, dtype)
     assert (shapes["labels"].shape if classes else shapes.get("labels")) == ((4, 32) if classes else None)
 
 
 def test_classes_of_data_without_labels_are_a_mistake() -> None:
     config = check_config({"model": {"class_conditional": True}})
-    with pytest.raises(UserError, match=r"class_conditional is true, but digits has no labels: set it to false"):
+    with pytest.raises(UserError, match=r"config.model.condition is label, which .* but digits has no labels: set it"):
         abstract_network(config, data((4, 4, 2)))

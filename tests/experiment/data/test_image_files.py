@@ -450,3 +450,32 @@ def test_decoding_runs_a_bounded_number_of_images_ahead(monkeypatch):
     rows.close()
     # 25 headers, and tasks of 256 images: one that is used, at most two waiting for each thread, one under way in each
     assert 256 <= len(read) <= 25 + 256 * (2 + 3 * 4)
+
+
+def texts(prefix="", suffix=".txt"):
+    return {f"{prefix}{i:02}{suffix}": f" caption {i}\n".encode() for i in range(len(PIXELS))}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_text_beside_each_image_is_its_caption(tmp_path, packed, capsys):
+    files = {**flat("photos/"), **texts("photos/"), "photos/notes.txt": b"nobody's"}
+    path = write_zip(tmp_path / "a.zip", files) if packed else write(tmp_path / "a", files)
+    of = {pixels.tobytes(): f"caption {i}" for i, pixels in enumerate(PIXELS)}
+    for _ in range(2):  # decoded, then from what is kept
+        dataset = load_dataset("", path, str(tmp_path / "cache"))
+        for split in (dataset.train, dataset.test):
+            assert [of[x.tobytes()] for x in split.x] == split.captions.tolist()
+    if not packed:  # a caption that changes is read again
+        write(tmp_path / "a", {"photos/03.txt": b"another one"})
+        found = load_dataset("", path, str(tmp_path / "cache"))
+        assert "another one" in {*found.train.captions, *found.test.captions}
+    assert "captions" not in capsys.readouterr().err
+
+
+def test_captions_that_some_images_lack_are_left_out_and_it_is_said(tmp_path, capsys):
+    files = {**flat(), **{name: text for name, text in texts().items() if name != "05.txt"}}
+    assert load_dataset("", write(tmp_path / "a", files)).train.captions is None
+    assert "left out: 1 of 12 images have none, first" in capsys.readouterr().err
+    files = {**flat(), **texts(), "07.txt": b"\xff\xfe"}
+    with pytest.raises(UserError, match=r"the caption of .*07.png cannot be read .*: write it in UTF-8"):
+        load_dataset("", write(tmp_path / "b", files))

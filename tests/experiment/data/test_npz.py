@@ -222,3 +222,69 @@ def test_labels_that_skip_most_classes_are_refused(tmp_path, labels, said):
 def test_some_classes_may_be_missing(tmp_path):
     dataset = load_dataset("", save(tmp_path, x=IMAGES, labels=np.resize([0, 5, 9], len(IMAGES))))
     assert dataset.num_classes == 10
+
+
+CAPTIONS = np.array([f"a picture of {i}" for i in range(40)])
+EMBEDDED = {
+    "embeddings": np.random.default_rng(2).normal(size=(40, 3, 2)),
+    "mask": np.arange(120).reshape(40, 3) % 4 > 0,
+}
+
+
+def test_what_is_told_of_each_example_stays_with_it(tmp_path):
+    cond = VECTORS[:, :2] * 10 + 3
+    dataset = load_dataset("", save(tmp_path, x=VECTORS, cond=cond, captions=CAPTIONS, labels=LABELS, **EMBEDDED))
+    of = {x.tobytes(): i for i, x in enumerate(VECTORS.astype(np.float32))}
+    for split in (dataset.train, dataset.test):
+        index = [of[x.tobytes()] for x in split.x]
+        np.testing.assert_array_equal(split.vectors, cond[index])
+        np.testing.assert_array_equal(split.captions, CAPTIONS[index])
+        np.testing.assert_array_equal(split.labels, LABELS[index])
+        np.testing.assert_array_equal(split.embeddings["mask"], EMBEDDED["mask"][index])
+        wanted = np.where(EMBEDDED["mask"][index][..., None], EMBEDDED["embeddings"][index], 0)
+        np.testing.assert_allclose(split.embeddings["embeddings"], wanted, rtol=1e-6)
+    np.testing.assert_allclose(dataset.cond_units.to_model(dataset.train.vectors).std(axis=0), 1, rtol=1e-5)
+    assert (dataset.vector_size, dataset.captioned, dataset.embedding_shape) == (2, True, (3, 2))
+    labelled = load_dataset("", save(tmp_path, x=VECTORS, cond=LABELS))
+    assert labelled.num_classes == 4 and labelled.train.vectors is None and labelled.vector_size == 0
+
+
+def test_splits_have_conditions_of_their_own(tmp_path):
+    parts = {"train": slice(0, 30), "test": slice(30, 40)}
+    arrays = {"x": VECTORS, "cond": VECTORS[:, :1], "captions": CAPTIONS, **EMBEDDED}
+    named = {f"{name}_{part}": rows[of] for part, of in parts.items() for name, rows in arrays.items()}
+    dataset = load_dataset("", save(tmp_path, **named))
+    for part, of in parts.items():
+        split = getattr(dataset, part)
+        np.testing.assert_array_equal(split.vectors, VECTORS[of, :1])
+        np.testing.assert_array_equal(split.captions, CAPTIONS[of])
+        np.testing.assert_array_equal(split.embeddings["mask"], EMBEDDED["mask"][of])
+    del named["cond_test"]
+    with pytest.raises(UserError, match="only one of x_train and x_test has vectors; save cond_train and cond_test"):
+        load_dataset("", save(tmp_path, **named))
+    with pytest.raises(UserError, match=r"vectors are \(30, 1\) and \(10, 2\); save both"):
+        load_dataset("", save(tmp_path, **named, cond_test=VECTORS[30:, :2]))
+
+
+@pytest.mark.parametrize(
+    "arrays, said",
+    [
+        ({"cond": VECTORS[:39]}, r"cond is float64 of shape \(39, 7\); save a row for each of the 40 examples"),
+        ({"cond": VECTORS[:, 0]}, r"cond is float64 of shape \(40,\); save a row"),
+        ({"cond": LABELS[:39]}, r"cond is int64 of shape \(39,\); labels must be 40 integers"),
+        ({"cond": WITH_NAN}, r"cond has NaN or infinity in 1 row\(s\), first in row 3; drop"),
+        ({"cond": LABELS, "labels": LABELS}, r"cond and labels are both labels: leave one"),
+        ({"captions": CAPTIONS[:39]}, r"captions must be 40 strings"),
+        ({"captions": LABELS}, r"captions must be 40 strings"),
+        ({"embeddings": EMBEDDED["embeddings"]}, r"embeddings has no mask: save mask beside it"),
+        ({**EMBEDDED, "mask": EMBEDDED["mask"] * 1.0}, r"mask is float64 .*; it must be bool \(40, 3\)"),
+        (
+            {**EMBEDDED, "embeddings": EMBEDDED["embeddings"] * np.inf},
+            r"embeddings has NaN or infinity where mask is true",
+        ),
+        ({**EMBEDDED, "embeddings": VECTORS}, r"embeddings must be floats \(40, l, d\)"),
+    ],
+)
+def test_a_condition_of_another_kind_is_one_line(tmp_path, arrays, said):
+    with pytest.raises(UserError, match=said):
+        load_dataset("", save(tmp_path, x=VECTORS, **arrays))

@@ -313,7 +313,7 @@ def test_images_of_a_file_are_read_as_levels(tmp_path: Path) -> None:
     np.savez(tmp_path / "levels.npz", x=x[..., 0], levels=17)
     np.savez(tmp_path / "grey.npz", run.scaling.to_uint8(x))  # as sample.py writes them
     for file in ("levels.npz", "grey.npz"):
-        np.testing.assert_array_equal(read_examples(run, tmp_path / file)[0], x)
+        np.testing.assert_array_equal(read_examples(run, tmp_path / file).x, x)
 
 
 def test_the_picture_of_images_shows_the_most_and_the_least_typical(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,7 +329,7 @@ def test_the_picture_of_images_shows_the_most_and_the_least_typical(monkeypatch:
 
 def test_a_class_conditional_network_is_given_the_classes(latents: Any, tmp_path: Path) -> None:
     run = run_of(ON_VP, tmp_path)
-    run.config.model.class_conditional, run.score_fn = True, OfClasses()
+    run.config.model.condition, run.score_fn = "label", OfClasses()
     latents(run, encode=True, n=5)
     saved = dict(np.load(tmp_path / "latents" / "latents.npz"))
     assert saved["labels"].tolist() == [0, 1, 2, 0, 1]
@@ -343,7 +343,7 @@ def test_a_class_conditional_network_is_given_the_classes(latents: Any, tmp_path
         latents(run, interpolate=["0", "1"])
     for labels in (np.array([0, 1, 2, 3, 0]), np.array([0, 1]), np.zeros(5)):
         np.savez(tmp_path / "bad.npz", latents=saved["latents"], labels=labels)
-        with pytest.raises(UserError, match=r"a class 0\.\.2 for each row"):
+        with pytest.raises(UserError, match=r"a class 0\.\.2 for each row|labels must be 5 integers"):
             latents(run, decode=str(tmp_path / "bad.npz"))
 
 

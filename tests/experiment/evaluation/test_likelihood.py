@@ -200,16 +200,15 @@ def test_any_sde_s_score_is_carried_to_a_chain_by_log_snr(betas: str, own: Any) 
 @pytest.mark.usefixtures("unsolved")
 def test_a_class_conditional_network_is_told_the_classes() -> None:
     levels = np.arange(17).repeat(2)[:, None] * np.ones((1, 4), int)
-    dataset = Dataset(
-        "ours", Split(levels.reshape(-1, 2, 2, 1), levels[:, 0]), Split(levels.reshape(-1, 2, 2, 1), levels[:, 0]), 17
-    )
+    split = Split(levels.reshape(-1, 2, 2, 1), levels[:, 0])
+    dataset = Dataset("ours", split, split, 17, 17)
     run = SimpleNamespace(
         **{**vars(PICTURES), "score_fn": ClassScore(), "dataset": dataset, "config": whole_config({})}
     )
-    run.config.model.class_conditional = True
+    run.config.model.condition = "label"
     found, _, _ = likelihood(run, settings_of(chain=10))
     assert abs(found.chain.denoising) < 1e-4  # each class is one picture, and the score knows which
-    run.config.model.class_conditional = False
+    run.config.model.condition = "none"
     with pytest.raises(ValueError, match="None"):  # what this score says of no class
         likelihood(run, settings_of(chain=10))
 

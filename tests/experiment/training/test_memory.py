@@ -1,5 +1,6 @@
 """Training that does not fit in memory is refused before it takes any."""
 
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from experiment.config import check_config
 from experiment.data.load import load_dataset
 from experiment.errors import UserError
 from experiment.training import memory
+from experiment.training.loop import train
 from experiment.training.memory import check_state, check_step, out_of_memory
 from experiment.training.trainer import Trainer, empty_window
 from tests.experiment.training.test_trainer import config_with
@@ -56,6 +58,21 @@ def test_a_step_needs_what_xla_says_beside_the_state(monkeypatch: pytest.MonkeyP
         check_step(trainer, state, empty_window(), 0)
 
     assert not fits(check, 4096 * 16 * 4, monkeypatch) and fits(check, 4096 * 16 * 4 * 100, monkeypatch)
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_nothing_is_left_of_a_run_that_is_refused(there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the check that comes last, when config.json is written; what lay in the folder stays."""
+    if there:
+        (tmp_path / "new").mkdir()
+        (tmp_path / "new" / "notes.txt").touch()
+    before = sorted(tmp_path.rglob("*"))
+    with monkeypatch.context() as patched:
+        patched.setattr("experiment.training.loop.check_step", lambda trainer, *_: memory._check(np.inf, trainer))
+        patched.setattr(memory, "available", lambda: 2**30)
+        with pytest.raises(UserError, match="takes inf GiB of memory, and 1 GiB are left"):
+            train(config_with(), tmp_path / "new" / "run" if not there else tmp_path / "new")
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_an_error_of_the_device_or_of_numpy_is_one_line() -> None:

@@ -78,7 +78,7 @@ OTHER = {
     "model_depth=2": "model.depth 1 -> 2",
     "model_parameterization=x0": "model.parameterization 'eps' -> 'x0'",
     "model_noise_label=time": "model.noise_label 'log_snr' -> 'time'",
-    "model_class_conditional=true data_name=two_moons": "model.class_conditional False -> True",
+    "model_class_conditional=true data_name=two_moons": "model.condition 'none' -> 'label'",
 }
 
 

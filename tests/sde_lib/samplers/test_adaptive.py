@@ -13,33 +13,50 @@ from sde_lib.samplers.adaptive import _brownian
 from tests.oracles import ALL_SDE_IDS, ALL_SDES, SDE_IDS, SDES, calls_of, normal, two_peaks
 
 each_sde = pytest.mark.parametrize("sde", SDES, ids=SDE_IDS)
-N = 5_000
+N, FEW = 5_000, 500
+
+
+def draws(sampler, data, seed=0, n=FEW, sde=SDES[0], **more):
+    d = data.means.shape[1]
+    return sample(sampler, ExactScore(data, sde), jax.random.key(seed), n, (d,), **more)
+
+
+# Every SDE, and every dimension: for each of which all is compiled anew. What an SDE's clock is to one width it is to
+# another. From eight steps it is the tolerance alone that makes them enough.
+CASES = {
+    "VP": (1, AdaptiveSDE(), (0.01, 0.1, 1.0, 2.0)),
+    "SubVP": (3, AdaptiveSDE(), (0.01, 1.0)),
+    "VE": (8, AdaptiveSDE(), (0.1, 2.0)),
+    "CosineVP": (8, AdaptiveSDE(), (0.01, 1.0)),
+    "RectifiedFlow": (1, AdaptiveSDE(steps=8), (0.1, 2.0)),
+}
 
 
 @pytest.mark.parametrize("sde", ALL_SDES, ids=ALL_SDE_IDS)
 def test_adaptive_steps_sample_gaussians_of_any_width_and_the_weights_of_narrow_peaks(sde):
-    alpha, sigma = sde.alpha(sde.t_min), sde.sigma(sde.t_min)
-    for width in (0.01, 0.1, 2.0):
-        x = np.asarray(sample(AdaptiveSDE(), ExactScore(normal(width), sde), jax.random.key(0), N, (2,)).x, float)
+    d, sampler, widths = CASES[type(sde).__name__]
+    alpha, sigma, n = sde.alpha(sde.t_min), sde.sigma(sde.t_min), 20_000 // d
+    for width in widths:
         std = np.sqrt((alpha * width) ** 2 + sigma**2)
-        np.testing.assert_allclose(x.std(), std, rtol=0.02)  # three standard errors
-        np.testing.assert_allclose(x.mean(), 0.0, atol=5 * std / np.sqrt(x.size))
-        np.testing.assert_allclose((x**4).mean() / (x**2).mean() ** 2, 3.0, atol=5 * np.sqrt(24 / x.size))
-        assert np.abs(x).max() < 7 * std
-    peaks = two_peaks(std=0.03)
-    x = sample(AdaptiveSDE(), ExactScore(peaks, sde), jax.random.key(1), N, (2,)).x
+        z = (np.asarray(draws(sampler, normal(width, d, mean=0.5), n=n, sde=sde).x, float) - alpha * 0.5) / std
+        np.testing.assert_allclose(z.std(), 1.0, atol=0.015)  # three standard errors
+        assert abs(z.mean()) < 5 / np.sqrt(z.size)
+        assert abs((z**4).mean() / z.var() ** 2 - 3) < 5 * np.sqrt(24 / z.size)
+        assert np.abs(z).max() < 7
+    peaks = two_peaks(std=0.03, d=d)
+    x = draws(sampler, peaks, seed=1, n=n, sde=sde).x
     exact = peaks.at(sde, sde.t_min)
-    gained = np.asarray(exact.log_prob(x)) - np.asarray(exact.log_prob(exact.sample(jax.random.key(2), N)))
-    assert abs(gained.mean()) < 5 * gained.std() / np.sqrt(N)  # steps too long leave far too low densities
-    assert abs(np.mean(x[:, 0] < 0) - 0.8) < 5 * np.sqrt(0.16 / N)
+    gained = np.asarray(exact.log_prob(x)) - np.asarray(exact.log_prob(exact.sample(jax.random.key(2), n)))
+    assert abs(gained.mean()) < 5 * gained.std() / np.sqrt(n)  # steps too long leave far too low densities
+    assert abs(np.mean(x[:, 0] < 0) - 0.8) < 5 * np.sqrt(0.16 / n)
 
 
 def test_samples_of_smaller_tolerances_converge_and_cost_more():
     # The halves of a step that is taken back have its noise: with new noise, samples would differ by as much as two
     # draws do.
-    score_fn, found, nfe = ExactScore(two_peaks(), VP()), [], []
+    found, nfe = [], []
     for relative in (0.4, 0.1, 0.025, 0.00625):
-        result = sample(AdaptiveSDE(relative=relative), score_fn, jax.random.key(0), 500, (2,))
+        result = draws(AdaptiveSDE(relative=relative), two_peaks(), frames=5)
         found.append(np.asarray(result.x, float))
         nfe.append(result.nfe)
     errors = [np.median(np.abs(x - found[-1])) for x in found[:-1]]
@@ -64,22 +81,20 @@ def test_the_halves_of_a_step_share_its_noise():
 
 
 def test_adaptive_frames_hold_the_marginals_at_their_times():
-    sde = VP()
-    result = sample(AdaptiveSDE(), ExactScore(normal(), sde), jax.random.key(2), N, (2,), frames=5)
+    sde, data = VP(), normal(mean=0.5)
+    result = draws(AdaptiveSDE(), data, frames=5)
     np.testing.assert_allclose(result.times, UniformLogSNR()(sde, 4), rtol=1e-5)
     t = np.asarray(result.times, float)
-    np.testing.assert_allclose(
-        np.std(result.path, axis=(1, 2)), np.sqrt(0.25 * sde.alpha(t) ** 2 + sde.sigma(t) ** 2), rtol=0.02
-    )
+    alpha, std = sde.alpha(t), np.sqrt(0.25 * sde.alpha(t) ** 2 + sde.sigma(t) ** 2)
+    z = (np.asarray(result.path, float) - 0.5 * alpha[:, None, None]) / std[:, None, None]
+    np.testing.assert_allclose(z.mean((1, 2)), 0, atol=5 / np.sqrt(2 * FEW))
+    np.testing.assert_allclose(z.std((1, 2)), 1, atol=5 / np.sqrt(4 * FEW))
     np.testing.assert_array_equal(result.path[-1], result.x)
 
 
 def test_an_adaptive_sample_does_not_depend_on_its_batch():
-    score_fn, key = ExactScore(two_peaks(), VP()), jax.random.key(7)
-    together = sample(AdaptiveSDE(), score_fn, key, 12, (2,)).x
-    np.testing.assert_allclose(
-        sample(AdaptiveSDE(), score_fn, key, 4, (2,), first=8).x, together[8:], rtol=1e-3, atol=1e-3
-    )
+    one, other = (draws(AdaptiveSDE(), two_peaks(), seed=7, first=first, frames=5) for first in (0, FEW - 8))
+    np.testing.assert_allclose(other.x[:8], one.x[-8:], rtol=1e-3, atol=1e-3)
 
 
 def test_adaptive_nfe_is_the_number_of_calls():
@@ -89,7 +104,7 @@ def test_adaptive_nfe_is_the_number_of_calls():
 
 def test_too_few_adaptive_steps_raise_with_the_remedy():
     with pytest.raises(RuntimeError, match="max_steps=5 steps were not enough: raise it"):
-        sample(AdaptiveSDE(max_steps=5), ExactScore(normal(), VP()), jax.random.key(0), 3, (2,))
+        draws(AdaptiveSDE(max_steps=5), normal(), frames=5)
     with pytest.raises(ValueError, match="relative"):
         AdaptiveSDE(relative=0.0)
 
