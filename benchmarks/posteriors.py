@@ -10,7 +10,6 @@ Takes about five minutes on two CPU cores.
 
 import argparse
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -71,14 +70,19 @@ DRAWS = 8192
 SAMPLERS = {"ODE": DPMSolverPP2M, "SDE": SDEDPMSolverPP2M}
 
 
-def divergence(mean: np.ndarray, covariance: np.ndarray, other: np.ndarray, exact: np.ndarray) -> tuple[float, float]:
-    """The divergence KL(N(mean, covariance) || N(other, exact)), and the smallest variance over the exact one."""
+def divergence(
+    mean: np.ndarray, covariance: np.ndarray, other: np.ndarray, exact: np.ndarray
+) -> tuple[float | None, float]:
+    """The divergence KL(N(mean, covariance) || N(other, exact)), and the smallest variance over the exact one.
+
+    The divergence is None where rounding would decide it.
+    """
     root = np.linalg.cholesky(exact)
     white = np.linalg.solve(root, np.linalg.solve(root, covariance).T)
     values = np.linalg.eigvalsh((white + white.T) / 2)
     off = np.linalg.solve(root, other - mean)
     if values.min() < COLLAPSED:
-        return math.inf, float(values.min())
+        return None, float(values.min())
     return float(0.5 * (np.sum(values - 1 - np.log(values)) + off @ off)), float(values.min())
 
 
@@ -133,7 +137,7 @@ def markdown(found: dict[str, Any]) -> str:
             cells = [name]
             for by in SAMPLERS:
                 kl = row[by]["kl"]
-                cells.append("collapsed" if math.isinf(kl) else f"{kl:.3g}" if kl > 1e-6 else "< 1e-6")
+                cells.append("collapsed" if kl is None else f"{kl:.3g}" if kl > 1e-6 else "< 1e-6")
                 cells.append(", ".join(f"{ratio:.2f}" for ratio in row[by]["variances"]))
             lines.append(f"| {' | '.join(cells)} |")
         lines.append("")

@@ -1,12 +1,14 @@
 """A score given an observation, from the score without it."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from sde_lib.batch import check_rows, like, per_row, points
+from sde_lib.composed import ComposedScore
 from sde_lib.conversions import denoiser_from_score
 from sde_lib.inverse.methods import Method, MomentMatching, Product, Seen
 from sde_lib.inverse.operators import ObservationOperator, check_operator
@@ -18,7 +20,7 @@ from sde_lib.typing import Array, PyTree, Scalar
 
 @register_dataclass
 @dataclass(frozen=True)
-class Observed:
+class Observed(ComposedScore):
     """The score of x_t given y = A(x_0) + n, as far as the method goes.
 
         s' = s + alpha/sigma² (D' - D)
@@ -61,6 +63,17 @@ class Observed:
     def sde(self) -> SDE:
         """The forward process of the prior's score."""
         return self.score_fn.sde
+
+    def parts(self) -> tuple[ScoreFn, ...]:
+        return (self.score_fn,)
+
+    def with_parts(self, parts: Sequence[ScoreFn]) -> "Observed":
+        return replace(self, score_fn=parts[0])
+
+    @property
+    def jvps(self) -> int:
+        """Derivative products of the prior's score in each of its calls."""
+        return super().jvps + self.method.jvps
 
     def __call__(self, x: jax.Array, t: Scalar, cond: PyTree = None) -> jax.Array:
         if not isinstance(cond, dict) or "y" not in cond or set(cond) - {"y", "cond"}:
