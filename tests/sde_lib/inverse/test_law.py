@@ -36,9 +36,7 @@ def kl(law, other):
     return 0.5 * (np.trace(excess) - 2 - np.linalg.slogdet(excess)[1] + off @ np.linalg.solve(other[1], off))
 
 
-@pytest.mark.parametrize(
-    "sampler", [DPMSolverPP2M(steps=1000, denoise=False), SDEDPMSolverPP2M(steps=1000, denoise=False)]
-)
+@pytest.mark.parametrize("sampler", [DPMSolverPP2M, SDEDPMSolverPP2M])
 @pytest.mark.parametrize("sde", ALL_SDES, ids=ALL_SDE_IDS)
 def test_moment_matching_samples_the_exact_posterior_of_gaussians(sde, sampler):
     matrix, noise = np.array([[1.0, 0.3], [-0.4, 0.8]]), np.array([0.2, 0.6])
