@@ -14,6 +14,7 @@ from sde_lib.chain import (
     denoiser_from_v,
     linear_betas,
 )
+from sde_lib.composed import ComposedScore
 from sde_lib.conversions import (
     denoiser,
     denoiser_from_score,
@@ -60,6 +61,7 @@ from sde_lib.fields import (
     power_law_field,
     radial_spectrum,
 )
+from sde_lib.guidance import Autoguidance, ClassifierFree, ClassifierGuided, Product, Projected
 from sde_lib.labels import ChainLabel, LogSigmaLabel, LogSNRLabel, NoiseLabel, ReversedTimeLabel, TimeLabel
 from sde_lib.latents import Typicality, latent_typicality, spherical_interpolation, typicality
 from sde_lib.likelihood import LogProb, bits_per_dim, log_prob
@@ -128,9 +130,13 @@ __all__ = [
     "SDE",
     "VE",
     "VP",
+    "Autoguidance",
     "Bound",
     "Chain",
     "ChainLabel",
+    "ClassifierFree",
+    "ClassifierGuided",
+    "ComposedScore",
     "CosineVP",
     "DenoiserPrediction",
     "Density",
@@ -168,6 +174,8 @@ __all__ = [
     "PredictorCorrector",
     "Prior",
     "ProbabilityFlow",
+    "Product",
+    "Projected",
     "RadialSpectrum",
     "RawEpsilonPrediction",
     "RawScorePrediction",

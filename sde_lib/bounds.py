@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sde_lib.batch import check_rows, fold_in_each, normal_like, per_row, points, row_keys, sum_of_entries
+from sde_lib.composed import calls, check_unguided, whole
 from sde_lib.score import ScoreFn, check_score
 from sde_lib.sde import SDE
 from sde_lib.typing import PyTree
@@ -33,7 +34,7 @@ class Bound(NamedTuple):
     per_time: (n, times), the diffusion integrand over log SNR, ½ |eps - e|², at `log_snr`; stratified, so that its
         mean over a row times the range of log SNR is the row's diffusion.
     log_snr: (n, times).
-    nfe: score evaluations for each example.
+    nfe: network calls for each example.
     """
 
     nats: jax.Array
@@ -54,6 +55,7 @@ def vlb(
     centres: npt.ArrayLike | None = None,
     first: int = 0,
     cond: PyTree = None,
+    guided: bool = False,
 ) -> Bound:
     """Bound the log-likelihood of x (n, *shape) from below, with `times` noise levels for each example.
 
@@ -64,23 +66,25 @@ def vlb(
         times: noise levels for each example, one in each of as many equal parts of the range of log SNR.
         centres: the centre of every level, (levels,), for data with levels.
         cond: conditioning with n rows.
+        guided: bound the likelihood of a guided score's reverse SDE, which is not that of its tilted distribution.
 
-    Raises ValueError for times < 1.
+    Raises ValueError for times < 1, and for a guided score without `guided`.
     """
     if times < 1:
         raise ValueError(f"vlb: times must be at least 1, not {times}")
     check_score(score_fn, "vlb")
+    check_unguided(score_fn, "vlb", guided)
     x = points(x)
     check_rows(cond, len(x))
     keys = row_keys(key, first + jnp.arange(x.shape[0]))
-    sde = score_fn.sde
+    sde, score_fn = score_fn.sde, whole(score_fn)
     high, low = (jnp.asarray(sde.log_snr(t), x.dtype) for t in (sde.t_min, sde.t_max))
     log_snr, per_time = _diffusion(score_fn, x, keys, times, cond)
     alpha_t, sigma_t = (jnp.asarray(f(sde.t_max), x.dtype) for f in (sde.alpha, sde.sigma))
     prior = 0.5 * sum_of_entries(((alpha_t / sigma_t) * x) ** 2)
     reconstruction = _entropy(sde, x) if centres is None else _level_nats(sde, x, keys, jnp.asarray(centres, x.dtype))
-    diffusion = (high - low) * jnp.mean(per_time, axis=1)
-    return Bound(-(prior + reconstruction + diffusion), prior, reconstruction, diffusion, per_time, log_snr, times)
+    diffusion, nfe = (high - low) * jnp.mean(per_time, axis=1), times * calls(score_fn)
+    return Bound(-(prior + reconstruction + diffusion), prior, reconstruction, diffusion, per_time, log_snr, nfe)
 
 
 @partial(jax.jit, static_argnames="first")

@@ -18,9 +18,10 @@ import jax
 import jax.numpy as jnp
 
 from sde_lib.batch import check_rows, like, per_row, points, row_keys, sum_of_entries
+from sde_lib.composed import check_unguided
 from sde_lib.distributions import Prior
 from sde_lib.divergence import Divergence, Exact, Hutchinson
-from sde_lib.samplers.ode import Drift, ProbabilityFlow, solve
+from sde_lib.samplers.ode import Drift, ProbabilityFlow, solve_between_jumps
 from sde_lib.score import ScoreFn, check_score
 from sde_lib.typing import PyTree, ScalarT
 
@@ -36,7 +37,7 @@ class LogProb(NamedTuple):
     nats: (n,) log-densities of x at t_min.
     probe_nats: (n, probes), one estimate for each probe; nats is their mean. One column for `Exact`.
     latent: like x, at t_max.
-    nfe: score evaluations of the solve; each also computes the divergence.
+    nfe: network calls of the solve; each also computes the divergence.
     """
 
     nats: jax.Array
@@ -61,6 +62,7 @@ def log_prob(
     per_sample: bool = False,
     first: int = 0,
     cond: PyTree = None,
+    guided: bool = False,
 ) -> LogProb:
     """Compute log p_{t_min}(x) of the probability-flow ODE, in nats.
 
@@ -78,12 +80,16 @@ def log_prob(
             `data.at(sde, sde.t_max)`, goes into the result in full.
         rtol, atol, solver, max_steps, per_sample: as for `ProbabilityFlow`.
         cond: conditioning with n rows.
+        guided: compute the density of a guided score's ODE, which is not that of its tilted distribution, nor of what
+            a stochastic sampler of it draws.
 
     Raises:
-        ValueError: a probe-based divergence without a key, or a data_std that is not positive.
+        ValueError: a guided score without `guided`, a probe-based divergence without a key, or a data_std that is not
+            positive.
         RuntimeError: the solve reached max_steps.
     """
     check_score(score_fn, "log_prob")
+    check_unguided(score_fn, "log_prob", guided)
     if isinstance(divergence, type):
         raise ValueError(f"log_prob: divergence must be an object: write {divergence.__name__}()")
     divergence = divergence or Exact()
@@ -104,7 +110,9 @@ def log_prob(
     estimates = divergence.count if isinstance(divergence, Hutchinson) else 1
     change = jnp.zeros((x.shape[0], estimates), x.dtype)
     args = (score_fn, cond, probes, jnp.broadcast_to(known, x.shape[:1]))
-    (path, changes), nfe = solve(flow, _InLogSNR(drift) if log_snr else drift, (x, change), times, args, _error_in_nats)
+    (path, changes), nfe = solve_between_jumps(
+        flow, _InLogSNR(drift) if log_snr else drift, (x, change), times, args, _error_in_nats, in_log_snr=log_snr
+    )
     latent, change = path[-1], changes[-1]
     prior = sde.prior(x.shape[1:]) if prior is None else prior
     linear = x[0].size * jnp.log(jnp.asarray(sde.alpha(sde.t_max) / sde.alpha(sde.t_min), x.dtype))

@@ -1,20 +1,22 @@
 """A score under another SDE: paths of equal signal-to-noise ratio differ by a scale only."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import jax
 import numpy as np
 
 from sde_lib.batch import per_row
+from sde_lib.composed import ComposedScore, calls_at, is_guided, whole
 from sde_lib.pytree import register_dataclass
 from sde_lib.score import ScoreFn
 from sde_lib.sde import SDE, host_sde, namespace
-from sde_lib.typing import PyTree, Scalar
+from sde_lib.typing import Array, PyTree, Scalar
 
 
 @register_dataclass
 @dataclass(frozen=True)
-class Rescheduled:
+class Rescheduled(ComposedScore):
     """The score of the same data under another SDE, exactly (Kingma et al. 2021, arXiv:2107.00630, section 5.1).
 
     At time t of `sde` let u be the inner score's time of equal SNR and r = sigma_inner(u)/sigma(t). Then x_t and x_u/r
@@ -23,6 +25,24 @@ class Rescheduled:
 
     inner: ScoreFn
     sde: SDE
+
+    @property
+    def is_guided(self) -> bool:  # type: ignore[override]
+        """Whether the inner score is."""
+        return is_guided(self.inner)
+
+    def parts(self) -> tuple[ScoreFn, ...]:
+        return (self.inner,)
+
+    def with_parts(self, parts: Sequence[ScoreFn]) -> "Rescheduled":
+        return replace(self, inner=parts[0])
+
+    def whole(self, t: Scalar | None = None) -> "Rescheduled":
+        u = None if t is None else self.inner.sde.time_of_log_snr(self.sde.log_snr(t))
+        return replace(self, inner=whole(self.inner, u))
+
+    def calls_at(self, t: Scalar) -> Array | int:
+        return calls_at(self.inner, self.inner.sde.time_of_log_snr(self.sde.log_snr(t)))
 
     def __call__(self, x: jax.Array, t: Scalar, cond: PyTree = None, *, key: jax.Array | None = None) -> jax.Array:
         u = self.inner.sde.time_of_log_snr(self.sde.log_snr(t))

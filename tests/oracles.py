@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sde_lib import SDE, VE, VP, ExactScore, GaussianMixture, SubVP
@@ -70,3 +71,39 @@ def calls_of(run) -> tuple[int, int]:
     nfe = run(CountingScore()).nfe
     jax.effects_barrier()
     return len(CountingScore.calls), nfe
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class ClassScore:
+    """The exact score of Gaussians with independent entries, one for each class; the last is that of "nothing".
+
+    cond (n,) is the class; None is nothing. It reports the rows of each of its calls from inside a compiled sampler.
+    """
+
+    sde: SDE
+    means: jax.Array
+    stds: jax.Array
+    rows: ClassVar[list[int]] = []
+
+    def __call__(self, x, t, cond=None):
+        n = x.shape[0]
+        jax.debug.callback(lambda: self.rows.append(n))
+        cond = jnp.full(n, len(self.means) - 1) if cond is None else cond
+        alpha, sigma = per_row(self.sde.alpha(t), x), per_row(self.sde.sigma(t), x)
+        mean, std = (jnp.asarray(v)[cond].astype(x.dtype) for v in (self.means, self.stds))
+        return -(x - alpha * mean) / ((alpha * std) ** 2 + sigma**2)
+
+    def calls_of(self, run):
+        """(the network calls for each of the rows asked for, as counted; the result) of run()."""
+        self.rows.clear()
+        result = run()
+        jax.block_until_ready(result)
+        jax.effects_barrier()
+        return sum(self.rows), result
+
+
+def class_score(sde: SDE, d: int = 1) -> ClassScore:
+    """Two classes N(1, 1/4), N(-1, 1/9) and nothing, N(0, 1), in every entry."""
+    ones = np.ones((1, d))
+    return ClassScore(sde, np.array([[1.0], [-1.0], [0.0]]) * ones, np.array([[0.5], [1 / 3], [1.0]]) * ones)

@@ -114,6 +114,9 @@ class DataSection:
     crop: int = key(0, "pixels per side of a central crop, before anything else; 0: none", low=0, high=2**16)
     size: int = key(0, "pixels per side that images are resized to; 0: as they are", low=0, high=2**16)
     skip_unreadable: bool = key(False, "leave damaged images out, counted, instead of stopping")
+    simulations: int = key(
+        0, "pairs of parameters and observations that the simulator `name` draws; 0: no simulator", low=0, high=10**8
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

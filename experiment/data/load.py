@@ -9,8 +9,9 @@ from experiment.data.dataset import Dataset
 from experiment.data.image_decoding import Recipe
 from experiment.data.image_files import load_images
 from experiment.data.npz import load_npz
+from experiment.data.simulators import SIMULATORS, load_simulations
 from experiment.data.toys import TOYS, load_toy
-from experiment.errors import UserError
+from experiment.errors import UserError, choose
 from experiment.files import cache_folder, user_path
 
 __all__ = ["DATASETS", "configured_dataset", "load_dataset"]
@@ -31,14 +32,13 @@ DATASETS: dict[str, Callable[[str], Dataset]] = {"digits": _digits, **{name: par
 
 
 def configured_dataset(config: Any) -> Dataset:
-    """Load the data set that config.data describes: its name, path, cache, crop, size and skip_unreadable.
+    """Load the data set that config.data describes: its name, path, cache, crop, size and so on.
 
     The digits have captions where config.model.condition asks for text; some of them are then left out of training.
     """
     data = config.data
-    dataset = load_dataset(
-        data.name, data.path, data.cache, crop=data.crop, size=data.size, skip_unreadable=data.skip_unreadable
-    )
+    options = {name: data[name] for name in ("crop", "size", "skip_unreadable", "simulations")}
+    dataset = load_dataset(data.name, data.path, data.cache, **options)
     if config.model.condition == "text" and data.name == "digits" and not data.path:
         from experiment.data.digit_captions import captioned
 
@@ -47,7 +47,14 @@ def configured_dataset(config: Any) -> Dataset:
 
 
 def load_dataset(
-    name: str, path: str = "", cache: str = "", *, crop: int = 0, size: int = 0, skip_unreadable: bool = False
+    name: str,
+    path: str = "",
+    cache: str = "",
+    *,
+    crop: int = 0,
+    size: int = 0,
+    skip_unreadable: bool = False,
+    simulations: int = 0,
 ) -> Dataset:
     """Load the data set `name`, or, where `path` is given, the one that lies there (`name` is then unused).
 
@@ -59,11 +66,20 @@ def load_dataset(
             for tensorflow-datasets' images. With either, images may be of several sizes.
         size: pixels per side of the squares that come out, resized by the shorter side; 0 is none.
         skip_unreadable: leave damaged image files out, counted on stderr, instead of stopping.
+        simulations: how many pairs of parameters and observations the simulator `name` draws; 0 for other data.
 
     Raises UserError for an unknown name (with the names there are), for bad data, and for a crop or size of data that
     cannot be resized.
     """
     recipe = Recipe(crop, size, skip_unreadable)
+    if simulations:
+        if path:
+            raise UserError(f"data.path is {path}, and data.simulations {simulations}: set one of them, not both")
+        choose(SIMULATORS, name, "a simulator, data.name with data.simulations")
+        _no_resizing(recipe, f"simulator {name!r} gives vectors")
+        return load_simulations(name, simulations)
+    if not path and name in SIMULATORS and name not in TOYS:
+        raise UserError(f"{name} is a simulator: set config.data.simulations to how many it draws, such as 10000")
     if path:
         return _from_path(user_path(path, "data.path"), cache_folder(cache), recipe)
     if not name:

@@ -14,10 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiment.data.dataset import Dataset, fixed_split
+from experiment.data.units import Units
 from experiment.errors import UserError
 
 SIMULATION_SEED = 2101
-MOST_ROUNDS = 1000  # of proposals, each as many as the samples wanted
+MOST_ROUNDS = 100  # of proposals, each as many as the samples wanted
 
 Key = jax.Array
 Sampler = Callable[[Key, jax.Array, int], jax.Array]
@@ -30,7 +32,8 @@ class Simulator:
     prior: (key, n) -> (n, d). log_prior: theta -> log p(theta) inside the support, up to a constant.
     simulate: (key, theta (n, d)) -> x (n, m). log_likelihood: (theta, x) -> log p(x | theta), up to a function of x;
     None where it has no gradient everywhere. support: the prior's lowest and highest values of each parameter, None for
-    all of R^d. posterior: (key, x, n) -> (n, d), exact samples, where there is a way.
+    all of R^d. posterior: (key, x, n) -> (n, d), exact samples, where there is a way. draws: how many independent draws
+    of equal length x consists of.
     """
 
     prior: Callable[[Key, int], jax.Array]
@@ -39,14 +42,7 @@ class Simulator:
     log_likelihood: Callable[[jax.Array, jax.Array], jax.Array] | None = None
     support: tuple[np.ndarray, np.ndarray] | None = None
     posterior: Sampler | None = None
-
-
-def inside(theta: np.ndarray, support: tuple[np.ndarray, np.ndarray] | None) -> np.ndarray:
-    """Tell which rows of theta (n, d) lie in the support: (n,) bool."""
-    if support is None:
-        return np.ones(len(theta), bool)
-    low, high = support
-    return np.all((theta >= low) & (theta <= high), axis=1)
+    draws: int = 1
 
 
 def box(size: int, half: float) -> tuple[np.ndarray, np.ndarray]:
@@ -104,7 +100,7 @@ def _posterior_moons(key: Key, x: jax.Array, n: int) -> jax.Array:
 
     def propose(key: Key, n: int) -> tuple[jax.Array, jax.Array]:
         key_noise, key_sign = jax.random.split(key)
-        rest = np.sqrt(2) * (x - _crescent(key_noise, n))
+        rest = np.sqrt(2) * (x[None] - _crescent(key_noise, n))
         total = jnp.where(jax.random.bernoulli(key_sign, shape=(n,)), 1, -1) * rest[:, 0]
         theta = jnp.stack([total - rest[:, 1], total + rest[:, 1]], axis=1) / 2
         return theta, (rest[:, 0] <= 0) & jnp.all(jnp.abs(theta) <= 1, axis=1)
@@ -124,7 +120,7 @@ def _normal_linear(key: Key, n: int) -> jax.Array:
 
 def _posterior_linear(key: Key, x: jax.Array, n: int) -> jax.Array:
     """The posterior N(x/2, 0.05 I)."""
-    return x / 2 + np.sqrt(LINEAR_VARIANCE / 2) * jax.random.normal(key, (n, LINEAR_SIZE))
+    return x[None] / 2 + np.sqrt(LINEAR_VARIANCE / 2) * jax.random.normal(key, (n, LINEAR_SIZE))
 
 
 # gaussian_mixture
@@ -149,7 +145,7 @@ def _posterior_mixture(key: Key, x: jax.Array, n: int) -> jax.Array:
     """The same two Gaussians around x, cut at the prior's walls."""
 
     def propose(key: Key, n: int) -> tuple[jax.Array, jax.Array]:
-        theta = _either_normal(key, jnp.broadcast_to(x, (n, 2)))
+        theta = _either_normal(key, jnp.broadcast_to(x[None], (n, 2)))
         return theta, jnp.all(jnp.abs(theta) <= 10, axis=1)
 
     return _accepted(propose, key, n)
@@ -248,7 +244,9 @@ SIMULATORS = {
         support=MIXTURE_SUPPORT,
         posterior=_posterior_mixture,
     ),
-    "slcp": Simulator(_uniform(5, 3.0), _simulate_slcp, log_likelihood=_log_slcp, support=SLCP_SUPPORT),
+    "slcp": Simulator(
+        _uniform(5, 3.0), _simulate_slcp, log_likelihood=_log_slcp, support=SLCP_SUPPORT, draws=SLCP_DRAWS
+    ),
     "bernoulli_glm": Simulator(
         _normal_glm,
         _simulate_glm,
@@ -264,3 +262,14 @@ def simulations(name: str, count: int, seed: int = SIMULATION_SEED) -> tuple[np.
     key_prior, key_noise = jax.random.split(jax.random.key(seed))
     theta = simulator.prior(key_prior, count)
     return np.asarray(theta, np.float32), np.asarray(simulator.simulate(key_noise, theta), np.float32)
+
+
+def load_simulations(name: str, count: int) -> Dataset:
+    """Draw `count` simulations as a data set: the vectors are theta, told x. A tenth of them is held out.
+
+    Raises UserError for fewer than two.
+    """
+    theta, x = simulations(name, count)
+    train, test = fixed_split(theta, None, f"data.simulations={count}", vectors=x)
+    units, cond_units = Units.of(train.x), Units.of(np.asarray(train.vectors))
+    return Dataset(name, train, test, levels=None, units=units, cond_units=cond_units)

@@ -258,3 +258,21 @@ def _updates(state: Any, r: jax.Array, c: jax.Array, seen: jax.Array, key: jax.A
         return (params, average, opt_state, step + 1), None
 
     return jax.lax.scan(update, state, jax.random.split(key, n))[0]
+
+
+def whitening_arrays(whitening: Whitening) -> dict[str, Array]:
+    """The map as arrays by name, for a file."""
+    networks = {f"{layer}.{part}": np.asarray(v) for layer, parts in whitening.networks.items() for part, v in parts.items()}
+    support = () if whitening.support is None else np.stack(whitening.support)
+    return {**whitening.constants, **networks, "support": np.asarray(support), "draws": np.asarray(whitening.draws)}
+
+
+def whitening_of_arrays(arrays: dict[str, Array]) -> Whitening:
+    """The map that `whitening_arrays` wrote."""
+    networks: Params = {}
+    for name in (name for name in arrays if "." in name):
+        layer, _, part = name.partition(".")
+        networks.setdefault(layer, {})[part] = jnp.asarray(arrays[name])
+    constants = {name: arrays[name] for name in ("mean", "std", "slope", "offset", "root")}
+    support = (arrays["support"][0], arrays["support"][1]) if arrays["support"].size else None
+    return Whitening(constants, networks, support, int(arrays["draws"]))

@@ -39,9 +39,11 @@ def c2st(reference: np.ndarray, samples: np.ndarray) -> float:
         raise UserError("C2ST: the samples or the reference have NaN or infinity; leave those rows out")
     from sklearn.model_selection import KFold, cross_val_score  # a second to import
     from sklearn.neural_network import MLPClassifier
+    from threadpoolctl import threadpool_limits
 
     width = 10 * rows.shape[1]
     classifier = MLPClassifier((width, width), activation="relu", solver="adam", max_iter=10_000, random_state=SEED)
     folds = KFold(FOLDS, shuffle=True, random_state=SEED)
     labels = np.repeat([0, 1], [len(reference), len(samples)])
-    return float(np.mean(cross_val_score(classifier, rows, labels, cv=folds, scoring="accuracy")))
+    with threadpool_limits(1, "blas"):  # the products are small, and threads wait for each other
+        return float(np.mean(cross_val_score(classifier, rows, labels, cv=folds, scoring="accuracy")))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sde_lib.batch import normal_like, per_row, sum_of_entries
+from sde_lib.composed import calls, whole
 from sde_lib.conversions import denoiser
 from sde_lib.samplers.base import Samples
 from sde_lib.samplers.linear import kept_rows
@@ -68,6 +69,7 @@ class AdaptiveSDE:
         nfe is that of the sample with the most steps: the others wait for it. Frames are kept at the ends of the
         `steps`, which every sample reaches.
         """
+        score_fn = whole(score_fn)
         nodes = _nodes(host_sde(score_fn.sde), self.steps)
         finest = 2 << _HALVINGS  # nodes in each of the steps: of the shortest ones, and their midpoints
         kept, frame = kept_rows(frames, self.steps)
@@ -83,7 +85,7 @@ class AdaptiveSDE:
                     f"AdaptiveSDE: max_steps={self.max_steps} steps were not enough: raise it, or loosen the tolerances"
                 )
             steps = int(steps)
-        nfe = 2 * steps + self.denoise
+        nfe = (2 * steps + self.denoise) * calls(score_fn)
         return Samples(x, nfe, path[frame], nodes.t[kept][frame]) if frames else Samples(x, nfe)
 
 

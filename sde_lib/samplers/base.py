@@ -11,6 +11,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from sde_lib.batch import check_rows, fold_in_each, row_keys
+from sde_lib.composed import take_rows
 from sde_lib.distributions import Prior
 from sde_lib.score import ScoreFn, check_score
 from sde_lib.typing import PyTree
@@ -45,7 +46,7 @@ class Samples(NamedTuple):
     """The result of a sampler: a pytree, so that `jax.block_until_ready(sample(...))` waits for it.
 
     x: (n, *shape).
-    nfe: score evaluations per sample (for an adaptive solver, of the joint solve).
+    nfe: network calls per sample (for an adaptive solver, of the joint solve): score calls, each as many as it makes.
     path: (frames, n, *shape), from x at t_max to x, evenly over the steps; None unless frames were asked for.
     times: (frames,), the times of the frames; None without frames.
     """
@@ -123,7 +124,7 @@ def sample(
         keys = row_keys(key, jnp.asarray(first + index))
         x = _draw_prior(prior, keys).reshape(batch_size, *shape).astype(jnp.promote_types(dtype, jnp.float32))
         noise_keys = fold_in_each(keys, _NOISE)
-        done = sampler.run(score_fn, x, noise_keys, batch_cond, frames)
+        done = sampler.run(take_rows(score_fn, rows), x, noise_keys, batch_cond, frames)
         path = done.path if done.path is None else done.path.astype(dtype)
         batches.append(done._replace(x=done.x.astype(dtype), path=path))
     if len(batches) == 1:

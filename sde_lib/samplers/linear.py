@@ -23,6 +23,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from sde_lib.batch import fold_in_each, normal_like
+from sde_lib.composed import network_calls
 from sde_lib.conversions import denoiser
 from sde_lib.samplers.base import Samples, watcher
 from sde_lib.samplers.grids import Grid, UniformT, check_grid
@@ -115,8 +116,7 @@ class LinearSampler:
 
     def run(self, score_fn: ScoreFn, x: jax.Array, keys: jax.Array, cond: PyTree, frames: int) -> Samples:
         """Run the table; see `sde_lib.samplers.base.Sampler`."""
-        x, path, times = run_linear(self, score_fn, x, keys, cond, frames)
-        return Samples(x, self.nfe, path, times)
+        return run_linear(self, score_fn, x, keys, cond, frames)
 
 
 @dataclass(frozen=True)
@@ -165,14 +165,12 @@ def run_linear(
     *,
     correct: Correct = no_correction,
     correction: Callable[[SDE, Table], PyTree] = lambda sde, table: (),
-) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
+    corrections: int = 0,
+) -> Samples:
     """Run the rows of the sampler's table, each followed by `correct`.
 
-    `correction(sde, table)` gives the corrector's settings, arrays with an entry for each row.
-
-    Returns:
-        x: (n, *shape), the result.
-        path, times: the frames and their times, or None without frames.
+    `correction(sde, table)` gives the corrector's settings, arrays with an entry for each row; `corrections` is how
+    often it calls the score in each.
     """
     sde = host_sde(score_fn.sde)
     times, table = _times_and_table(sampler, sde)
@@ -194,10 +192,15 @@ def run_linear(
             jax.block_until_ready(carry)
             tell(part.stop, count)
     x, _, path = _denoise(score_fn, carry, cond, table.t_next[-1]) if sampler.denoise else carry
+    nfe = network_calls(score_fn, table.t)
+    if corrections:
+        nfe += corrections * network_calls(score_fn, table.t_next)
+    if sampler.denoise:
+        nfe += network_calls(score_fn, table.t_next[-1:])
     if path is None:
-        return x, None, None
+        return Samples(x, nfe)
     path = path if len(kept) == frames else path[frame]
-    return x, path, jnp.concatenate([times[:1], table.t_next])[last][frame]
+    return Samples(x, nfe, path, jnp.concatenate([times[:1], table.t_next])[last][frame])
 
 
 MOST_PARTS = 20  # that a scan is told in, where somebody watches; they are equal, so that one is compiled

@@ -11,9 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from sde_lib.batch import check_rows, like, points
+from sde_lib.composed import calls, jumps, network_calls, take_rows, whole
 from sde_lib.conversions import denoiser, velocity_from_score
 from sde_lib.samplers.base import Samples
 from sde_lib.score import ScoreFn, check_score
+from sde_lib.sde import host_sde
 from sde_lib.typing import PyTree, Scalar
 
 if TYPE_CHECKING:  # imported where it is used: it takes a second, and most samplers do without
@@ -95,9 +97,9 @@ class ProbabilityFlow:
         """Solve the flow; see `sde_lib.samplers.base.Sampler`. It draws no noise."""
         sde = score_fn.sde
         times = jnp.linspace(sde.t_max, sde.t_min, max(frames, 2), dtype=x.dtype)
-        path, nfe = solve(self, flow_drift, x, times, (score_fn, cond))
+        path, nfe = solve_between_jumps(self, flow_drift, x, times, (score_fn, cond))
         x = _denoise(score_fn, path[-1], cond) if self.denoise else path[-1]
-        nfe += self.denoise
+        nfe += self.denoise * network_calls(score_fn, times[-1:])
         return Samples(x, nfe, path.at[-1].set(x), times) if frames else Samples(x, nfe)
 
 
@@ -127,8 +129,81 @@ def _carry(
     y = points(x)
     check_rows(cond, y.shape[0])
     times = jnp.stack([jnp.asarray(t, y.dtype) for t in (start, end)])
-    path, nfe = solve(flow or ProbabilityFlow(), flow_drift, y, times, (score_fn, cond))
+    path, nfe = solve_between_jumps(flow or ProbabilityFlow(), flow_drift, y, times, (score_fn, cond))
     return Samples(like(path[-1], x), nfe)
+
+
+def solve_between_jumps(
+    flow: ProbabilityFlow,
+    drift: Drift,
+    y: PyTree,
+    times: jax.Array,
+    args: tuple[PyTree, ...],
+    norm: Norm = max_over_samples,
+    *,
+    in_log_snr: bool = False,
+) -> tuple[PyTree, int]:
+    """Solve as `solve` does, but from jump to jump of the score args[0]: no step goes over one.
+
+    An adaptive step over a jump is taken back time and again. Between jumps each call makes as many network calls.
+    Fixed steps are dealt out by the length of the parts.
+
+    Args:
+        in_log_snr: times are log SNR.
+
+    Returns:
+        y: at each time, along a new first axis.
+        nfe: network calls.
+    """
+    score_fn, *rest = args
+    cuts = _cuts(score_fn, times, in_log_snr)
+    if not cuts.size:
+        score_fn = whole(score_fn)
+        path, spent = solve(flow, drift, y, times, (score_fn, *rest), norm)
+        return path, spent * calls(score_fn)
+    asked = np.asarray(times)
+    forward = 1 if asked[-1] > asked[0] else -1
+    ends = np.concatenate([asked[:1], cuts, asked[-1:]])
+    steps = [None] * (len(ends) - 1) if flow.steps is None else _dealt(flow.steps, np.abs(np.diff(ends)))
+    kept, nfe = [], 0
+    for start, end, count in zip(ends[:-1], ends[1:], steps, strict=True):
+        middle = 0.5 * float(start + end)
+        part = whole(score_fn, host_sde(score_fn.sde).time_of_log_snr(middle) if in_log_snr else middle)
+        inner = asked[(forward * asked > forward * start) & (forward * asked < forward * end)]
+        local = jnp.asarray(np.concatenate([[start], inner, [end]]), times.dtype)
+        path, spent = solve(replace(flow, steps=count), drift, y, local, (part, *rest), norm)
+        nfe += spent * calls(part)
+        rows = np.flatnonzero([start == asked[0], *[True] * len(inner), end in asked])
+        kept.append(jax.tree.map(lambda leaf, rows=rows: leaf[rows], path))
+        y = jax.tree.map(lambda leaf: leaf[-1], path)
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *kept), nfe
+
+
+def _cuts(score_fn: ScoreFn, times: jax.Array, in_log_snr: bool) -> np.ndarray:
+    """Where the score jumps between times[0] and times[-1], in their order; none where that is not known."""
+    known = [*jumps(score_fn), times, *jax.tree.leaves(score_fn.sde)]
+    if len(known) == 1 or any(isinstance(v, jax.core.Tracer) for v in known):
+        return np.zeros(0)
+    at = np.concatenate([np.zeros(0), *[np.ravel(np.asarray(v, float)) for v in jumps(score_fn)]])
+    at = at[np.isfinite(at)]
+    ends = np.sort(np.asarray(times)[[0, -1]])
+    sde = host_sde(score_fn.sde)
+    cuts = np.unique((at if in_log_snr else sde.time_of_log_snr(at)).astype(ends.dtype))
+    cuts = cuts[(cuts > ends[0]) & (cuts < ends[1])]
+    return cuts if times[0] < times[-1] else cuts[::-1]
+
+
+def _dealt(steps: int, lengths: np.ndarray) -> list[int]:
+    """So many steps dealt out by the parts' lengths, at least one to each. Raises ValueError for fewer than parts."""
+    if steps < len(lengths):
+        raise ValueError(
+            f"ProbabilityFlow: steps must be at least {len(lengths)}, one for each part that the interval of guidance "
+            f"cuts the path into, not {steps}"
+        )
+    share = (steps - len(lengths)) * lengths / lengths.sum()
+    dealt = np.floor(share).astype(int)
+    dealt[np.argsort(dealt - share)[: steps - len(lengths) - dealt.sum()]] += 1
+    return [int(count) + 1 for count in dealt]
 
 
 def solve(
@@ -249,12 +324,12 @@ def _solve(
         return _solve_jointly(y, times, args, steps, solver, kind)
     score_fn, *rows = args
 
-    def alone(y: PyTree, rows: list[PyTree]) -> Solution:
+    def alone(y: PyTree, rows: list[PyTree], i: jax.Array) -> Solution:
         y, rows = jax.tree.map(lambda leaf: leaf[None], (y, rows))
-        solution = _solve_jointly(y, times, (score_fn, *rows), steps, solver, kind)
+        solution = _solve_jointly(y, times, (take_rows(score_fn, i[None]), *rows), steps, solver, kind)
         return solution._replace(y=jax.tree.map(lambda leaf: leaf[:, 0], solution.y))
 
-    solution = jax.vmap(alone)(y, rows)
+    solution = jax.vmap(alone)(y, rows, jnp.arange(len(jax.tree.leaves(y)[0])))
     return solution._replace(y=jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), solution.y))
 
 

@@ -116,5 +116,14 @@ class PredictorCorrector:
         """Run both; see `sde_lib.samplers.base.Sampler`."""
         sampler = replace(self.predictor, steps=self.steps, grid=self.grid, denoise=self.denoise)
         corrector = _LangevinCorrector(self.corrector_steps)
-        x, path, times = run_linear(sampler, score_fn, x, keys, cond, frames, correct=corrector, correction=self.scale)
-        return Samples(x, self.nfe, path, times)
+        return run_linear(
+            sampler,
+            score_fn,
+            x,
+            keys,
+            cond,
+            frames,
+            correct=corrector,
+            correction=self.scale,
+            corrections=self.corrector_steps,
+        )

@@ -2,6 +2,8 @@
 score.
 """
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,6 +58,22 @@ def test_truncated_normals_leave_the_law_of_training_as_it_is():
     z, _ = TruncatedNormalDequantization(WIDTH)(sde, jax.random.split(jax.random.key(0), n), jnp.full((n, 1), 0.2))
     assert abs(float(z.mean()) - sde.alpha(1e-3) * 0.2) < 4 * sde.sigma(1e-3) / np.sqrt(n)
     assert float(z.std()) == pytest.approx(sde.sigma(1e-3), rel=0.01)
+
+
+@pytest.mark.parametrize("word, least", [(780_233, True), (20_192_286, False)])
+def test_the_ends_of_a_truncated_normal_lie_inside_its_bin(word, least):
+    # One draw in 2^23 is such an end. The keys of both were found by search.
+    keys = jax.random.wrap_key_data(jnp.array([[0, word]], jnp.uint32))
+    end = float(jax.random.uniform(keys[0], (1,))[0])
+    assert end == (0 if least else 1 - 2.0**-23)
+    for sde in ALL_SDES:
+        sde = replace(sde, t_min=float(sde.time_of_log_snr(6.0)))  # wide enough for the ends to be met
+        for levels in (2, 17, 256):
+            x = (2 * np.arange(levels, dtype=np.float32)[:, None] + 1) / levels - 1
+            z, log_q = TruncatedNormalDequantization(2 / levels)(sde, jnp.repeat(keys, levels), jnp.asarray(x))
+            beyond = (np.asarray(z, float) - sde.alpha(sde.t_min) * x) / (sde.alpha(sde.t_min) / levels)
+            assert (np.abs(beyond) < 1).all() and (np.sign(beyond) == (-1 if least else 1)).all()
+            assert np.isfinite(log_q).all() and (levels == 2 or np.abs(beyond).min() > 0.99)
 
 
 def test_more_draws_make_the_bound_tighter_and_never_cross_the_exact_value():

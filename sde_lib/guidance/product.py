@@ -1,0 +1,69 @@
+"""Products of distributions: sums of their scores."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sde_lib.batch import per_row
+from sde_lib.composed import ComposedScore, check_same_sde, number, take_rows
+from sde_lib.pytree import register_dataclass
+from sde_lib.score import ScoreFn, check_score
+from sde_lib.sde import SDE
+from sde_lib.typing import Array, PyTree, Scalar
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class Product(ComposedScore):
+    """The score sum_i w_i s_i: composition of models (Du et al. 2023, arXiv:2302.11552, eq. 10 and 11).
+
+    At t = 0 it is the score of the product of p_i^w_i. At other times it is not that of the product diffused, since
+    diffusion does not commute with products: no sampler of it samples the product, and the ODE and the SDE differ.
+    `sde_lib.samplers.WeightedSDE` does.
+
+    Args:
+        scores: (s_1, .., s_k), on one SDE, each handed cond.
+        weights: (w_1, .., w_k), each a number or (n,).
+    """
+
+    scores: tuple[ScoreFn, ...]
+    weights: tuple[Scalar, ...] | Array
+
+    def __post_init__(self) -> None:
+        if not len(self.scores):
+            raise ValueError("Product: give at least one score")
+        for score_fn in self.scores:
+            check_score(score_fn, "Product")
+            check_same_sde(self, self.scores[0], score_fn)
+        if len(self.weights) != len(self.scores):
+            raise ValueError(f"Product: give a weight for each of {len(self.scores)} scores, not {len(self.weights)}")
+        weights = tuple(number(self, "each weight", weight) for weight in self.weights)
+        object.__setattr__(self, "weights", weights)
+        object.__setattr__(self, "scores", tuple(self.scores))
+
+    @property
+    def sde(self) -> SDE:
+        """The forward process of all scores."""
+        return self.scores[0].sde
+
+    def parts(self) -> tuple[ScoreFn, ...]:
+        return tuple(self.scores)
+
+    def with_parts(self, parts: Sequence[ScoreFn]) -> "Product":
+        return replace(self, scores=tuple(parts))
+
+    def take(self, rows: Array) -> "Product":
+        weights = tuple(jnp.asarray(w)[rows] if np.ndim(w) else w for w in self.weights)
+        return replace(self, scores=tuple(take_rows(s, rows) for s in self.scores), weights=weights)
+
+    def __call__(self, x: jax.Array, t: Scalar, cond: PyTree = None) -> jax.Array:
+        scores, weights = self.factors(x, t, cond)
+        first, *others = (per_row(jnp.asarray(w), s) * s for s, w in zip(scores, weights, strict=True))
+        return sum(others, start=first)
+
+    def factors(self, x: jax.Array, t: Scalar, cond: PyTree) -> tuple[list[jax.Array], list[Scalar]]:
+        """The scores and their powers."""
+        return [score_fn(x, t, cond) for score_fn in self.scores], list(self.weights)
