@@ -27,7 +27,7 @@ from experiment.devices.sharding import mesh_here, round_up
 from experiment.errors import UserError, choose, one_line, shown
 from experiment.evaluation import variational_bounds as bounds
 from experiment.evaluation.bayes_classifier import bayes_classifier, classifier_seconds
-from experiment.evaluation.earlier import keep_earlier
+from experiment.run.earlier import keep_earlier
 from experiment.evaluation.opening import open_run
 from experiment.evaluation.results import LikelihoodResult, plain
 from experiment.evaluation.settings import FromConfig

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from experiment import plots
-from experiment.evaluation.earlier import keep_earlier
+from experiment.run.earlier import keep_earlier
 from experiment.evaluation.evaluate import Arrays, Evaluation
 from experiment.evaluation.results import QUALITY, Report
 from experiment.files import write_bytes, write_json, write_text
