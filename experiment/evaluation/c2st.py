@@ -24,9 +24,13 @@ def c2st(reference: np.ndarray, samples: np.ndarray) -> float:
     """
     reference, samples = (np.asarray(x, np.float64) for x in (reference, samples))
     if reference.ndim != 2 or samples.ndim != 2 or reference.shape[1] != samples.shape[1]:
-        raise UserError(f"C2ST: reference {reference.shape}, samples {samples.shape}: give both as rows of equal length")
+        raise UserError(
+            f"C2ST: reference {reference.shape}, samples {samples.shape}: give both as rows of equal length"
+        )
     if min(len(reference), len(samples)) < FOLDS:
-        raise UserError(f"C2ST needs at least {FOLDS} rows of either kind, not {len(reference)} and {len(samples)}: draw more")
+        raise UserError(
+            f"C2ST needs at least {FOLDS} rows of either kind, not {len(reference)} and {len(samples)}: draw more"
+        )
     mean, std = reference.mean(axis=0), reference.std(axis=0, ddof=1)
     if not np.all(std > 0):
         raise UserError(f"C2ST: column {int(np.argmin(std))} of the reference is constant; leave it out")
