@@ -49,12 +49,14 @@ class Samples(NamedTuple):
     nfe: network calls per sample (for an adaptive solver, of the joint solve): score calls, each as many as it makes.
     path: (frames, n, *shape), from x at t_max to x, evenly over the steps; None unless frames were asked for.
     times: (frames,), the times of the frames; None without frames.
+    ess: (steps + 1,), the effective sample size of weighted samples at each step; None of others.
     """
 
     x: jax.Array
     nfe: int
     path: jax.Array | None = None
     times: jax.Array | None = None
+    ess: jax.Array | None = None
 
 
 class Sampler(Protocol):
@@ -113,6 +115,9 @@ def sample(
     batch_size = n if batch_size is None else min(batch_size, n)
     if batch_size < 1:
         raise ValueError(f"sample: batch_size must be at least 1, not {batch_size}")
+    if batch_size < n and getattr(sampler, "couples", False):
+        name = type(sampler).__name__
+        raise ValueError(f"sample: the samples of {name} are one population: leave out batch_size")
     check_rows(cond, n)
     prior = score_fn.sde.prior(shape) if prior is None else prior
     batches = []
