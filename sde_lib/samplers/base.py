@@ -51,6 +51,8 @@ class Samples(NamedTuple):
     times: (frames,), the times of the frames; None without frames.
     jvps: derivative products of the network per sample, which some scores take beside their calls.
     log_evidence: (n,), of samplers that estimate it.
+    ess: (steps + 1,), the effective sample size of weighted samples at each step; (steps + 1, n) where each sample has
+        particles of its own. None of others.
     """
 
     x: jax.Array
@@ -118,6 +120,9 @@ def sample(
     batch_size = n if batch_size is None else min(batch_size, n)
     if batch_size < 1:
         raise ValueError(f"sample: batch_size must be at least 1, not {batch_size}")
+    if batch_size < n and getattr(sampler, "couples", False):
+        name = type(sampler).__name__
+        raise ValueError(f"sample: the samples of {name} are one population: leave out batch_size")
     check_rows(cond, n)
     prior = score_fn.sde.prior(shape) if prior is None else prior
     batches, particles = [], getattr(sampler, "particles", 1)
@@ -144,9 +149,10 @@ def sample(
     x = jnp.concatenate([b.x for b in batches])[:n]
     evidence = [b.log_evidence for b in batches if b.log_evidence is not None]
     log_evidence = jnp.concatenate(evidence)[:n] if evidence else None
-    return batches[0]._replace(
-        x=x, path=path, nfe=max(b.nfe for b in batches), jvps=max(b.jvps for b in batches), log_evidence=log_evidence
-    )
+    sizes = [b.ess for b in batches if b.ess is not None]
+    ess = jnp.concatenate(sizes, axis=1)[:, :n] if sizes else None
+    nfe, products = max(b.nfe for b in batches), max(b.jvps for b in batches)
+    return Samples(x, nfe, path, batches[0].times, products, log_evidence, ess)
 
 
 def _of_particles(keys: jax.Array, particles: int) -> jax.Array:

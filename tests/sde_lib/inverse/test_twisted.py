@@ -14,7 +14,7 @@ DATA = GaussianMixture(
     [[-1.2, 0.6], [0.9, 0.9], [0.3, -1.1]],
     [[[0.10, 0.03], [0.03, 0.06]], [[0.05, -0.02], [-0.02, 0.12]], [[0.15, 0.0], [0.0, 0.04]]],
 )
-PRIOR, N = ExactScore(DATA, VP()), 512
+PRIOR, N = ExactScore(DATA, VP()), 256
 CASES = {
     "by a mask": (Mask(np.array([True, False])), [0.5, np.nan], 0.1, MomentMatching(1)),
     "the mean": (Linear(np.array([[0.5, 0.5]], np.float32)), [0.2], 0.3, Jensen()),
@@ -27,17 +27,17 @@ def test_weights_of_modes_moments_and_evidence_are_the_exact_ones(case):
     operator, y, noise, method = CASES[case]
     posterior, log_evidence = DATA.observe(operator, y, noise)
     rows = {"y": jnp.broadcast_to(jnp.asarray(y, jnp.float32), (N, len(y))), "cond": None}
-    got = sample(TwistedSMC(60, 64), Observed(PRIOR, operator, noise, method), jax.random.key(0), N, (2,), cond=rows)
+    got = sample(TwistedSMC(200, 64), Observed(PRIOR, operator, noise, method), jax.random.key(0), N, (2,), cond=rows)
     ratio = np.exp(np.asarray(got.log_evidence, float) - log_evidence)
     se = ratio.std() / np.sqrt(N)
     assert se < 0.02
-    assert abs(ratio.mean() - 1) < 4 * se + 0.01  # the steps' own error
+    assert abs(ratio.mean() - 1) < 3 * se + 0.02  # the steps' own error
     responsibility = np.asarray(DATA.posterior(got.x), float)
     exact = np.asarray(DATA.posterior(posterior.sample(jax.random.key(1), 20_000)), float)
     x = np.asarray(posterior.sample(jax.random.key(2), 20_000))
     for drawn, true in ((responsibility, exact), (np.asarray(got.x), x)):
         assert (np.abs(drawn.mean(0) - true.mean(0)) < 4.5 * true.std(0) / np.sqrt(N) + 0.01).all()
-        np.testing.assert_allclose(drawn.std(0), true.std(0), rtol=0.15, atol=0.01)
+        np.testing.assert_allclose(drawn.std(0), true.std(0), rtol=0.2, atol=0.01)
 
 
 def test_a_population_does_not_know_its_batch():
@@ -46,8 +46,9 @@ def test_a_population_does_not_know_its_batch():
     rows = {"y": jnp.linspace(-1, 1, 6)[:, None], "cond": None}
     whole = sample(sampler, score_fn, jax.random.key(0), 6, (2,), cond=rows)
     parts = sample(sampler, score_fn, jax.random.key(0), 6, (2,), cond=rows, batch_size=3)
-    np.testing.assert_allclose(parts.x, whole.x, atol=1e-5)
-    np.testing.assert_allclose(parts.log_evidence, whole.log_evidence, atol=1e-4)
+    np.testing.assert_allclose(parts.x, whole.x, atol=2e-3)  # products of matrices round by their rows
+    np.testing.assert_allclose(parts.log_evidence, whole.log_evidence, atol=1e-2)
+    np.testing.assert_allclose(parts.ess, whole.ess, rtol=1e-2)
     assert (whole.nfe, whole.jvps) == (6 * 4, 6 * 4)
 
 
