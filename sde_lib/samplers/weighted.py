@@ -40,7 +40,9 @@ class WeightedSDE:
 
     The n samples are one population: they depend on each other, on n, and share one condition and one scale. `ess` of
     the result, (steps + 1,), is the effective sample size at each step, before resampling: where it is a handful, the
-    result is too. Many samples are draws with repetition.
+    result is too. Many samples are draws with repetition. A strong tilt is hard: on N(1, 1/4) against N(0, 1) the mean
+    of 20,000 has the standard error 0.003 at g = 2, and 0.02 with outliers at g = 5, of which the effective sample size
+    tells nothing. Compare several keys.
 
     Args:
         steps: how many.
@@ -51,7 +53,7 @@ class WeightedSDE:
 
     steps: int = 400
     grid: Grid = field(default_factory=FlowTime)
-    threshold: float = 0.9
+    threshold: float = 0.8
     denoise: bool = False
 
     def __post_init__(self) -> None:
