@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sde_lib.score import ScoreFn
-from sde_lib.typing import Array, Scalar
+from sde_lib.typing import Array, PyTree, Scalar
 
 ScoreT = TypeVar("ScoreT", bound=ScoreFn)
 
@@ -40,6 +40,11 @@ class ComposedScore:
         return sum(calls(part) for part in self.parts())
 
     @property
+    def jvps(self) -> int:
+        """The derivative products of the network beside them."""
+        return sum(jvps(part) for part in self.parts())
+
+    @property
     def varies(self) -> bool:
         """Whether a call may cost less at some times."""
         return any(getattr(part, "varies", False) for part in self.parts())
@@ -60,6 +65,29 @@ class ComposedScore:
         """
         return cast(ScoreFn, self.with_parts([whole(part, t) for part in self.parts()]))
 
+    # What `sde_lib.samplers.WeightedSDE` takes: a score that is one of a product prod_i p_i^w_i at t = 0.
+
+    def factors(self, x: jax.Array, t: Scalar, cond: PyTree) -> list[jax.Array]:
+        """The scores of the p_i."""
+        raise TypeError(f"{type(self).__name__} is the score of no product")
+
+    @property
+    def powers(self) -> tuple[Scalar, ...]:
+        """The powers w_i; none of what is no product."""
+        return ()
+
+    @property
+    def factor_calls(self) -> int:
+        """The network calls of `factors`."""
+        return self.calls
+
+    def check_product(self) -> None:
+        """Raise ValueError where the parts are no distributions' scores."""
+        if not self.powers:
+            raise ValueError(f"{type(self).__name__} is the score of no product: give a Product or ClassifierFree")
+        if any(is_guided(part) for part in self.parts()):
+            raise ValueError(f"{type(self).__name__}: a part is guided itself: give the scores of distributions")
+
     def take(self, rows: Array) -> Self:
         """This score for some of its rows, where it has numbers for each."""
         own: Any = {name: v[rows] for name in self.per_row if np.ndim(v := getattr(self, name))}
@@ -70,6 +98,11 @@ def calls(score_fn: object) -> int:
     """The most network calls that one call of the score makes, for each row of x."""
     said = getattr(score_fn, "calls", 1)
     return said if isinstance(said, int) else 1  # a name of its own for something else
+
+
+def jvps(score_fn: object) -> int:
+    """The derivative products of the network in one call of the score, for each row of x."""
+    return score_fn.jvps if isinstance(score_fn, ComposedScore) else 0
 
 
 def calls_at(score_fn: object, t: Scalar) -> Array | int:

@@ -126,6 +126,10 @@ def of_training(folder: Path) -> Iterator[list[str]]:
     yield ["--config.data.name=digits"]  # the perceptron takes vectors
     yield ["--config.sde.beta_min=30"]
     yield ["--config.train.weight_decay=0.1"]
+    yield ["--config.train.cond_dropout=0.1"]
+    yield from ([f"--config.model.condition={what}"] for what in ("label", "vector", "text"))
+    yield ["--config.model.condition=label", "--config.model.class_conditional=false"]
+    yield ["--config.model.text_length=16"]
     yield from ([flag] for flag in ("run", "--steps=3", "--only_check_args", "--config.train", "--config.train.steps"))
     yield [f"--workdir={folder / 'run'}", "--config.train.lr=3"]
     for name in ("halves", "config", "sections"):
@@ -148,6 +152,16 @@ def of_runs(command: str, folder: Path) -> Iterator[list[str]]:
         yield from ([run, "--sampler=em", "--grid=nobody"], [run, "--sampler=ode", "--eta=1"], [run, "--label=0"])
         yield from ([f"--workdir={folder / 'labelled'}", f"--label={value}"] for value in ("2", "-1", "x", "0,7"))
         yield from ([run, f"--out={path}"] for path in PATHS)
+        labelled = f"--workdir={folder / 'labelled'}"
+        yield from ([where, "--prompt=a seven"] for where in (run, labelled))
+        yield from ([where, f"--cond={folder / 'other.npz'}"] for where in (run, labelled))
+        yield from ([where, "--guidance=2"] for where in (run, labelled))  # trained without dropping labels
+        yield from ([labelled, f"--guidance={value}"] for value in ("x", "nan", "inf", ""))
+        for interval in ("3,1", "1", "1,2,3", "x,2", "nan,2"):
+            yield [labelled, "--guidance=2", f"--guidance_interval={interval}"]
+        yield from ([labelled, "--guidance_interval=1,3"], [labelled, f"--guide={folder / 'run'}"])
+        yield from ([labelled, "--guidance=2", f"--guide={folder / name}"] for name in ("none", "run", "halves"))
+        yield [labelled, "--label=1", "--prompt=one"]
     if command == "evaluate":
         for flag in ("n", "seeds", "likelihood_n", "probes"):
             yield from ([run, f"--{flag}={value}"] for value in ("0", "x", "-1", "9" * 30))
