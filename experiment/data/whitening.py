@@ -262,7 +262,9 @@ def _updates(state: Any, r: jax.Array, c: jax.Array, seen: jax.Array, key: jax.A
 
 def whitening_arrays(whitening: Whitening) -> dict[str, Array]:
     """The map as arrays by name, for a file."""
-    networks = {f"{layer}.{part}": np.asarray(v) for layer, parts in whitening.networks.items() for part, v in parts.items()}
+    networks = {
+        f"{layer}.{part}": np.asarray(v) for layer, parts in whitening.networks.items() for part, v in parts.items()
+    }
     support = () if whitening.support is None else np.stack(whitening.support)
     return {**whitening.constants, **networks, "support": np.asarray(support), "draws": np.asarray(whitening.draws)}
 
