@@ -40,6 +40,11 @@ class ComposedScore:
         return sum(calls(part) for part in self.parts())
 
     @property
+    def jvps(self) -> int:
+        """The derivative products of the network beside them."""
+        return sum(jvps(part) for part in self.parts())
+
+    @property
     def varies(self) -> bool:
         """Whether a call may cost less at some times."""
         return any(getattr(part, "varies", False) for part in self.parts())
@@ -70,6 +75,11 @@ def calls(score_fn: object) -> int:
     """The most network calls that one call of the score makes, for each row of x."""
     said = getattr(score_fn, "calls", 1)
     return said if isinstance(said, int) else 1  # a name of its own for something else
+
+
+def jvps(score_fn: object) -> int:
+    """The derivative products of the network in one call of the score, for each row of x."""
+    return score_fn.jvps if isinstance(score_fn, ComposedScore) else 0
 
 
 def calls_at(score_fn: object, t: Scalar) -> Array | int:

@@ -19,6 +19,7 @@ from sde_lib.pytree import register_dataclass
 from sde_lib.typing import Array, Scalar
 
 if TYPE_CHECKING:
+    from sde_lib.inverse.operators import ObservationOperator
     from sde_lib.sde import SDE  # which imports this module: its prior is a distribution
 
 _HIGHEST = jax.lax.Precision.HIGHEST  # the oracle keeps full float32 on GPU and TPU
@@ -243,6 +244,37 @@ class GaussianMixture:
         alpha, sigma = jnp.asarray(sde.alpha(t), dtype), jnp.asarray(sde.sigma(t), dtype)
         leaves = (self.log_weights, alpha * self.means, self.basis, alpha**2 * self.variances + sigma**2)
         return self.tree_unflatten(None, leaves)
+
+    def observe(
+        self,
+        operator: "ObservationOperator",
+        y: npt.ArrayLike,
+        noise: npt.ArrayLike,
+        *,
+        shape: tuple[int, ...] | None = None,
+    ) -> tuple["GaussianMixture", float]:
+        """Condition on an observation y = A x + n with n Gaussian of mean 0: the exact posterior, again a mixture.
+
+        Computed on the host, in float64.
+
+        Args:
+            operator: A, linear, of `sde_lib.inverse`.
+            y: one observation, without an axis of samples.
+            noise: the standard deviation of n in the units of x, a number or like y; or, of y (m,), its covariance
+                (m, m), which is then no standard deviation.
+            shape: of a point, as the operator takes it. Default: (d,).
+
+        Returns:
+            posterior: the distribution of x given y.
+            log_evidence: log p(y) in nats; of a `Mask`, of the entries that are seen.
+
+        Raises ValueError for an operator that is not linear, and shapes that do not fit.
+        """
+        from sde_lib.inverse.exact import observe_components  # which needs none of this module
+
+        shape = self.means.shape[1:] if shape is None else shape
+        found = observe_components(jnp.exp(self.log_weights), self.means, self.covariances, operator, y, noise, shape)
+        return GaussianMixture(*found[:3]), found[3]
 
     def _whiten(self, x: jax.Array) -> jax.Array:
         """The offsets from each mean along each component's axes, (n, k, d)."""

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sde_lib.batch import check_entries, like, points
+from sde_lib.inverse.operators import Convolve
 from sde_lib.pytree import register_dataclass
 from sde_lib.typing import Array, Scalar
 
@@ -22,44 +23,84 @@ if TYPE_CHECKING:
 @partial(register_dataclass, static=("shape",))
 @dataclass(frozen=True)
 class StationaryGaussianField:
-    """A real field x of mean 0 whose Fourier modes are independent, of variance P(k).
+    """A real field x whose Fourier modes are independent about the mean, of variance P(k).
 
     Its covariance is F* diag(P) F, with F the unitary transform.
 
-    Diffusion keeps it one, with alpha² P + sigma².
+    Diffusion keeps it one, with alpha² P + sigma² and alpha times the mean.
 
     Args:
         shape: (h, w), the grid.
         spectrum: P, (h, w//2 + 1), positive, in the layout of `numpy.fft.rfft2`; E x² is the mean of P over all modes.
             P(k) = P(-k), which binds the columns 0 and w/2 to be symmetric.
+        mean: (h, w), or one number for all places.
     """
 
     shape: tuple[int, int]
     spectrum: jax.Array
+    mean: Array | float = 0.0
 
     def sample(self, key: jax.Array, n: int) -> jax.Array:
         """Draw n fields, (n, h, w)."""
-        return self._filtered(jax.random.normal(key, (n, *self.shape), self.spectrum.dtype), jnp.sqrt(self.spectrum))
+        noise = jax.random.normal(key, (n, *self.shape), self.spectrum.dtype)
+        return self._filtered(noise, jnp.sqrt(self.spectrum)) + self._mean(noise)
 
     def log_prob(self, x: jax.Array) -> jax.Array:
         """The log-density -½ sum_k [|(F x)_k|²/P_k + log 2 pi P_k] in nats, (n,), of x (n, h, w)."""
         x = points(x)
         check_entries(self, x, self.shape)
         spectrum = jnp.asarray(self.spectrum, x.dtype)[None]
-        terms = _power(x) / spectrum + jnp.log(2 * np.pi * spectrum)
+        terms = _power(x - self._mean(x)) / spectrum + jnp.log(2 * np.pi * spectrum)
         return -0.5 * jnp.sum(jnp.asarray(_multiplicity(self.shape), x.dtype)[None] * terms, axis=(1, 2))
 
     def score(self, x: jax.Array) -> jax.Array:
-        """The score -F* (F x)/P, like x."""
+        """The score -F* (F (x - mean))/P, like x."""
         z = points(x)
         check_entries(self, z, self.shape)
-        return like(self._filtered(z, -1 / jnp.asarray(self.spectrum, z.dtype)), x)
+        return like(self._filtered(z - self._mean(z), -1 / jnp.asarray(self.spectrum, z.dtype)), x)
 
     def at(self, sde: "SDE", t: Scalar) -> "StationaryGaussianField":
         """The exact distribution of x_t."""
         dtype = self.spectrum.dtype
         alpha, sigma = jnp.asarray(sde.alpha(t), dtype), jnp.asarray(sde.sigma(t), dtype)
-        return StationaryGaussianField(self.shape, alpha**2 * self.spectrum + sigma**2)
+        return StationaryGaussianField(self.shape, alpha**2 * self.spectrum + sigma**2, alpha * jnp.asarray(self.mean))
+
+    def observe(self, operator: Convolve, y: Array, noise: float) -> tuple["StationaryGaussianField", jax.Array]:
+        """Condition on y = K x + n with white noise n: the posterior is a field again, whose mean is Wiener's filter.
+
+        With K(k) the kernel's transform and s the standard deviation of n,
+
+            mean' = mean + F* conj(K) P/(|K|² P + s²) F (y - K mean),    P' = P s²/(|K|² P + s²)
+
+        (Wiener 1949). Exact in as many dimensions as there are pixels.
+
+        Args:
+            operator: a `Convolve` over the grid.
+            y: (h, w). noise: s, positive, in the units of x.
+
+        Returns:
+            posterior: the field given y.
+            log_evidence: log p(y) in nats, a scalar.
+
+        Raises ValueError for another operator, a y of another shape, and a noise that is no positive number.
+        """
+        if not isinstance(operator, Convolve):
+            raise ValueError("observe: the posterior of a field is one for a Convolve only: give one")
+        if jnp.shape(y) != self.shape or jnp.ndim(noise) or (not isinstance(noise, jax.core.Tracer) and not noise > 0):
+            raise ValueError(
+                f"observe: y must be {self.shape} and noise one positive number, not {jnp.shape(y)} and {noise}"
+            )
+        y, spectrum = jnp.asarray(y)[None], self.spectrum
+        gain = operator.gain(self.shape, spectrum.dtype)
+        blurred = jnp.abs(gain) ** 2 * spectrum + noise**2
+        residual = y - operator(self._mean(y) * jnp.ones_like(y))
+        mean = self._mean(y) + self._filtered(residual, jnp.conj(gain) * spectrum / blurred)
+        posterior = StationaryGaussianField(self.shape, spectrum * noise**2 / blurred, mean[0])
+        return posterior, StationaryGaussianField(self.shape, blurred).log_prob(residual)[0]
+
+    def _mean(self, x: jax.Array) -> jax.Array:
+        """The mean, ready to be added to x."""
+        return jnp.broadcast_to(jnp.asarray(self.mean, x.dtype), self.shape)[None]
 
     def _filtered(self, x: jax.Array, gain: jax.Array) -> jax.Array:
         return jnp.fft.irfft2(gain[None] * jnp.fft.rfft2(x), s=self.shape)

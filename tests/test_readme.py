@@ -155,7 +155,7 @@ def parse(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
         strictly(parser, args, namespace)
         raise Parsed
 
-    for kind in ("string", "bool", "integer", "float", "list"):
+    for kind in ("string", "bool", "integer", "float", "list", "multi_string"):
         define = getattr(flags, f"DEFINE_{kind}")
         monkeypatch.setattr(flags, f"DEFINE_{kind}", functools.partial(define, flag_values=values))
     monkeypatch.setattr(cli, "run_app", run_app)

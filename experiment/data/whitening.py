@@ -16,7 +16,6 @@ Their outputs are averaged for what is new. How many updates they take is chosen
 seen; none, which is the least-squares fit, is among the choices.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -26,6 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.scipy.special import ndtr, ndtri
+
+from experiment.errors import UserError
 
 Array = np.ndarray
 Params = dict[str, dict[str, jax.Array]]
@@ -126,8 +127,13 @@ def fit_whitening(
     Returns:
         whitening: the map.
         z: the residuals (n, d) of these examples, each by a network that has not seen it.
+
+    Raises UserError for fewer examples than twice the numbers of the least-squares fit, or than 20.
     """
     features = summary(x, draws)
+    least = max(20, 2 * (features.shape[1] + 1 + theta.shape[1]))
+    if len(features) < least:
+        raise UserError(f"the fit to {len(features)} simulations needs at least {least} simulations: draw more")
     constants = {"mean": features.mean(axis=0), "std": np.maximum(features.std(axis=0), 1e-12)}
     c, u = (features - constants["mean"]) / constants["std"], unbounded(theta, support)
     with_one = np.concatenate([c, np.ones((len(c), 1))], axis=1)
@@ -202,26 +208,31 @@ def _cross_fit(r: jax.Array, c: jax.Array, steps: int) -> tuple[Params, jax.Arra
     """
     n, d = r.shape
     fold = np.random.RandomState(0).permutation(n) % FOLDS
-    least = n - np.bincount(fold).max()
-    seen = jnp.asarray(np.stack([np.flatnonzero(fold != k)[:least] for k in range(FOLDS)]))
+    counts = np.bincount(fold, minlength=FOLDS)  # they differ by one at most: the least of each is used
+    seen = jnp.asarray(np.stack([np.flatnonzero(fold != k)[: n - counts.max()] for k in range(FOLDS)]))
+    unseen = jnp.asarray(np.stack([np.flatnonzero(fold == k)[: counts.min()] for k in range(FOLDS)]))
     keys = jax.random.split(jax.random.key(0), FOLDS)
     params = jax.vmap(lambda key: _weights(key, c.shape[1], 2 * d + d * (d - 1) // 2))(keys)
-    optimizer = _optimizer(steps)
-
-    def outputs_of(params: Params) -> jax.Array:
-        each = jax.vmap(lambda one: _network(one, c, None))(params)
-        return each[jnp.asarray(fold), jnp.arange(n)]
-
-    held_out = jax.jit(lambda params: jnp.mean(_negative_log_density(outputs_of(params), r)))
-    state = (params, params, jax.vmap(optimizer.init)(params), jnp.zeros((), jnp.int32))
-    best, least_loss = params, float(held_out(params))
+    state = (params, params, jax.vmap(_optimizer(steps).init)(params), jnp.zeros((), jnp.int32))
+    best, least_loss = params, _held_out(params, r, c, unseen)
     for choice in range(CHOICES):
         key = jax.random.fold_in(jax.random.key(1), choice)
         state = _updates(state, r, c, seen, key, steps // CHOICES, steps)
-        loss = float(held_out(state[1]))
+        loss = _held_out(state[1], r, c, unseen)
         if loss < least_loss:
             best, least_loss = state[1], loss
-    return best, jax.jit(outputs_of)(best)
+    each = jax.jit(jax.vmap(lambda params: _network(params, c, None)))(best)
+    return best, each[jnp.asarray(fold), jnp.arange(n)]
+
+
+@jax.jit
+def _held_out(networks: Params, r: jax.Array, c: jax.Array, unseen: jax.Array) -> jax.Array:
+    """The mean loss of each network on the examples that it has not seen."""
+
+    def loss(params: Params, rows: jax.Array) -> jax.Array:
+        return jnp.mean(_negative_log_density(_network(params, c[rows], None), r[rows]))
+
+    return jnp.mean(jax.vmap(loss)(networks, unseen))
 
 
 def _optimizer(steps: int) -> optax.GradientTransformation:

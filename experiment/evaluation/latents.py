@@ -271,9 +271,9 @@ def score_examples(
     The network has not seen the held-out ones, so against them another set's p-values are exact. Against the training
     examples they say how much nearer the network came to these.
     """
-    from experiment.evaluation.earlier import keep_earlier
     from experiment.evaluation.results import plain
     from experiment.plots import likelihood as plots
+    from experiment.run.earlier import keep_earlier
     from experiment.sampling import pictured
     from sde_lib import latent_typicality, typicality
 

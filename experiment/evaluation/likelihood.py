@@ -27,13 +27,13 @@ from experiment.devices.sharding import mesh_here, round_up
 from experiment.errors import UserError, choose, one_line, shown
 from experiment.evaluation import variational_bounds as bounds
 from experiment.evaluation.bayes_classifier import bayes_classifier, classifier_seconds
-from experiment.evaluation.earlier import keep_earlier
 from experiment.evaluation.opening import open_run
 from experiment.evaluation.results import LikelihoodResult, plain
 from experiment.evaluation.settings import FromConfig
 from experiment.files import check_folder, user_path, write_bytes, write_json, write_npz, write_text
 from experiment.progress import progress, say_start
 from experiment.run.conditions import conditions_of
+from experiment.run.earlier import keep_earlier
 from experiment.run.load import in_float32
 from experiment.sampling import GUESSED_CALLS, padded, seconds_per_call, solver_remedy, told
 from sde_lib import (

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from experiment import plots
-from experiment.evaluation.earlier import keep_earlier
 from experiment.evaluation.evaluate import Arrays, Evaluation
 from experiment.evaluation.results import QUALITY, Report
 from experiment.files import write_bytes, write_json, write_text
@@ -17,6 +16,7 @@ from experiment.plots.images import legend
 from experiment.plots.likelihood import likelihood_histogram
 from experiment.report.document import Figure, document_of
 from experiment.report.page import html_page
+from experiment.run.earlier import keep_earlier
 from experiment.run.log import read_metrics
 from experiment.sampling import pictured
 

@@ -1,5 +1,7 @@
 """Samples of a run as files: samples.npz, in the layout that the ADM evaluation suite reads, and grid.png."""
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
@@ -12,6 +14,7 @@ from experiment.config import check_flag, check_seed
 from experiment.files import check_folder, user_path, write_bytes, write_npz
 from experiment.progress import say_start
 from experiment.run.conditions import Asked, arrays_of, conditions, kind_of_run
+from experiment.run.earlier import keep_earlier
 from experiment.run.guidance import Guidance, guided
 from experiment.run.load import load_run
 from experiment.sampling import as_data, check_samples_fit, draw, expected_seconds, picture_of, told
@@ -32,13 +35,15 @@ def draw_to_files(
     out: str | None = None,
     **settings: Any,
 ) -> str:
-    """Draw n samples of the run into samples/<name>/ (or `out`): samples.npz and grid.png.
+    """Draw n samples of the run into samples/<name>/ (or `out`): samples.npz, grid.png and settings.json.
 
     arr_0 of samples.npz is uint8 (n, h, w, c), 0..255, or floats in the data's units. What a conditional network was
     told is beside it: arr_1, the classes, int (n,); cond (n, m); prompts, strings (n,); or embeddings and mask. label,
     prompt, cond: what to draw, in turn, or a file that says it; without them it is as `conditions` has it.
     guidance: of the score.
-    settings: steps, eta, grid, as for `make_sampler`. Returns a line that says what was done.
+    settings: steps, eta, grid, as for `make_sampler`. settings.json says what was asked for; samples of other settings
+    that lie there are kept beside the folder. Returns a line that says what was done, and one before it where some were
+    kept.
 
     Raises UserError for an unknown sampler or setting, a number out of range or beyond memory, a missing run, a class
     that it does not have, a folder that cannot be written, and samples that are not finite.
@@ -60,9 +65,29 @@ def draw_to_files(
     start = perf_counter()
     draws = draw(run, sampler, jax.random.key(seed), n, run.config.sample.batch_size, name, rows)
     seconds = perf_counter() - start
-    write_samples(run, draws.x, folder, arrays_of(kind_of_run(run), rows, labels="arr_1"))
+    beside = arrays_of(kind_of_run(run), rows, labels="arr_1")
+    asked = {"sampler": repr(sampler), "n": n, "seed": seed, "steps": getattr(sampler, "steps", None)}
+    asked |= {"step": run.step, "guidance": repr(guidance or Guidance()), "told": _digest(beside)}
+    kept = _keep_earlier(folder, asked)
+    write_samples(run, draws.x, folder, beside)
+    write_bytes(folder / "settings.json", json.dumps(asked, indent=1).encode())
     cost = f"{draws.nfe:,.0f} NFE, {seconds:.1f} s with compilation"
-    return f"{name}: {n} samples, {cost}, step {run.step}: {folder / 'samples.npz'}"
+    return "\n".join([*kept, f"{name}: {n} samples, {cost}, step {run.step}: {folder / 'samples.npz'}"])
+
+
+def _digest(beside: Mapping[str, Array]) -> str:
+    """What stands for the conditions of the samples: equal for equal ones."""
+    found = hashlib.sha256()
+    for name, array in sorted(beside.items()):
+        found.update(f"{name} {array.dtype.str} {array.shape}".encode() + np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()[:16] if beside else ""
+
+
+def _keep_earlier(folder: Path, asked: Mapping[str, Any]) -> list[str]:
+    """Set the folder's samples aside where they are of other settings, and of unknown ones; see `keep_earlier`."""
+    if (folder / "samples.npz").is_file() and not (folder / "settings.json").is_file():
+        write_bytes(folder / "settings.json", b"{}")  # of a run before settings were kept
+    return keep_earlier(folder, "settings.json", asked, dict, lambda _: ("samples.npz", "grid.png"), "samples.npz")
 
 
 def write_samples(run: Any, x: Array, folder: Path, beside: Mapping[str, Array] | None = None) -> None:

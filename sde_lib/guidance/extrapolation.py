@@ -192,6 +192,10 @@ class ClassifierFree(ScorePair):
     def _calls_of_both(self, t: Scalar | None = None) -> Array | int:
         return 2 * super()._calls_of_both(t)
 
+    @property
+    def jvps(self) -> int:
+        return (2 if self.is_guided else 1) * super().jvps
+
     def pair(self, x: jax.Array, t: Scalar, cond: PyTree) -> tuple[jax.Array, jax.Array]:
         if not jax.tree.leaves(cond):
             raise ValueError("ClassifierFree: there is no condition to guide by: give cond, or scale=1")

@@ -11,7 +11,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from sde_lib.batch import check_rows, fold_in_each, row_keys
-from sde_lib.composed import take_rows
+from sde_lib.composed import calls, jvps, take_rows
 from sde_lib.distributions import Prior
 from sde_lib.score import ScoreFn, check_score
 from sde_lib.typing import PyTree
@@ -49,12 +49,14 @@ class Samples(NamedTuple):
     nfe: network calls per sample (for an adaptive solver, of the joint solve): score calls, each as many as it makes.
     path: (frames, n, *shape), from x at t_max to x, evenly over the steps; None unless frames were asked for.
     times: (frames,), the times of the frames; None without frames.
+    jvps: derivative products of the network per sample, which some scores take beside their calls.
     """
 
     x: jax.Array
     nfe: int
     path: jax.Array | None = None
     times: jax.Array | None = None
+    jvps: int = 0
 
 
 class Sampler(Protocol):
@@ -126,13 +128,14 @@ def sample(
         noise_keys = fold_in_each(keys, _NOISE)
         done = sampler.run(take_rows(score_fn, rows), x, noise_keys, batch_cond, frames)
         path = done.path if done.path is None else done.path.astype(dtype)
-        batches.append(done._replace(x=done.x.astype(dtype), path=path))
+        products = jvps(score_fn) * done.nfe // calls(score_fn)
+        batches.append(done._replace(x=done.x.astype(dtype), path=path, jvps=products))
     if len(batches) == 1:
         return batches[0]
     paths = [b.path for b in batches if b.path is not None]
     path = jnp.concatenate(paths, axis=1)[:, :n] if paths else None
     x = jnp.concatenate([b.x for b in batches])[:n]
-    return batches[0]._replace(x=x, path=path, nfe=max(b.nfe for b in batches))
+    return batches[0]._replace(x=x, path=path, nfe=max(b.nfe for b in batches), jvps=max(b.jvps for b in batches))
 
 
 @jax.jit

@@ -15,7 +15,7 @@ from sde_lib.composed import calls, jumps, network_calls, take_rows, whole
 from sde_lib.conversions import denoiser, velocity_from_score
 from sde_lib.samplers.base import Samples
 from sde_lib.score import ScoreFn, check_score
-from sde_lib.sde import host_sde
+from sde_lib.sde import SDE, host_sde
 from sde_lib.typing import PyTree, Scalar
 
 if TYPE_CHECKING:  # imported where it is used: it takes a second, and most samplers do without
@@ -61,7 +61,8 @@ class ProbabilityFlow:
         steps: this many equal steps in t instead of adaptive ones.
         max_steps: an adaptive solve that needs more raises RuntimeError.
         per_sample: each sample takes its own steps, and no longer depends on its batch; costs as many calls as the
-            hardest one.
+            hardest one. A sample alone may seem solved by chance, where its estimated error passes through zero in a
+            long step: steps in t also end at a few times even in log SNR.
         denoise: replace the last x by D(x, t_min), at one more score call.
     """
 
@@ -97,7 +98,7 @@ class ProbabilityFlow:
         """Solve the flow; see `sde_lib.samplers.base.Sampler`. It draws no noise."""
         sde = score_fn.sde
         times = jnp.linspace(sde.t_max, sde.t_min, max(frames, 2), dtype=x.dtype)
-        path, nfe = solve_between_jumps(self, flow_drift, x, times, (score_fn, cond))
+        path, nfe = solve_between_jumps(self, flow_drift, x, times, (score_fn, cond), stops=_stops(self, sde))
         x = _denoise(score_fn, path[-1], cond) if self.denoise else path[-1]
         nfe += self.denoise * network_calls(score_fn, times[-1:])
         return Samples(x, nfe, path.at[-1].set(x), times) if frames else Samples(x, nfe)
@@ -107,6 +108,18 @@ def flow_drift(t: Scalar, x: jax.Array, args: tuple[ScoreFn, PyTree]) -> jax.Arr
     """The drift f x - ½ g² s at time t; args are the score and its conditioning."""
     score_fn, cond = args
     return velocity_from_score(score_fn.sde, score_fn(x, t, cond), x, t)
+
+
+# Between them signal over noise rises by some 20 on every SDE here: narrow data bend the flow within a tenfold of it.
+_STOPS = 4
+
+
+def _stops(flow: ProbabilityFlow, sde: SDE) -> jax.Array | None:
+    """Where steps of a sample's own have to end, besides at both ends."""
+    if not flow.per_sample or flow.steps is not None:
+        return None
+    log_snr = jnp.linspace(sde.log_snr(sde.t_max), sde.log_snr(sde.t_min), _STOPS + 2)[1:-1]
+    return jax.lax.stop_gradient(jnp.asarray(sde.time_of_log_snr(log_snr)))
 
 
 def encode(score_fn: ScoreFn, x: jax.Array, *, flow: ProbabilityFlow | None = None, cond: PyTree = None) -> Samples:
@@ -129,7 +142,9 @@ def _carry(
     y = points(x)
     check_rows(cond, y.shape[0])
     times = jnp.stack([jnp.asarray(t, y.dtype) for t in (start, end)])
-    path, nfe = solve_between_jumps(flow or ProbabilityFlow(), flow_drift, y, times, (score_fn, cond))
+    flow = flow or ProbabilityFlow()
+    stops = _stops(flow, score_fn.sde)
+    path, nfe = solve_between_jumps(flow, flow_drift, y, times, (score_fn, cond), stops=stops)
     return Samples(like(path[-1], x), nfe)
 
 
@@ -142,6 +157,7 @@ def solve_between_jumps(
     norm: Norm = max_over_samples,
     *,
     in_log_snr: bool = False,
+    stops: jax.Array | None = None,
 ) -> tuple[PyTree, int]:
     """Solve as `solve` does, but from jump to jump of the score args[0]: no step goes over one.
 
@@ -150,6 +166,7 @@ def solve_between_jumps(
 
     Args:
         in_log_snr: times are log SNR.
+        stops: where else steps end, as in `solve`.
 
     Returns:
         y: at each time, along a new first axis.
@@ -159,7 +176,7 @@ def solve_between_jumps(
     cuts = _cuts(score_fn, times, in_log_snr)
     if not cuts.size:
         score_fn = whole(score_fn)
-        path, spent = solve(flow, drift, y, times, (score_fn, *rest), norm)
+        path, spent = solve(flow, drift, y, times, (score_fn, *rest), norm, stops)
         return path, spent * calls(score_fn)
     asked = np.asarray(times)
     forward = 1 if asked[-1] > asked[0] else -1
@@ -171,7 +188,7 @@ def solve_between_jumps(
         part = whole(score_fn, host_sde(score_fn.sde).time_of_log_snr(middle) if in_log_snr else middle)
         inner = asked[(forward * asked > forward * start) & (forward * asked < forward * end)]
         local = jnp.asarray(np.concatenate([[start], inner, [end]]), times.dtype)
-        path, spent = solve(replace(flow, steps=count), drift, y, local, (part, *rest), norm)
+        path, spent = solve(replace(flow, steps=count), drift, y, local, (part, *rest), norm, stops)
         nfe += spent * calls(part)
         rows = np.flatnonzero([start == asked[0], *[True] * len(inner), end in asked])
         kept.append(jax.tree.map(lambda leaf, rows=rows: leaf[rows], path))
@@ -213,10 +230,12 @@ def solve(
     times: jax.Array,
     args: tuple[PyTree, ...],
     norm: Norm = max_over_samples,
+    stops: jax.Array | None = None,
 ) -> tuple[PyTree, int]:
     """Solve dy/dt = drift(t, y, args) from times[0] through times[-1].
 
-    `norm` turns a step's scaled error, shaped like y, into the number that must stay below 1. Every leaf of y, and of
+    `norm` turns a step's scaled error, shaped like y, into the number that must stay below 1; adaptive steps end at
+    `stops` too. Every leaf of y, and of
     args after the score, has the samples as rows: with `per_sample` the solve is mapped over them.
 
     Returns:
@@ -238,13 +257,13 @@ def solve(
     most = flow.max_steps if flow.steps is None else max(flow.max_steps, flow.steps + 1)
     kind = _SolveKind(drift, norm, flow.steps is not None, most, flow.per_sample)
     try:
-        solution = _solve(y, times, args, (first, tolerances), flow.solver, kind)
+        solution = _solve(y, times, args, (first, tolerances, stops), flow.solver, kind)
     except TypeError as error:
         if "forward-mode" not in str(error):
             raise
         # Under jvp and for Hessians: slower, and takes more memory.
         kind = replace(kind, forward=True)
-        solution = _solve(y, times, args, (first, tolerances), flow.solver, kind)
+        solution = _solve(y, times, args, (first, tolerances, stops), flow.solver, kind)
     traced = isinstance(solution.steps, jax.core.Tracer)
     if not traced and not bool(jnp.all(solution.result == diffrax.RESULTS.successful)):
         wrong = ~_whole_rows(drift(times[0], y, args))
@@ -316,7 +335,7 @@ def _solve(
     y: PyTree,
     times: jax.Array,
     args: tuple[PyTree, ...],
-    steps: tuple[jax.Array, tuple[jax.Array, jax.Array]],
+    steps: tuple[jax.Array, tuple[jax.Array, jax.Array], jax.Array | None],
     solver: "diffrax.AbstractSolver",
     kind: _SolveKind,
 ) -> Solution:
@@ -337,14 +356,17 @@ def _solve_jointly(
     y: PyTree,
     times: jax.Array,
     args: tuple[PyTree, ...],
-    steps: tuple[jax.Array, tuple[jax.Array, jax.Array]],
+    steps: tuple[jax.Array, tuple[jax.Array, jax.Array], jax.Array | None],
     solver: "diffrax.AbstractSolver",
     kind: _SolveKind,
 ) -> Solution:
     import diffrax
 
-    first, (rtol, atol) = steps
-    adaptive = diffrax.PIDController(rtol=rtol, atol=atol, norm=kind.norm)
+    first, (rtol, atol), stops = steps
+    controller: diffrax.AbstractStepSizeController = diffrax.ConstantStepSize()
+    if not kind.fixed:
+        controller = diffrax.PIDController(rtol=rtol, atol=atol, norm=kind.norm)
+        controller = controller if stops is None else diffrax.ClipStepSizeController(controller, step_ts=stops)
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(kind.drift),
         solver,
@@ -354,7 +376,7 @@ def _solve_jointly(
         y0=y,
         args=args,
         saveat=diffrax.SaveAt(ts=times),
-        stepsize_controller=diffrax.ConstantStepSize() if kind.fixed else adaptive,
+        stepsize_controller=controller,
         max_steps=kind.max_steps,
         adjoint=diffrax.DirectAdjoint() if kind.forward else diffrax.RecursiveCheckpointAdjoint(),
         throw=False,

@@ -143,6 +143,7 @@ DEFAULTS = {
     "data.crop": 0,
     "data.size": 0,
     "data.skip_unreadable": False,
+    "data.simulations": 0,
     "train.steps": 4000,
     "train.batch_size": 128,
     "train.lr": 0.001,

@@ -1,4 +1,4 @@
-"""What a user of the mathematics needs is public: at `sde_lib` or at `sde_lib.samplers`."""
+"""What a user of the mathematics needs is public: at `sde_lib` or at one of its rooms."""
 
 import ast
 import json
@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 import sde_lib
+import sde_lib.guidance
+import sde_lib.inverse
 import sde_lib.samplers
 
 ROOT = Path(__file__).parents[2]
-PUBLIC = {*sde_lib.__all__, *sde_lib.samplers.__all__, "samplers"}
+PUBLIC = {*sde_lib.__all__, *sde_lib.samplers.__all__, *sde_lib.guidance.__all__, *sde_lib.inverse.__all__, "samplers"}
 
 
 def sources():

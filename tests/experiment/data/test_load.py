@@ -144,9 +144,10 @@ def test_arrays_are_neither_cropped_nor_resized(tmp_path):
 def test_every_key_of_the_data_reaches_the_loader(monkeypatch):
     config = check_config(whole_config({}))
     with config.unlocked():
-        config.data.update(name="n", path="p", cache="c", crop=5, size=3, skip_unreadable=True)
+        config.data.update(name="n", path="p", cache="c", crop=5, size=3, skip_unreadable=True, simulations=7)
     monkeypatch.setattr("experiment.data.load.load_dataset", lambda *args, **kwargs: (args, kwargs))
-    assert configured_dataset(config) == (("n", "p", "c"), {"crop": 5, "size": 3, "skip_unreadable": True})
+    wanted = {"crop": 5, "size": 3, "skip_unreadable": True, "simulations": 7}
+    assert configured_dataset(config) == (("n", "p", "c"), wanted)
 
 
 # A set of tensorflow-datasets

@@ -107,7 +107,7 @@ def test_the_benchmark_s_own_samples(name):
 
 
 def test_bernoulli_glm_counts_spikes_and_correlates_them():
-    theta, x = simulations("bernoulli_glm", 50)
+    _, x = simulations("bernoulli_glm", 50)
     assert np.all(x[:, 0] == np.round(x[:, 0])) and x[:, 0].max() <= 100
     # The benchmark's way: y padded by eight zeros on both ends, its correlation with the stimulus, the last nine lags.
     spikes = (np.random.default_rng(0).random(100) < 0.4).astype(float)
@@ -127,7 +127,7 @@ def test_simulations_as_a_data_set():
 
 
 def test_mistakes():
-    with pytest.raises(UserError, match="slcp is a simulator: set config.data.simulations"):
+    with pytest.raises(UserError, match="slcp is a simulator: set config"):
         load_dataset("slcp")
     with pytest.raises(UserError, match="it must be one of: two_moons, gaussian_linear"):
         load_dataset("digits", simulations=100)

@@ -1,7 +1,9 @@
 """Samples of a run that is told classes: which classes, what the files hold, and that no data are needed."""
 
+import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -70,6 +72,29 @@ def test_from_python_the_same_samples_in_one_line(conditional: Path, tmp_path: P
     assert by_name.nfe == 6 and by_name.labels is not None and by_name.labels.tolist() == [1] * 16
     with pytest.raises(UserError, match="the sampler is 'dim'"):
         run.sample("dim", n=4)
+
+
+def test_samples_of_other_settings_are_kept_and_those_of_the_same_replaced(conditional: Path, tmp_path: Path) -> None:
+    run, folder = shutil.copytree(conditional / "run", tmp_path / "run"), tmp_path / "run" / "samples"
+
+    def drawn(of: str = "ddim") -> np.ndarray:
+        with np.load(folder / of / "samples.npz") as saved:
+            return saved["arr_0"]
+
+    draw_to_files(run, "ddim", 4, label=[1])
+    first = drawn()
+    assert draw_to_files(run, "ddim", 4, label=[1]).count("\n") == 0 and os.listdir(folder) == ["ddim"]
+    others: list[dict[str, Any]] = [{"label": [2]}, {"label": [2], "seed": 1}, {"label": [2], "seed": 1, "eta": 1.0}]
+    for kept, settings in zip(("ddim_n4_seed0_steps4_step20", "", "ddim_n4_seed1_steps4_step20"), others, strict=True):
+        kept, before = kept or "ddim_n4_seed0_steps4_step20_2", drawn()
+        told, _ = draw_to_files(run, "ddim", 4, **settings).splitlines()
+        file = "ddim/samples.npz"
+        assert told == f"{folder / file} was of other settings: it is kept as {folder / kept / 'samples.npz'}"
+        np.testing.assert_array_equal(drawn(kept), before)
+        assert sorted(os.listdir(folder / kept)) == sorted(os.listdir(folder / "ddim"))
+    np.testing.assert_array_equal(drawn("ddim_n4_seed0_steps4_step20"), first)
+    (folder / "ddim" / "settings.json").unlink()  # of a run before they were kept
+    assert str(folder / "ddim_earlier") in draw_to_files(run, "ddim", 4, **others[-1])
 
 
 def test_the_parts_that_a_batch_is_told_in_are_one_program(conditional: Path) -> None:

@@ -7,16 +7,21 @@ from typing import Any
 
 from experiment.files import set_aside
 
-_NAMED = {"n": "n", "seeds": "seeds", "seed": "seed", "checkpoint_step": "step", "step": "step"}
+_NAMED = {"n": "n", "seeds": "seeds", "seed": "seed", "steps": "steps", "checkpoint_step": "step", "step": "step"}
 
 
 def keep_earlier(
-    folder: Path, file: str, document: Any, identity: Callable[[Any], Any], beside: Callable[[Any], Iterable[str]]
+    folder: Path,
+    file: str,
+    document: Any,
+    identity: Callable[[Any], Any],
+    beside: Callable[[Any], Iterable[str]],
+    told: str = "",
 ) -> list[str]:
     """Move the folder's result, the JSON `file` and the files beside it, where the new document is not of its settings.
 
     identity(document) is what two results of the same settings share; beside(document) are the names of a result's
-    other files.
+    other files. told: the one that the line names; default the JSON file.
 
     Returns:
         A line that says where the earlier result is now; none where nothing was moved. The same settings write over it.
@@ -34,7 +39,8 @@ def keep_earlier(
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):  # damaged, or an older layout
         earlier, names = {}, [file, *beside(document)]
     target = set_aside(folder, names, _name(earlier))
-    return [f"{path} was of other settings: it is kept as {target / file}"]
+    told = told or file
+    return [f"{folder / told} was of other settings: it is kept as {target / told}"]
 
 
 def _name(document: Mapping[str, Any]) -> str:

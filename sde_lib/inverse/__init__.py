@@ -1,0 +1,20 @@
+"""Inverse problems: a score given an observation, y = A(x) + noise, from the score without it."""
+
+from sde_lib.inverse.methods import Assimilation, Jensen, MomentMatching, Projection, Proximal, PseudoInverse
+from sde_lib.inverse.observed import Observed
+from sde_lib.inverse.operators import Convolve, Downsample, Linear, Mask, Operator
+
+__all__ = [
+    "Assimilation",
+    "Convolve",
+    "Downsample",
+    "Jensen",
+    "Linear",
+    "Mask",
+    "MomentMatching",
+    "Observed",
+    "Operator",
+    "Projection",
+    "Proximal",
+    "PseudoInverse",
+]
