@@ -200,18 +200,20 @@ def build_network(config: Any, dataset: Any, rngs: Any = None) -> tuple[Callable
         params: its weights, drawn from `rngs`, by default from config.seed.
     """
     kind = condition_kind(config, dataset)
-    told: dict[str, Any] = {"num_classes": kind.num_classes} if isinstance(kind, Label) else {"kind": kind}
+    labelled = isinstance(kind, Label)
     given: dict[str, Any] = {
         "shape": tuple(dataset.shape),
-        **told,
+        "num_classes": kind.num_classes if isinstance(kind, Label) else 0,
+        "kind": None if labelled else kind,
         "dtype": compute_dtype(config.model.dtype),
         "centered": config.data.centered,
         "rngs": rngs or nnx.Rngs(config.seed),
     }
     cls = choose(MODELS, config.model.name, "config.model.name")
-    if kind is not None and not told.keys() & set(parameters(cls)):
+    needed = "num_classes" if labelled else "kind"
+    if kind is not None and needed not in parameters(cls):
         raise UserError(
-            f"config.model.condition is {config.model.condition}, and {cls.__name__} takes no {next(iter(told))}: set "
+            f"config.model.condition is {config.model.condition}, and {cls.__name__} takes no {needed}: set "
             "it to none, or choose another config.model.name"
         )
     apply, params = split(construct(cls, config.model, "config.model", **given))

@@ -153,7 +153,9 @@ def in_float32(run: Any) -> Any:
     A network in bfloat16 gives the same bits/dim, but the ODE's solver takes its rounding for the drift's and spends
     about four times the calls.
     """
-    apply = getattr(run.score_fn, "apply", None)
+    standardized = isinstance(run.score_fn, StandardizedScore)
+    network_score = run.score_fn.score_fn if standardized else run.score_fn
+    apply = getattr(network_score, "apply", None)
     if not isinstance(apply, OverBatch) or compute_dtype(run.config.model.dtype) == jnp.float32:
         return run
     config = run.config.copy_and_resolve_references()
@@ -161,7 +163,9 @@ def in_float32(run: Any) -> Any:
         config.model.dtype = "float32"
     network, _ = abstract_network(config, run.data_shape)
     other = copy(run)  # with the data that are loaded
-    object.__setattr__(other, "score_fn", replace(run.score_fn, apply=OverBatch(network, apply.mesh)))
+    network_score = replace(network_score, apply=OverBatch(network, apply.mesh))
+    whole = replace(run.score_fn, score_fn=network_score) if standardized else network_score
+    object.__setattr__(other, "score_fn", whole)
     return other
 
 
