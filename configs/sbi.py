@@ -13,6 +13,8 @@ def get_config() -> Any:
     config = vectors.get_config()
     config.data.name = "gaussian_linear"
     config.data.simulations = 10_000
+    config.sde.beta_max = 12.0  # log SNR from 8.4, where sigma is 0.015, to -6: all that standardised parameters need
+    config.sde.t_min = 2e-3
     config.model.condition = "vector"
     config.model.parameterization = "edm"  # zero is N(0, I), the law of what the map leaves
     config.model.sigma_data = 1.0
@@ -21,6 +23,6 @@ def get_config() -> Any:
     config.model.dropout = 0.1
     config.train.lr = 2e-3
     config.train.batch_size = 256
-    config.train.steps = 10_000
+    config.train.steps = 20_000
     config.sample.batch_size = 10_000
     return config

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sde_lib.score import ScoreFn
-from sde_lib.typing import Array, Scalar
+from sde_lib.typing import Array, PyTree, Scalar
 
 ScoreT = TypeVar("ScoreT", bound=ScoreFn)
 
@@ -64,6 +64,29 @@ class ComposedScore:
         At other times that score is another: it goes on smoothly where this one jumps.
         """
         return cast(ScoreFn, self.with_parts([whole(part, t) for part in self.parts()]))
+
+    # What `sde_lib.samplers.WeightedSDE` takes: a score that is one of a product prod_i p_i^w_i at t = 0.
+
+    def factors(self, x: jax.Array, t: Scalar, cond: PyTree) -> list[jax.Array]:
+        """The scores of the p_i."""
+        raise TypeError(f"{type(self).__name__} is the score of no product")
+
+    @property
+    def powers(self) -> tuple[Scalar, ...]:
+        """The powers w_i; none of what is no product."""
+        return ()
+
+    @property
+    def factor_calls(self) -> int:
+        """The network calls of `factors`."""
+        return self.calls
+
+    def check_product(self) -> None:
+        """Raise ValueError where the parts are no distributions' scores."""
+        if not self.powers:
+            raise ValueError(f"{type(self).__name__} is the score of no product: give a Product or ClassifierFree")
+        if any(is_guided(part) for part in self.parts()):
+            raise ValueError(f"{type(self).__name__}: a part is guided itself: give the scores of distributions")
 
     def take(self, rows: Array) -> Self:
         """This score for some of its rows, where it has numbers for each."""

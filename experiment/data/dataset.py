@@ -10,6 +10,7 @@ from experiment.errors import UserError
 
 SPLIT_SEED = 20240229  # written down: the same images are held out on every machine, in every run
 TEST_FRACTION = 0.1
+FEW_EXAMPLES = 20  # with so few, each may be a class of its own
 MOST_PER_CLASS = 10  # class numbers for each class that occurs
 
 
@@ -118,12 +119,19 @@ def class_count(*splits: Split, source: str = "the data") -> int:
     """The number of classes when labels are bare integers: the largest one plus 1; 0 without labels.
 
     Raises UserError, naming the source, where most of them would be classes without examples: a network is as wide.
+    And where most would have one example alone: such labels are numbers to be told, or the examples' own.
     """
     labels = [s.labels for s in splits if s.labels is not None and len(s)]
     if not labels:
         return 0
+    examples = sum(map(len, labels))
     present = np.unique(np.concatenate(labels))
     count = int(present[-1]) + 1
+    if examples >= FEW_EXAMPLES and 2 * len(present) > examples:
+        raise UserError(
+            f"{source} has {len(present)} different labels for {examples} examples, which are no classes: "
+            "leave them out, or save what is to be told of each example as cond, floats (n, m)"
+        )
     if count > MOST_PER_CLASS * len(present):
         raise UserError(
             f"{source} has {len(present)} classes, and labels up to {present[-1]}: "

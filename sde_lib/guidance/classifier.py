@@ -76,7 +76,12 @@ class ClassifierGuided(ComposedScore):
         score = self.score_fn(x, t, None)
         return score + per_row(jnp.asarray(self.scale), score) * self.gradient(x, t, cond)
 
-    def factors(self, x: jax.Array, t: Scalar, cond: PyTree) -> tuple[list[jax.Array], list[Scalar]]:
-        """The scores and the powers of the product p(x | c)^g p(x)^(1 - g)."""
-        s0, scale = self.score_fn(x, t, None), jnp.asarray(self.scale)
-        return [s0 + self.gradient(x, t, cond), s0], [scale, 1 - scale]
+    def factors(self, x: jax.Array, t: Scalar, cond: PyTree) -> list[jax.Array]:
+        """The scores of the product p(x | c)^g p(x)^(1 - g)."""
+        s0 = self.score_fn(x, t, None)
+        return [s0 + self.gradient(x, t, cond), s0]
+
+    @property
+    def powers(self) -> tuple[Scalar, ...]:
+        """The powers of that product, (g, 1 - g)."""
+        return self.scale, 1 - self.scale

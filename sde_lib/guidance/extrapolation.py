@@ -142,14 +142,25 @@ class ScorePair(ComposedScore):
     def _calls_of_both(self, t: Scalar | None = None) -> Array | int:
         return sum((calls(part) if t is None else calls_at(part, t) for part in self.parts()), start=0)
 
-    def factors(self, x: jax.Array, t: Scalar, cond: PyTree) -> tuple[list[jax.Array], list[Scalar]]:
-        """The scores and the powers of the product p1^g p0^(1 - g) that guidance tilts towards.
+    def factors(self, x: jax.Array, t: Scalar, cond: PyTree) -> list[jax.Array]:
+        """The scores of the product p1^g p0^(1 - g) that guidance tilts towards."""
+        return list(self.pair(x, t, cond))
 
-        Raises ValueError for an interval: a power that changes in time is no product's.
-        """
-        if self.varies:
+    @property
+    def powers(self) -> tuple[Scalar, ...]:
+        """The powers of that product, (g, 1 - g)."""
+        return self.scale, 1 - self.scale
+
+    @property
+    def factor_calls(self) -> int:
+        """The network calls of `factors`."""
+        return int(self._calls_of_both())
+
+    def check_product(self) -> None:
+        """Raise ValueError for an interval, too: powers that change in time are no product's."""
+        super().check_product()
+        if np.any(self.low != -np.inf) or np.any(self.high != np.inf):
             raise ValueError(f"{type(self).__name__}: only guidance at every time is a product: leave out low and high")
-        return list(self.pair(x, t, cond)), [self.scale, 1 - jnp.asarray(self.scale)]
 
 
 @register_dataclass

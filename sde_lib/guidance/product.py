@@ -60,10 +60,15 @@ class Product(ComposedScore):
         return replace(self, scores=tuple(take_rows(s, rows) for s in self.scores), weights=weights)
 
     def __call__(self, x: jax.Array, t: Scalar, cond: PyTree = None) -> jax.Array:
-        scores, weights = self.factors(x, t, cond)
-        first, *others = (per_row(jnp.asarray(w), s) * s for s, w in zip(scores, weights, strict=True))
+        scores = self.factors(x, t, cond)
+        first, *others = (per_row(jnp.asarray(w), s) * s for s, w in zip(scores, self.weights, strict=True))
         return sum(others, start=first)
 
-    def factors(self, x: jax.Array, t: Scalar, cond: PyTree) -> tuple[list[jax.Array], list[Scalar]]:
-        """The scores and their powers."""
-        return [score_fn(x, t, cond) for score_fn in self.scores], list(self.weights)
+    def factors(self, x: jax.Array, t: Scalar, cond: PyTree) -> list[jax.Array]:
+        """The scores."""
+        return [score_fn(x, t, cond) for score_fn in self.scores]
+
+    @property
+    def powers(self) -> tuple[Scalar, ...]:
+        """The powers of the distributions: the weights."""
+        return tuple(self.weights)

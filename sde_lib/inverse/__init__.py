@@ -3,6 +3,7 @@
 from sde_lib.inverse.methods import Assimilation, Jensen, MomentMatching, Projection, Proximal, PseudoInverse
 from sde_lib.inverse.observed import Observed
 from sde_lib.inverse.operators import Convolve, Downsample, Linear, Mask, Operator
+from sde_lib.inverse.twisted import TwistedSMC
 
 __all__ = [
     "Assimilation",
@@ -17,4 +18,5 @@ __all__ = [
     "Projection",
     "Proximal",
     "PseudoInverse",
+    "TwistedSMC",
 ]

@@ -76,24 +76,31 @@ class Observed(ComposedScore):
         return super().jvps + self.method.jvps
 
     def __call__(self, x: jax.Array, t: Scalar, cond: PyTree = None) -> jax.Array:
+        s, seen = self.seen(points(x), t, cond)
+        alpha, sigma = per_row(self.sde.alpha(t), s), per_row(self.sde.sigma(t), s)
+        return like(s + alpha / sigma**2 * self.method.shift(seen), x)
+
+    def seen(self, x: jax.Array, t: Scalar, cond: PyTree) -> tuple[jax.Array, Seen]:
+        """The prior's score at x, and the observation linearised about its denoiser: one network call.
+
+        Raises ValueError for a cond that holds no observation, or one of another shape.
+        """
         if not isinstance(cond, dict) or "y" not in cond or set(cond) - {"y", "cond"}:
             raise ValueError(
                 'Observed: give the observation as cond={"y": y, "cond": None}, y with a row for each sample'
             )
         check_rows(cond["y"], x.shape[0])
-        given, x = x, points(x)
         alpha, sigma = per_row(self.sde.alpha(t), x), per_row(self.sde.sigma(t), x)
 
         def score(z: jax.Array) -> jax.Array:
             return self.score_fn(z, t, cond.get("cond"))
 
         s, derivative = jax.linearize(score, x)
-        denoised = denoiser_from_score(self.sde, s, x, t)
-        ratio = (sigma / alpha) ** 2
-        seen = self._seen(denoised, jnp.asarray(cond["y"], x.dtype), ratio, lambda v: v + sigma**2 * derivative(v))
-        return like(s + alpha / sigma**2 * self.method.shift(seen), given)
+        denoised, ratio = denoiser_from_score(self.sde, s, x, t), (sigma / alpha) ** 2
+        y = jnp.asarray(cond["y"], x.dtype)
+        return s, self._linearised(denoised, y, ratio, lambda v: v + sigma**2 * derivative(v))
 
-    def _seen(self, denoised: jax.Array, y: jax.Array, ratio: jax.Array, gain: Product) -> Seen:
+    def _linearised(self, denoised: jax.Array, y: jax.Array, ratio: jax.Array, gain: Product) -> Seen:
         """The observation, linearised about the denoiser; gain is v -> alpha J v."""
         expected, push = jax.linearize(self.operator, denoised)
         if y.shape != expected.shape:

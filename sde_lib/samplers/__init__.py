@@ -24,6 +24,7 @@ from sde_lib.samplers.sa_solver import SASolver
 from sde_lib.samplers.stochastic import Ancestral, EulerMaruyama, ExponentialEuler, ReverseDiffusion
 from sde_lib.samplers.unipc import UniPC
 from sde_lib.samplers.weak_error import weak_error
+from sde_lib.samplers.weighted import WeightedSDE
 
 __all__ = [
     "DDIM",
@@ -60,6 +61,7 @@ __all__ = [
     "UniPC",
     "UniformLogSNR",
     "UniformT",
+    "WeightedSDE",
     "columns",
     "decode",
     "encode",

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from sde_lib.batch import check_rows, fold_in_each, row_keys
+from sde_lib.batch import check_rows, fold_in_each, row_keys, threefry
 from sde_lib.composed import calls, jvps, take_rows
 from sde_lib.distributions import Prior
 from sde_lib.score import ScoreFn, check_score
@@ -50,6 +50,9 @@ class Samples(NamedTuple):
     path: (frames, n, *shape), from x at t_max to x, evenly over the steps; None unless frames were asked for.
     times: (frames,), the times of the frames; None without frames.
     jvps: derivative products of the network per sample, which some scores take beside their calls.
+    log_evidence: (n,), of samplers that estimate it.
+    ess: (steps + 1,), the effective sample size of weighted samples at each step; (steps + 1, n) where each sample has
+        particles of its own. None of others.
     """
 
     x: jax.Array
@@ -57,6 +60,8 @@ class Samples(NamedTuple):
     path: jax.Array | None = None
     times: jax.Array | None = None
     jvps: int = 0
+    log_evidence: jax.Array | None = None
+    ess: jax.Array | None = None
 
 
 class Sampler(Protocol):
@@ -115,16 +120,23 @@ def sample(
     batch_size = n if batch_size is None else min(batch_size, n)
     if batch_size < 1:
         raise ValueError(f"sample: batch_size must be at least 1, not {batch_size}")
+    if batch_size < n and getattr(sampler, "couples", False):
+        name = type(sampler).__name__
+        raise ValueError(f"sample: the samples of {name} are one population: leave out batch_size")
     check_rows(cond, n)
     prior = score_fn.sde.prior(shape) if prior is None else prior
-    batches = []
+    batches, particles = [], getattr(sampler, "particles", 1)
     for start in range(0, n, batch_size):
         # The last batch is filled up with samples that are dropped, so that it does not compile anew.
         index = np.arange(start, start + batch_size)
         rows = np.minimum(index, n - 1)
         batch_cond = cond if cond is None else jax.tree.map(lambda c, rows=rows: c[rows], cond)
         keys = row_keys(key, jnp.asarray(first + index))
-        x = _draw_prior(prior, keys).reshape(batch_size, *shape).astype(jnp.promote_types(dtype, jnp.float32))
+        x = (
+            _draw_prior(prior, _of_particles(keys, particles))
+            .reshape(batch_size * particles, *shape)
+            .astype(jnp.promote_types(dtype, jnp.float32))
+        )
         noise_keys = fold_in_each(keys, _NOISE)
         done = sampler.run(take_rows(score_fn, rows), x, noise_keys, batch_cond, frames)
         path = done.path if done.path is None else done.path.astype(dtype)
@@ -135,7 +147,19 @@ def sample(
     paths = [b.path for b in batches if b.path is not None]
     path = jnp.concatenate(paths, axis=1)[:, :n] if paths else None
     x = jnp.concatenate([b.x for b in batches])[:n]
-    return batches[0]._replace(x=x, path=path, nfe=max(b.nfe for b in batches), jvps=max(b.jvps for b in batches))
+    evidence = [b.log_evidence for b in batches if b.log_evidence is not None]
+    log_evidence = jnp.concatenate(evidence)[:n] if evidence else None
+    sizes = [b.ess for b in batches if b.ess is not None]
+    ess = jnp.concatenate(sizes, axis=1)[:, :n] if sizes else None
+    nfe, products = max(b.nfe for b in batches), max(b.jvps for b in batches)
+    return Samples(x, nfe, path, batches[0].times, products, log_evidence, ess)
+
+
+def _of_particles(keys: jax.Array, particles: int) -> jax.Array:
+    """The keys of each sample's particles, (n * particles,)."""
+    if particles == 1:
+        return keys
+    return jax.vmap(lambda key: jax.random.split(key, particles))(threefry(keys)).reshape(-1)
 
 
 @jax.jit

@@ -136,11 +136,14 @@ def test_in_half_precision_the_steps_accumulate_in_float32(name):
 def test_with_any_generator_a_sample_does_not_depend_on_its_batch(impl):
     key, score_fn = jax.random.key(3, impl=impl), ExactScore(two_peaks(), VP())
     for sampler in SAMPLERS.values():
-        whole = sample(sampler, score_fn, key, 6, (2,)).x
-        part = sample(sampler, score_fn, key, 4, (2,), first=2).x
-        np.testing.assert_allclose(part, whole[2:], atol=2e-2)  # what an adaptive solve leaves open
-        assert np.abs(np.diff(np.sort(np.asarray(whole)[:, 1]))).min() > 1e-5  # each row has its own noise
-        assert np.abs(np.asarray(sample(sampler, score_fn, jax.random.key(4, impl=impl), 6, (2,)).x) - whole).min() > 0
+
+        def draw(key, first=0, sampler=sampler):
+            return np.asarray(sample(sampler, score_fn, key, 6, (2,), first=first, frames=3).x)
+
+        whole, other = draw(key), draw(key, first=2)
+        np.testing.assert_allclose(other[:4], whole[2:], atol=2e-2)  # what an adaptive solve leaves open
+        assert np.abs(np.diff(np.sort(whole[:, 1]))).min() > 1e-5  # each row has its own noise
+        assert np.abs(draw(jax.random.key(4, impl=impl)) - whole).min() > 0
     x = jnp.zeros((6, 2))
     chains = [langevin(Langevin(steps=3), MIXTURE, x[:n], key).x for n in (6, 2)]
     np.testing.assert_allclose(chains[0][:2], chains[1], rtol=1e-5)

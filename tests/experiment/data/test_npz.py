@@ -219,6 +219,21 @@ def test_labels_that_skip_most_classes_are_refused(tmp_path, labels, said):
     assert "number them from 0" in str(error.value)
 
 
+@pytest.mark.parametrize("labels", [np.arange(40), np.arange(40) // 1.9, np.random.default_rng(0).integers(0, 200, 40)])
+def test_numbers_of_which_nearly_all_differ_are_no_classes(tmp_path, labels):
+    labels = labels.astype(int)
+    with pytest.raises(UserError, match=r"different labels for 40 examples, which are no classes: leave them out"):
+        load_dataset("", save(tmp_path, x=IMAGES, labels=labels))
+    with pytest.raises(UserError, match="different labels for 40 examples"):
+        parts = {"x_train": IMAGES[:30], "y_train": labels[:30], "x_test": IMAGES[30:], "y_test": labels[30:]}
+        load_dataset("", save(tmp_path, **parts))
+
+
+def test_pairs_are_classes_and_so_are_few_examples(tmp_path):
+    assert load_dataset("", save(tmp_path, x=IMAGES, labels=np.arange(40) // 2)).num_classes == 20
+    assert load_dataset("", save(tmp_path, x=IMAGES[:19], labels=np.arange(19))).num_classes == 19
+
+
 def test_some_classes_may_be_missing(tmp_path):
     dataset = load_dataset("", save(tmp_path, x=IMAGES, labels=np.resize([0, 5, 9], len(IMAGES))))
     assert dataset.num_classes == 10

@@ -3,6 +3,7 @@ Gaussian.
 """
 
 import math
+import re
 from dataclasses import replace
 
 import jax
@@ -18,6 +19,7 @@ from sde_lib.samplers import (
     AdaptiveSDE,
     Heun,
     Karras,
+    UniformLogSNR,
     UniformT,
     UniPC,
     gaussian_law,
@@ -26,6 +28,7 @@ from sde_lib.samplers import (
 )
 from sde_lib.samplers.linear import table_of
 from sde_lib.samplers.predictor_corrector import langevin_step_size
+from sde_lib.sde import CosineVP, RectifiedFlow
 from tests.oracles import SDE_IDS, SDES, ToldScore, calls_of, normal, random_mixture, two_peaks
 
 N = 20_000
@@ -58,6 +61,20 @@ def test_a_gaussian_gets_its_mean_and_standard_deviation(name, sde):
     np.testing.assert_allclose(x.mean(), 0.0, atol=5 * 0.5 / np.sqrt(x.size))
     # Tails too: the kurtosis of 2 N normal numbers is 3 with standard error sqrt(24/(2 N)).
     np.testing.assert_allclose((x**4).mean() / (x**2).mean() ** 2, 3.0, atol=5 * np.sqrt(24 / x.size))
+
+
+# The corrector's step follows each sample's norms, so that the law is not a recursion's; narrow data in many dimensions
+# are the worst of d = 1, 3, 8 and w = 0.01, 0.1, 1, 2 on five SDEs, 1.3 % too wide.
+@pytest.mark.parametrize("sde, d, width", [(CosineVP(), 8, 0.01), (RectifiedFlow(), 1, 2.0)], ids=["narrow", "wide"])
+def test_the_steps_that_predictor_corrector_calls_enough_are(sde, d, width):
+    steps = int(re.search(r"or ([\d,]+) on `UniformLogSNR`", PredictorCorrector.__doc__).group(1).replace(",", ""))
+    sampler = PredictorCorrector(steps=steps, grid=UniformLogSNR())
+    score_fn = ExactScore(normal(width, d, mean=0.5), sde)
+    x = np.asarray(sample(sampler, score_fn, jax.random.key(1), 20_000 // d, (d,)).x, float)
+    alpha, std = sde.alpha(sde.t_min), np.hypot(sde.alpha(sde.t_min) * width, sde.sigma(sde.t_min))
+    np.testing.assert_allclose(x.std(), std, rtol=0.015)
+    np.testing.assert_allclose(x.mean(), 0.5 * alpha, atol=5 * std / np.sqrt(x.size))
+    assert np.abs(x - 0.5 * alpha).max() < 7 * std
 
 
 def share(x, sign):
