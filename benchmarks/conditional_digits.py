@@ -100,12 +100,13 @@ def obedience(
         values = measure(found)
         sides.append(np.sign(values - oracles.middle(measure)[digit]) == word)
         result[f"{name}_side"] = float(sides[-1].mean())
-        result[f"{name}_rank_correlation"] = rank_correlation(word, values, digit)
+        if (found_rank := rank_correlation(word, values, digit)) is not None:
+            result[f"{name}_rank_correlation"] = found_rank
     return {**result, "all_three": float(np.mean(right & sides[0] & sides[1]))}
 
 
-def rank_correlation(word: np.ndarray, values: np.ndarray, digit: np.ndarray) -> float:
-    """Spearman's, within each digit, averaged over the digits for which both words were asked.
+def rank_correlation(word: np.ndarray, values: np.ndarray, digit: np.ndarray) -> float | None:
+    """Spearman's, within each digit, averaged over the digits for which both words were asked; None without any.
 
     Two words, each of half the samples, reach 0.866 where no thin digit is thicker than a thick one.
     """
@@ -113,7 +114,7 @@ def rank_correlation(word: np.ndarray, values: np.ndarray, digit: np.ndarray) ->
 
     parts = [digit == one for one in range(10)]
     found = [spearmanr(word[part], values[part])[0] for part in parts if len(set(word[part])) == 2]
-    return float(np.mean(found)) if found else float("nan")
+    return float(np.mean(found)) if found else None
 
 
 CASES = {"labels": (digits_labels, of_labels), "captions": (digits_captions, of_captions)}

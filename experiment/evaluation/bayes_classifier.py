@@ -23,6 +23,7 @@ Array = np.ndarray
 
 EXACT_TO = 8  # entries of an example up to which the divergence is computed exactly
 PROBES = 1  # beyond, of Hutchinson's
+MOST_SOLVES = 10_000  # examples times classes
 _DRAWS, _PROBES = 100, 101  # the purposes that a seed's randomness is split into, beside the likelihood's own
 
 
@@ -98,8 +99,8 @@ class BayesClassifier:
 
 
 def bayes_classifier(run: Any, n: int, settings: Any) -> BayesClassifier:
-    """Compute log p(x | c) of the first n held-out examples by every class of a class-conditional run."""
-    run = in_float32(run)
+    """Compute log p(x | c) of the first n held-out examples, or fewer, by every class of a class-conditional run."""
+    run, n = in_float32(run), classified(run, n)
     test, classes, dim = run.dataset.test, run.dataset.num_classes, math.prod(run.shape)
     size = round_up(min(settings.batch_size, n), mesh_here())
     key = jax.random.key(settings.seed)
@@ -130,8 +131,13 @@ def bayes_classifier(run: Any, n: int, settings: Any) -> BayesClassifier:
     return BayesClassifier(found, np.asarray(test.labels[:n]), counts / counts.sum())
 
 
+def classified(run: Any, n: int) -> int:
+    """How many of n examples are put to every class: all, or the first of them where there are many classes."""
+    return min(n, max(2, MOST_SOLVES // run.dataset.num_classes))
+
+
 def classifier_seconds(run: Any, n: int) -> float:
     """About how long it takes."""
     derivatives = math.prod(run.shape) if math.prod(run.shape) <= EXACT_TO else PROBES
     calls = GUESSED_CALLS * (1 + 2 * derivatives)
-    return n * run.dataset.num_classes * calls * seconds_per_call(run)
+    return classified(run, n) * run.dataset.num_classes * calls * seconds_per_call(run)

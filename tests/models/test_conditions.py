@@ -183,3 +183,14 @@ def test_what_was_never_trained_on_nothing_refuses_it(networks, name):
     )
     y = flat(call(always, params, x, jnp.zeros(4), nothing))
     assert np.isnan(y).all(axis=1).tolist() == [False, True, False, False]
+
+
+def test_the_table_of_labels_lies_where_stored_checkpoints_have_it():
+    for network in ("mlp", "ncsnpp"):
+        params = random_params(NETWORKS[network], num_classes=3)[1]
+        table = params["labels"] if network == "ncsnpp" else params["condition"]["labels"]
+        assert table.shape[0] == 4
+        if network == "mlp":
+            assert set(params["condition"]) == {"inner", "outer", "labels"}
+    with pytest.raises(ValueError, match="give it num_classes"):
+        NETWORKS["mlp"](kind=Label(3), rngs=nnx.Rngs(0))

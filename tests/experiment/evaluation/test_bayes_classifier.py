@@ -12,7 +12,7 @@ from experiment.config import whole_config
 from experiment.data.dataset import Dataset, Split
 from experiment.data.scaling import Scaling
 from experiment.data.units import Units
-from experiment.evaluation.bayes_classifier import BayesClassifier, bayes_classifier
+from experiment.evaluation.bayes_classifier import BayesClassifier, bayes_classifier, classified
 from sde_lib import VP, ExactScore, GaussianMixture
 
 MEANS = np.array([[0.9, 0.0], [-0.4, 0.7], [-0.5, -0.8]])
@@ -85,3 +85,8 @@ def test_the_table_tells_each_class(found: Any) -> None:
         assert f"{np.sum(labels == c)} examples" in row and abs(float(row.split("c) ")[1].split()[0]) - mean) < 0.01
     nobody = BayesClassifier(np.zeros((2, 2)), np.zeros(2, int), np.array([1.0, 0.0]))
     assert nobody.accuracy == 1 and "none held out" in nobody.lines(lambda nats: nats, "nats")[2]
+
+
+def test_of_many_classes_fewer_examples_are_put_to_each() -> None:
+    counts = [classified(SimpleNamespace(dataset=SimpleNamespace(num_classes=k)), 256) for k in (3, 10, 1000, 10**6)]
+    assert counts == [256, 256, 10, 2]

@@ -12,7 +12,10 @@ import pytest
 from experiment import load_run
 from experiment.config import load_config, save_config
 from experiment.errors import UserError
+from experiment.run.guidance import Guidance
 from experiment.run.samples import draw_to_files
+from sde_lib import sample
+from sde_lib.guidance import ClassifierFree
 from sde_lib.samplers import DDIM, linear
 from tests.commands import ROOT, Command, fresh, trained
 
@@ -182,3 +185,37 @@ def test_what_a_sample_does_not_need_is_not_imported() -> None:
     done = fresh("-c", code)
     assert done.status == 0, done.err
     assert done.out.strip() == "[]"
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that is told vectors in units of their own, a part of them dropped."""
+    folder = tmp_path_factory.mktemp("told")
+    x = np.random.default_rng(0).normal(size=(100, 2)).astype(np.float32)
+    np.savez(folder / "x.npz", x=x, cond=x[:, :1] * 1000.0 + 5000.0)
+    keys = {name: value for name, value in TRAINING.items() if name != "model_class_conditional"}
+    keys |= {"model_condition": "vector", "train_cond_dropout": 0.2, "data_path": folder / "x.npz"}
+    trained(folder / "run", **keys)
+    return folder
+
+
+def test_vectors_from_a_file_are_drawn_in_their_units_and_guided(told: Path) -> None:
+    cond = np.array([[4000.0], [6500.0], [4000.0], [np.nan]])
+    np.savez(told / "cond.npz", cond=cond)
+    line = draw_to_files(str(told / "run"), "ddim", 4, cond=str(told / "cond.npz"), steps=3, guidance=Guidance(2.0))
+    assert " 8 NFE" in line  # three steps and the last denoising, two network calls each
+    saved = dict(np.load(told / "run" / "samples" / "ddim" / "samples.npz"))
+    np.testing.assert_array_equal(saved["cond"], cond)
+    run = load_run(told / "run")
+    drawn = run.sample("ddim", 4, cond=cond, steps=3, guidance=2.0)
+    np.testing.assert_array_equal(drawn.data, saved["arr_0"])
+    # By hand, from standardised conditions and the network alone.
+    units = run.data_shape.cond_units
+    assert units is not None
+    network = run.score_fn.score_fn
+    inner = ClassifierFree(network, 2.0, np.full(1, np.nan, np.float32))
+    by_hand = sample(DDIM(steps=3), inner, jax.random.key(0), 4, (2,), cond=units.to_model(cond)).x
+    np.testing.assert_allclose(drawn.x, by_hand, rtol=0.02, atol=1e-3)  # large updates amplify the rounding
+    plain = run.sample("ddim", 4, cond=cond, steps=3).x
+    assert np.abs(plain[:3] / drawn.x[:3] - 1).max() > 0.05
+    np.testing.assert_allclose(plain[3], drawn.x[3], rtol=0.02)  # nothing, guided by nothing
