@@ -57,7 +57,7 @@ def references(path: Path, task: str) -> list[Reference]:
         found = _in_wheel(path, task) if path.suffix == ".whl" else _in_npz(path)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(
-            f"--reference={path} cannot be read ({error}): give an .npz with observation_1, posterior_1, .., or the wheel"
+            f"--reference={path} cannot be read ({error}): give an .npz of observation_1, posterior_1, .., or the wheel"
         ) from error
     if not found:
         raise UserError(f"--reference={path} holds no observation of {task}: give the file of this task, or the wheel")
