@@ -26,8 +26,8 @@ import numpy as np
 
 from configs import sbi
 from experiment.build.samplers import make_sampler
-from experiment.cli import convolutions_on_all_cores
-from experiment.config import whole_config
+from experiment.cli import convolutions_on_all_cores, mistakes_in_one_line
+from experiment.config import check_flag, whole_config
 from experiment.data.simulators import SIMULATORS, simulations
 from experiment.data.whitening import Whitening, fit_whitening, whitening_arrays, whitening_of_arrays
 from experiment.errors import UserError
@@ -57,7 +57,7 @@ def references(path: Path, task: str) -> list[Reference]:
         found = _in_wheel(path, task) if path.suffix == ".whl" else _in_npz(path)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(
-            f"--reference={path} cannot be read ({error}): give an .npz of the form above, or the wheel"
+            f"--reference={path} cannot be read ({error}): give an .npz of observation_1, posterior_1, .., or the wheel"
         ) from error
     if not found:
         raise UserError(f"--reference={path} holds no observation of {task}: give the file of this task, or the wheel")
@@ -181,6 +181,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of training; by default the config's own")
     given = parser.parse_args()
     convolutions_on_all_cores()  # as the commands do
+    with mistakes_in_one_line():
+        measure(given)
+
+
+def measure(given: argparse.Namespace) -> None:
+    """Fit, train, draw and score what the flags name."""
+    check_flag("simulations", given.simulations, "data.simulations", least=1000)  # few held-out ones choose nothing
+    check_flag("observations", given.observations, least=1)
+    check_flag("n", given.n, least=10)
+    check_flag("steps", given.steps, "train.steps")
     known = references(given.reference, given.task)[: given.observations]
     given.workdir.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from models.conditions import Kind
+from models.conditions import Kind, Vector
 from models.layers import Condition, Linear, check_call, check_counts, dropout_keys, named
 
 
@@ -32,7 +32,8 @@ class MLP(nnx.Module):
     """A network for vectors: x (n, d), c_noise (n,), cond or None -> (n, d), float32. Zero until trained.
 
     shape: (d,). width: hidden units. depth: residual blocks of two layers each. num_classes: 0 for no labels.
-    kind: of another condition, `models.conditions`. dtype: the compute dtype.
+    kind: of another condition, `models.conditions`; a vector modulates the blocks and also stands beside x in the first
+    layer. dtype: the compute dtype.
     Raises ValueError for a shape that is not a vector's.
     """
 
@@ -56,6 +57,7 @@ class MLP(nnx.Module):
         # One product gives the modulation of every block: fewer, larger operations.
         self.modulation = Linear(width, 2 * depth * width, scale=0.0, dtype=dtype, rngs=rngs)
         self.inner = Linear(self.shape[0], width, dtype=dtype, rngs=rngs)
+        self.beside = Linear(kind.size, width, dtype=dtype, rngs=rngs) if isinstance(kind, Vector) else None
         self.blocks = named([MLPBlock(width, dropout, dtype=dtype, rngs=rngs) for _ in range(depth)])
         self.outer = Linear(width, self.shape[0], scale=0.0, dtype=dtype, rngs=rngs)
 
@@ -64,6 +66,9 @@ class MLP(nnx.Module):
         keys = dropout_keys(key, self.depth)
         modulation = jnp.split(self.modulation(self.condition(c_noise, cond)), 2 * self.depth, axis=-1)
         h = self.inner(x.astype(self.dtype))
+        if self.beside is not None:  # "nothing" is the mean vector here
+            told = jnp.zeros((1, self.beside.in_features)) if cond is None else jnp.where(jnp.isnan(cond), 0.0, cond)
+            h = h + self.beside(told.astype(self.dtype))
         for i, block in enumerate(self.blocks.values()):
             h = block(h, modulation[2 * i], modulation[2 * i + 1], next(keys))
         return self.outer(nnx.silu(h)).astype(jnp.float32)

@@ -61,7 +61,14 @@ from sde_lib.fields import (
     power_law_field,
     radial_spectrum,
 )
-from sde_lib.guidance import Autoguidance, ClassifierFree, ClassifierGuided, Product, Projected
+from sde_lib.guidance import (
+    Autoguidance,
+    ClassifierFree,
+    ClassifierGuided,
+    IndependentObservations,
+    Product,
+    Projected,
+)
 from sde_lib.labels import ChainLabel, LogSigmaLabel, LogSNRLabel, NoiseLabel, ReversedTimeLabel, TimeLabel
 from sde_lib.latents import Typicality, latent_typicality, spherical_interpolation, typicality
 from sde_lib.likelihood import LogProb, bits_per_dim, log_prob
@@ -155,6 +162,7 @@ __all__ = [
     "GaussianPreconditioning",
     "HasScore",
     "Hutchinson",
+    "IndependentObservations",
     "IsotropicGaussian",
     "Labelled",
     "Langevin",

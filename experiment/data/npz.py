@@ -176,7 +176,7 @@ def _vectors(path: Path, key: str, cond: np.ndarray, n: int) -> np.ndarray:
     bad = np.flatnonzero(~np.isfinite(cond).all(axis=1))
     if len(bad):
         raise UserError(f"{path}: {key} has NaN or infinity in {len(bad)} row(s), first in row {bad[0]}; drop them")
-    if np.abs(cond).max() > LARGEST:
+    if float(np.abs(cond).max()) > LARGEST:
         raise UserError(f"{path}: {key} has values beyond {LARGEST:g}: save them in larger units")
     return cond
 

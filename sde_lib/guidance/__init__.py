@@ -7,6 +7,7 @@ different distributions, and neither is the tilted one. `sde_lib.samplers.Weight
 
 from sde_lib.guidance.classifier import ClassifierGuided
 from sde_lib.guidance.extrapolation import Autoguidance, ClassifierFree, Projected
+from sde_lib.guidance.observations import IndependentObservations
 from sde_lib.guidance.product import Product
 
-__all__ = ["Autoguidance", "ClassifierFree", "ClassifierGuided", "Product", "Projected"]
+__all__ = ["Autoguidance", "ClassifierFree", "ClassifierGuided", "IndependentObservations", "Product", "Projected"]

@@ -16,12 +16,21 @@ def line(side: int, length: float, around: bool = False) -> np.ndarray:
     return np.exp(-(np.minimum(far, side - far) if around else far) / length)
 
 
+def follower(side: int) -> np.ndarray:
+    """The covariance of a ring of white noise whose second channel is the first one, a place before, and more noise."""
+    before = np.roll(np.eye(side), 1, axis=0)
+    blocks = np.block([[np.eye(side), 0.8 * before.T], [0.8 * before, np.eye(side)]])
+    order = np.arange(2 * side).reshape(2, side).T.ravel()  # a place's channels lie together
+    return blocks[np.ix_(order, order)]
+
+
 MIXING = np.array([[1.0, 0.0], [0.8, 0.6]])
 # The covariance of standardised examples of a shape, and how near a fit to so many examples must come, in nats.
 LAWS: dict[str, tuple[tuple[int, ...], np.ndarray, int, float]] = {
     "correlated vectors": ((2,), MIXING @ MIXING.T, 1000, 0.02),
     "vectors in few examples": ((40,), np.eye(40), 60, 1.5),
     "periodic series of two channels": ((24, 2), np.kron(line(24, 3, around=True), MIXING @ MIXING.T), 300, 0.3),
+    "a channel that follows the other": ((12, 2), follower(12), 100, 0.5),
     "series with ends": ((24, 1), line(24, 8), 5000, 0.1),
     "periodic field": ((6, 5, 1), np.kron(line(6, 2, around=True), line(5, 1, around=True)), 300, 0.1),
     "periodic volume": ((3, 4, 3, 1), np.kron(line(3, 2, True), np.kron(line(4, 2, True), line(3, 1, True))), 300, 0.1),
@@ -52,3 +61,9 @@ def test_a_mean_that_follows_the_place_is_kept() -> None:
 @pytest.mark.parametrize("shape", [(100, MOST + 1), (100, 33, 32, 1), (19, 2)], ids=str)
 def test_too_many_entries_or_too_few_examples_have_none(shape: tuple[int, ...]) -> None:
     assert fit_gaussian(np.zeros(shape, np.float32)) == {}
+
+
+def test_examples_that_fill_no_volume_have_a_density_all_the_same() -> None:
+    z = np.repeat(np.random.default_rng(1).normal(size=(50, 1)), 3, axis=1)
+    fitted = fit_gaussian(z)
+    assert (fitted["variances"] > 0).all() and np.isfinite(np.log(fitted["variances"])).all()

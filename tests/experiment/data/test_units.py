@@ -90,3 +90,20 @@ def test_what_never_changes_is_refused_before_training(x: np.ndarray, told: str,
     name = "mlp" if x.ndim == 2 else "unet"
     with pytest.raises(UserError, match=told):
         Trainer(check_config({"model": {"name": name}}), of(x, tmp_path))
+
+
+@pytest.mark.parametrize(
+    "mean, std, dtype",
+    [(1e3, 200, "float32"), (1e3, 1.5, "float32"), (1e3, 0.5, "float64"), (0, 1e38, "float64"), (5, 0, "float32")],
+)
+def test_numbers_are_float64_where_a_float32_would_be_off_by_a_ten_thousandth(
+    mean: float, std: float, dtype: str
+) -> None:
+    assert np.dtype(Units(np.array([0.0, mean]), np.array([1.0, std])).dtype) == dtype
+
+
+def test_units_are_near_to_a_thousandth_of_a_standard_deviation() -> None:
+    of = Units(np.array([1e3, 0.0]), np.array([200.0, 1.0]))
+    assert of.near(Units(of.mean, of.std * 1.0005))
+    assert of.near(Units(of.mean + 5e-4 * of.std, of.std))
+    assert not of.near(Units(of.mean + 2e-3 * of.std, of.std)) and not of.near(Units(of.mean, of.std * 1.002))

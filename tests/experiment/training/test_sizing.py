@@ -50,3 +50,16 @@ def test_what_is_given_stays_and_the_rest_follows() -> None:
     settled = follow_data(check_config(config), data_of((12, 12, 1), 300))
     assert (settled.model.width, settled.train.batch_size, settled.train.steps) == (16, 8, 128 * 300 // 8)
     assert settled.model.channel_mults == (1, 2)
+
+
+@pytest.mark.parametrize(
+    "name, n", [("few", 30), ("series", 1000), ("vectors", 1024), ("64 x 64, seven channels", 1024)]
+)
+def test_an_evaluation_draws_half_as_many_samples_as_there_are_examples_at_most(name: str, n: int) -> None:
+    file, dataset, _ = SIZES[name]
+    assert follow_data(check_config(file.get_config()), dataset).eval.n == n
+
+
+def test_data_that_are_all_alike_have_a_spread_to_divide_by() -> None:
+    zeros = Split(np.zeros((100, 8, 8, 1), np.uint8))
+    assert follow_data(check_config(images.get_config()), Dataset("grey", zeros, zeros, 256)).model.sigma_data == 1e-3
