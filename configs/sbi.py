@@ -1,7 +1,7 @@
 """Posteriors of simulators: the parameters' score, told the observation; --config.data.name=slcp, or another simulator.
 
 The data are `simulations` pairs of a simulator of experiment/data/simulators.py. benchmarks/sbi.py trains the same
-network on what a fitted affine map leaves of the parameters, which needs far fewer simulations.
+network on what a fitted affine map leaves of the parameters.
 """
 
 from typing import Any
