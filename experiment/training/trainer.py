@@ -120,7 +120,7 @@ class Trainer:
         # Floats are standardised here, in float64, once; on the device they are as the network sees them.
         self.standardised = None if dataset.units is None else dataset.units.to_model(dataset.train.x)
         self.kind = condition_kind(config, dataset)
-        self.told = self.conditions(dataset.train)
+        self.told = None if self.kind is None else self.conditions(dataset.train)
         self.sde, self.parameterization = build_sde(config), build_parameterization(config, gaussian)
         self.objective = Objective.of(config)
         self.optimizer, self.schedule = build_optimizer(config), build_schedule(config)

@@ -12,6 +12,8 @@ from experiment.devices import memory
 from experiment.errors import UserError
 from experiment.sampling import check_samples_fit, class_labels, draw
 
+RUN = SimpleNamespace(score_fn=None)  # whose batches a test draws itself
+
 
 def run_of(class_conditional: bool) -> Any:
     config = whole_config({"model": {"class_conditional": class_conditional}})
@@ -38,7 +40,7 @@ def test_the_nfe_is_the_mean_over_samples_and_each_batch_has_its_own_labels(monk
         return SimpleNamespace(x=np.arange(first, first + size, dtype=np.float32)[:, None], nfe=10 * len(calls))
 
     monkeypatch.setattr(sampling, "draw_batch", draw_batch)
-    found = draw(None, None, None, 50, 20, "")
+    found = draw(RUN, None, None, 50, 20, "")
     assert calls == [(0, 20), (20, 20), (40, 20)]  # the last one whole, so that one shape is compiled
     np.testing.assert_array_equal(found.x[:, 0], np.arange(50))
     assert found.nfe == (20 * 10 + 20 * 20 + 10 * 30) / 50 and len(found.batch_seconds) == 3
@@ -78,4 +80,4 @@ def test_samples_that_are_not_finite_are_told(monkeypatch: pytest.MonkeyPatch) -
     given = SimpleNamespace(x=np.full((5, 2), np.nan, np.float32), nfe=1)
     monkeypatch.setattr(sampling, "draw_batch", lambda *_: given)
     with pytest.raises(UserError, match="em drew samples that are not finite: train longer"):
-        draw(None, None, None, 5, 5, "em")
+        draw(RUN, None, None, 5, 5, "em")
