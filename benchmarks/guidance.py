@@ -1,12 +1,12 @@
 """The law of guidance: what the ODE and the SDE sample under a guided score, exactly, on Gaussians.
 
-    python benchmarks/guidance.py [--out=DIR] [--steps=1000]
+    python benchmarks/guidance.py [--out=DIR] [--steps=1000] [--particles=20000]
 
 p(x | c) = N(1, 1/4), p(x) = N(0, 1). For five scales, two intervals of sigma/alpha and five SDEs it prints the tilted
 distribution p(x | c)^g p(x)^(1-g), the closed forms of the ODE and of the SDE, and the largest distance from them of
 what DPM-Solver++(2M) and SDE-DPM-Solver++(2M) draw, by `gaussian_law` of the guided score itself: no samples. Then the
 composition of n observations: the posterior, the naive sum of scores (wrong), and the corrected score. Last, the
-weighted sampler on 20,000 particles, from samples, with the standard error over 8 keys.
+weighted sampler on --particles particles, from samples, with the standard error over 8 keys.
 
 --out writes guidance.json and guidance.png there.
 """
@@ -134,7 +134,7 @@ def composition(steps: int) -> list[dict]:
     return rows
 
 
-def weighted(n: int = 20_000, keys: int = 8) -> list[dict]:
+def weighted(n: int, keys: int = 8) -> list[dict]:
     """The weighted sampler's mean and variance, with their standard deviations over keys."""
     rows, cond = [], jnp.tile(jnp.array([FIRST]), (n, 1))
     for g in (2.0, 5.0):
@@ -172,6 +172,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="a folder for guidance.json and guidance.png")
     parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--particles", type=int, default=20_000)
     arguments = parser.parse_args()
     result = {"steps": arguments.steps, "laws": laws(arguments.steps), "composition": composition(arguments.steps)}
     pair = "{:.4f}, {:.6f}".format
@@ -185,7 +186,7 @@ def main() -> None:
     print("\n| n | posterior | naive ODE (wrong) | naive SDE (wrong) | corrected ODE | corrected SDE |\n|" + "---|" * 6)
     for row in result["composition"]:
         print("|", " | ".join([str(row["observations"]), *[pair(*row[name]) for name in names]]), "|")
-    result["weighted"] = weighted()
+    result["weighted"] = weighted(arguments.particles)
     print("\n| g | tilted | weighted sampler | standard deviation over keys | least effective size |\n|" + "---|" * 5)
     for row in result["weighted"]:
         cells = [pair(*row[name]) for name in ("tilted", "mean", "std")]

@@ -6,6 +6,8 @@ With p(x | c) = N(m1, v1), p(x) = N(m0, v0), u = (sigma/alpha)² and the scale g
     d log A/du = g/(v1 + u) + (1 - g)/(v0 + u),  A(0) = 1           b = g m1/(v1 + u) + (1 - g) m0/(v0 + u)
 """
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -16,10 +18,12 @@ from sde_lib import (
     ClassifierFree,
     CosineVP,
     ExactScore,
+    FunctionScore,
     GaussianMixture,
     Projected,
     RectifiedFlow,
     SubVP,
+    row_keys,
 )
 from sde_lib.samplers import DPMSolverPP2M, Heun, SDEDPMSolverPP2M, UniPC, gaussian_law
 from tests.oracles import class_score, two_peaks
@@ -124,6 +128,17 @@ def test_the_law_read_from_a_score_is_that_of_the_exact_score(sampler):
         known = gaussian_law(sampler, VP(), mean, covariance, prior=prior)
         np.testing.assert_allclose(read[0], known[0], atol=2e-6)
         np.testing.assert_allclose(read[1], known[1], atol=2e-6)
+
+
+def test_the_law_of_a_score_whose_matrix_is_not_symmetric_is_that_of_the_samplers_own_map():
+    matrix, shift = np.array([[-1.0, 0.6], [-0.2, -0.8]]), np.array([0.3, -0.1])
+    score_fn = FunctionScore(lambda x, t: x @ jnp.asarray(matrix.T, x.dtype) + jnp.asarray(shift, x.dtype)[None], VP())
+    sampler, points = DPMSolverPP2M(steps=6, denoise=True), jnp.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    offset, *moved = np.asarray(sampler.run(score_fn, points, row_keys(jax.random.key(0), np.arange(3)), None, 0).x)
+    gain = (np.array(moved) - offset).T
+    mean, covariance = gaussian_law(sampler, score_fn, [0.0, 0.0], np.eye(2), prior=(0.5, 2.0))
+    np.testing.assert_allclose(mean, gain @ [0.5, 0.5] + offset, rtol=1e-4)
+    np.testing.assert_allclose(covariance, 4 * gain @ gain.T, rtol=1e-4)
 
 
 def test_a_score_that_is_not_affine_has_no_gaussian_law():
