@@ -67,7 +67,7 @@ def draw(run: Any, sampler: Any, key: jax.Array, n: int, batch_size: int, descri
         raise UserError(
             f"{description} drew samples that are not finite: train longer, or give it more steps (config.sample.steps)"
         )
-    labels = cond if run is not None and run.config.model.condition == "label" else None
+    labels = cond if run.config.model.condition == "label" else None
     return Draws(x, total / n, seconds, labels, cond=cond)
 
 

@@ -12,7 +12,7 @@ from experiment.devices import memory
 from experiment.errors import UserError
 from experiment.sampling import check_samples_fit, class_labels, draw
 
-RUN = SimpleNamespace(score_fn=None)  # whose batches a test draws itself
+RUN = SimpleNamespace(score_fn=None, config=whole_config({}))  # whose batches a test draws itself
 
 
 def run_of(class_conditional: bool) -> Any:
