@@ -59,9 +59,10 @@ def test_the_python_of_getting_started_runs_as_it_stands():
     assert 0 <= names["kl"] < 1e-6
 
 
-def test_the_python_of_the_page_on_guidance_runs_as_it_stands():
-    (code,) = PYTHON.findall((ROOT / "docs" / "guidance.md").read_text())
-    run(code, "docs/guidance.md")  # it asserts what it says
+@pytest.mark.parametrize("page", ["guidance.md", "inverse.md"])
+def test_the_python_of_a_page_runs_as_it_stands(page):
+    (code,) = PYTHON.findall((ROOT / "docs" / page).read_text())
+    run(code, f"docs/{page}")  # it asserts what it says
 
 
 # The worked examples, each of which ends with its own assertions against a closed form
