@@ -122,7 +122,8 @@ def test_simulations_as_a_data_set():
     assert np.abs(load_dataset("two_moons").train.x).max() > 1
     theta, x = simulations("two_moons", 200)
     pairs = {tuple(row) for row in np.concatenate([theta, x], axis=1)}
-    assert {tuple(row) for row in np.concatenate([data.test.x, data.test.vectors], axis=1)} < pairs
+    kept = [np.concatenate([split.x, split.vectors], axis=1) for split in (data.train, data.test)]
+    assert {tuple(row) for row in np.concatenate(kept)} == pairs
     np.testing.assert_allclose(data.cond_units.to_model(data.train.vectors).std(axis=0), 1.0, atol=1e-5)
 
 
