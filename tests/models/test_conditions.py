@@ -194,3 +194,11 @@ def test_the_table_of_labels_lies_where_stored_checkpoints_have_it():
             assert set(params["condition"]) == {"inner", "outer", "labels"}
     with pytest.raises(ValueError, match="give it num_classes"):
         NETWORKS["mlp"](kind=Label(3), rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("network", ["mlp", "unet"])
+def test_a_vector_that_is_missing_is_not_the_vector_of_zeros(networks, network):
+    apply, params, x, c_noise = networks(network, "vector")
+    rows = jnp.asarray([[jnp.nan] * 3, [0.0] * 3, [jnp.nan] * 3, [0.0] * 3])
+    missing, zeros, *_ = flat(call(apply, params, x, c_noise, rows))
+    assert np.isfinite(missing).all() and np.abs(missing - zeros).max() > 1e-3 * np.abs(zeros).max()
