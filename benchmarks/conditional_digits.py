@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from configs import digits_captions, digits_labels
+from experiment.common.files import write_json
 from experiment.data.digit_captions import DIGITS, HELD_OUT, SLANT, THICKNESS, caption, slant, thickness
 from experiment.data.load import load_dataset
 from experiment.evaluation.metrics import sliced_wasserstein
-from experiment.files import write_json
 from experiment.run.load import load_run
 from experiment.training.loop import train
 

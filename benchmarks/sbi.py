@@ -27,12 +27,12 @@ import numpy as np
 from configs import sbi
 from experiment.build.samplers import make_sampler
 from experiment.cli import convolutions_on_all_cores, mistakes_in_one_line
+from experiment.common.errors import UserError
+from experiment.common.files import write_npz
 from experiment.config import check_flag, whole_config
 from experiment.data.simulators import SIMULATORS, simulations
 from experiment.data.whitening import Whitening, fit_whitening, whitening_arrays, whitening_of_arrays
-from experiment.errors import UserError
 from experiment.evaluation.c2st import c2st
-from experiment.files import write_npz
 from experiment.run.load import load_run
 from experiment.sampling import draw
 from experiment.training.loop import train

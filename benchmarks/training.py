@@ -36,9 +36,9 @@ from ml_collections import ConfigDict
 from configs import cifar10_ddpmpp, cifar10_ncsnpp
 from experiment.build.objects import build_network, build_score
 from experiment.cli import convolutions_on_all_cores
+from experiment.common.provenance import provenance
 from experiment.config import whole_config
 from experiment.data.dataset import Dataset, Split
-from experiment.provenance import provenance
 from experiment.training.trainer import Trainer, empty_window
 from sde_lib import sample
 from sde_lib.samplers import DDIM

@@ -25,8 +25,8 @@ from absl import logging as absl_logging
 from experiment.command_line import INTERRUPTED, MISTAKE
 from experiment.command_line.given_config import split_arguments, whole_config
 from experiment.command_line.help import help_text
+from experiment.common.errors import UserError, quoted, shown
 from experiment.config import adopt_of_run, nearest
-from experiment.errors import UserError, quoted, shown
 
 _LOUD = ("absl", "jax", "orbax", "tensorboardX", "etils")
 _HELP = ("-h", "--h", "-help", "--help", "--helpshort", "--helpfull")
@@ -218,7 +218,7 @@ def _compilation_cache() -> None:
 
     jax reads these variables once, when it is imported: nothing below this file imports it.
     """
-    from experiment.files import cache_folder  # imports NumPy, which --help does not need
+    from experiment.common.files import cache_folder  # imports NumPy, which --help does not need
 
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder() / "compiled"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")

@@ -11,7 +11,7 @@ like any other; it holds the average alone and cannot be trained further.
 import experiment.command_line.start  # noqa: F401
 from experiment import cli
 from experiment.cli import flags
-from experiment.errors import UserError
+from experiment.common.errors import UserError
 
 
 def main() -> int:

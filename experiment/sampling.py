@@ -10,10 +10,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiment.common.errors import UserError
+from experiment.common.progress import Work, duration, progress
 from experiment.devices.memory import check_fits
 from experiment.devices.sharding import mesh_here, round_up
-from experiment.errors import UserError
-from experiment.progress import Work, duration, progress
 from sde_lib import sample
 from sde_lib.samplers import watched
 

@@ -37,11 +37,11 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from experiment.common.errors import UserError
 from experiment.config import check_config
 from experiment.data.image_decoding import Recipe, Unreadable, decode_image
 from experiment.data.load import load_dataset
 from experiment.data.tfds_sets import quiet
-from experiment.errors import UserError
 from experiment.published import diffusers_layout, score_sde_layout
 from experiment.published.diffusers import weights_in
 from experiment.published.score_sde import parts_of

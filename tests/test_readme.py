@@ -19,7 +19,7 @@ from absl import flags
 from experiment import cli
 from experiment.build.objects import MODELS, PARAMETERIZATIONS
 from experiment.build.samplers import GRIDS, SAMPLERS
-from experiment.errors import UserError
+from experiment.common.errors import UserError
 from tests.commands import ROOT
 
 README = ROOT / "README.md"

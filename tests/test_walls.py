@@ -21,8 +21,8 @@ MAY_IMPORT = {
 
 # The floors of experiment/, from the ground up: a file imports from floors below its own, or from its own room.
 FLOORS = (
-    {"errors", "provenance", "plots", "progress"},
-    {"files", "devices", "build"},
+    {"common", "plots"},
+    {"devices", "build"},
     {"config", "data", "sampling"},
     {"command_line"},
     {"cli", "run"},
@@ -153,7 +153,7 @@ def test_the_test_sees_an_arrow_that_points_upwards():
     assert upwards("def f():\n    from experiment import evaluation", "run") == {"evaluation"}
     assert upwards("import experiment.report.page", "training") == {"report"}
     assert (
-        upwards("from experiment.errors import UserError\nfrom experiment.data.load import load_dataset", "data")
+        upwards("from experiment.common.errors import UserError\nfrom experiment.data.load import load_dataset", "data")
         == set()
     )
 
@@ -163,7 +163,7 @@ def test_a_command_imports_the_flags_at_its_top_and_one_room_inside_main(name):
     tree = ast.parse((ROOT / "experiment" / f"{name}.py").read_text())
     top = inside("\n".join(ast.unparse(node) for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)))
     (main,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main")
-    assert top <= {"command_line", "cli", "errors"}
+    assert top <= {"command_line", "cli", "common"}
     assert len(inside(ast.unparse(main))) == 1
 
 

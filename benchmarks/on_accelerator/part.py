@@ -20,7 +20,7 @@ class Part:
         self.deadline = time.perf_counter() + given.seconds
         self.out, self.scratch, self.data, self.tiny = given.out, given.scratch, given.data, given.tiny
         self.path = self.out / f"{name}.json"
-        from experiment.provenance import provenance
+        from experiment.common.provenance import provenance
 
         self.found: dict[str, Any] = {**provenance(), "rows": {}, "values": {}}
         self.write()

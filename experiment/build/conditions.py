@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from experiment.errors import UserError
+from experiment.common.errors import UserError
 from models import Embeddings, Kind, Label, Text, Vector
 
 FORMATS = "docs/conditions.md has the formats"

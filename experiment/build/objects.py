@@ -13,7 +13,7 @@ from flax import nnx
 from experiment.build.conditions import condition_kind
 from experiment.build.objective import TIMES, WEIGHTINGS
 from experiment.build.samplers import check_sampler
-from experiment.errors import UserError, choose
+from experiment.common.errors import UserError, choose
 from models import MLP, AlwaysTold, DiT, Label, NCSNpp, OneKey, UNet, split
 from sde_lib import (
     VE,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from experiment.build.objects import GIVEN, MODELS, PARAMETERIZATIONS, SDES, parameters
-from experiment.errors import UserError, place, quoted
+from experiment.common.errors import UserError, place, quoted
 
 TABLES: tuple[tuple[str, Mapping[str, Any]], ...] = (("sde", SDES), ("model", MODELS), ("model", PARAMETERIZATIONS))
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from experiment.errors import UserError, choose
+from experiment.common.errors import UserError, choose
 
 
 class _WhenUsed:

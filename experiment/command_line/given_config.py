@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from experiment.common.errors import UserError, place, quoted, shown
 from experiment.config import KEYS, adopt, check_config, check_key, flatten, load_config, nested, read_text
-from experiment.errors import UserError, place, quoted, shown
 
 
 class Given(NamedTuple):

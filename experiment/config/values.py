@@ -9,8 +9,8 @@ import typing
 from collections.abc import Iterable
 from typing import Any
 
+from experiment.common.errors import UserError, quoted
 from experiment.config.schema import FLOAT32, KEYS, MOST, SEEDS
-from experiment.errors import UserError, quoted
 
 ENTRIES = 100  # of a tuple
 

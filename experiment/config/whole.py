@@ -11,9 +11,9 @@ from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict, config_dict
 
+from experiment.common.errors import UserError, one_line, quoted
 from experiment.config.schema import KEYS, OWN_KEYS, SECTIONS, Schema, key
 from experiment.config.values import check_key, check_value, kind_of
-from experiment.errors import UserError, one_line, quoted
 
 MOST_BYTES = 2**24  # of a config.json
 OLDER = "model.class_conditional"
@@ -56,7 +56,7 @@ def adopt(module: Any) -> str:
 
 def adopt_of_run(workdir: str | Path) -> None:
     """Import the module of the run that lies in workdir, if there is one. What else is wrong there is told later."""
-    from experiment.files import read_regular  # imports NumPy, which --help does not need
+    from experiment.common.files import read_regular  # imports NumPy, which --help does not need
 
     try:
         module = json.loads(read_regular(Path(workdir).expanduser() / "config.json", MOST_BYTES)).get("module")
@@ -157,7 +157,7 @@ def differences(old: Any, new: Any, free: tuple[str, ...] = ()) -> list[str]:
 
 def save_config(path: Path, config: Any, **beside: Any) -> None:
     """Write config.json atomically: the config's sections, and beside them what else is to be remembered of the run."""
-    from experiment.files import write_json  # imports NumPy, which --help does not need
+    from experiment.common.files import write_json  # imports NumPy, which --help does not need
 
     write_json(path, {**config.to_dict(), **beside})
 
@@ -171,7 +171,7 @@ def load_config(path: Path, remedy: str = "restore it, or train into another --w
     Returns:
         The checked config, and what was saved beside it.
     """
-    from experiment.files import read_regular  # imports NumPy, which --help does not need
+    from experiment.common.files import read_regular  # imports NumPy, which --help does not need
 
     try:
         content = dict(json.loads(read_regular(path, MOST_BYTES)))

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from experiment.common.errors import UserError
 from experiment.data.dataset import Split
-from experiment.errors import UserError
 from models import Embeddings, Kind, Label, Text, Vector
 from models.text import PAD, text_tokens
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from experiment.common.errors import UserError
 from experiment.data.units import Units
-from experiment.errors import UserError
 
 SPLIT_SEED = 20240229  # written down: the same images are held out on every machine, in every run
 TEST_FRACTION = 0.1

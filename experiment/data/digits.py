@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from experiment.common.errors import UserError
 from experiment.data.dataset import Dataset, Split
 from experiment.data.tfds_sets import quiet
-from experiment.errors import UserError
 
 LEVELS = 17
 TRAIN, TEST = 1500, 297

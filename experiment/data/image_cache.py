@@ -32,10 +32,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from experiment.common.errors import UserError, one_line, shown
+from experiment.common.files import lock_file, open_regular
 from experiment.data.dataset import Dataset, Split
 from experiment.data.image_decoding import Recipe, Unreadable
-from experiment.errors import UserError, one_line, shown
-from experiment.files import lock_file, open_regular
 
 VERSION = 2  # the decoder's and the files': with another one everything is decoded again
 BLOCK = 2**22  # bytes with a checksum of their own

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from experiment.errors import UserError, one_line
+from experiment.common.errors import UserError, one_line
 
 MAX_PIXELS = 2**26  # of one image, 8192 x 8192: a header of a few bytes may promise gigabytes
 

@@ -24,11 +24,11 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from experiment.common.errors import UserError, one_line, shown
+from experiment.common.files import read_regular
 from experiment.data.dataset import Dataset, fixed_order
 from experiment.data.image_cache import Plan, Row, Source, decoded_once
 from experiment.data.image_decoding import Recipe, Size, Unreadable, decode_image, read_header
-from experiment.errors import UserError, one_line, shown
-from experiment.files import read_regular
 
 SUFFIXES = frozenset(".png .apng .jpg .jpeg .jpe .jfif .bmp .gif .tif .tiff .webp .pbm .pgm .ppm .pnm".split())
 # Pictures too, but not read: they are left out and counted, so that nobody takes the rest for all.

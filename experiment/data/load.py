@@ -5,14 +5,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from experiment.common.errors import UserError, choose
+from experiment.common.files import cache_folder, user_path
 from experiment.data.dataset import Dataset
 from experiment.data.image_decoding import Recipe
 from experiment.data.image_files import load_images
 from experiment.data.npz import load_npz
 from experiment.data.simulators import SIMULATORS, load_simulations
 from experiment.data.toys import TOYS, load_toy
-from experiment.errors import UserError, choose
-from experiment.files import cache_folder, user_path
 
 __all__ = ["DATASETS", "configured_dataset", "load_dataset"]
 

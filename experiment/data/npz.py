@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from experiment.common.errors import UserError, one_line, quoted, shown
+from experiment.common.files import arrays_in, open_regular
 from experiment.data.dataset import Dataset, Split, class_count, fixed_split
 from experiment.data.units import Units
 from experiment.devices.memory import available
-from experiment.errors import UserError, one_line, quoted, shown
-from experiment.files import arrays_in, open_regular
 
 DATA_KEYS = ("x", "images", "data", "arr_0")  # arr_0 and arr_1 are what numpy.savez(file, x, labels) writes
 LABEL_KEYS = ("labels", "label", "y", "arr_1")

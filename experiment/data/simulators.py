@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiment.common.errors import UserError
 from experiment.data.dataset import Dataset, fixed_split
 from experiment.data.units import Units
-from experiment.errors import UserError
 
 SIMULATION_SEED = 2101
 MOST_ROUNDS = 100  # of proposals, each as many as the samples wanted

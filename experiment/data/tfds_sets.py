@@ -17,10 +17,10 @@ from absl import logging
 from PIL import Image
 from tensorflow_datasets.core.utils import tqdm_utils
 
+from experiment.common.errors import UserError, one_line, quoted
 from experiment.data.dataset import MOST_PER_CLASS, Dataset, fixed_order
 from experiment.data.image_cache import Plan, Row, Source, decoded_once
 from experiment.data.image_decoding import Recipe, fit
-from experiment.errors import UserError, one_line, quoted
 
 _NAME = re.compile(r"\w+(/[\w.-]+)?(:\d+\.\d+\.\d+)?")  # name, name/config, name:version, name/config:version
 HELD_OUT = ("test", "validation")  # the first of these that a set has is its held-out split

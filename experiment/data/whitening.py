@@ -26,7 +26,7 @@ import numpy as np
 import optax
 from jax.scipy.special import ndtr, ndtri
 
-from experiment.errors import UserError
+from experiment.common.errors import UserError
 
 Array = np.ndarray
 Params = dict[str, dict[str, jax.Array]]

@@ -19,7 +19,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from experiment.errors import LONGEST, UserError, shown
+from experiment.common.errors import LONGEST, UserError, shown
 
 # How a cluster's environment tells a process that it is one of several; jax finds the rest itself.
 _CLUSTERS: dict[str, Callable[[str], bool]] = {

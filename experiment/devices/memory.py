@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from experiment.errors import UserError
+from experiment.common.errors import UserError
 
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container
 

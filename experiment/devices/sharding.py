@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from experiment.errors import UserError
+from experiment.common.errors import UserError
 
 # Smaller weights, biases and gains of norms, stay whole: each would cost a gathering, and together they are 2 % of a
 # network of width 32.

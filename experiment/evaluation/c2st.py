@@ -7,7 +7,7 @@ the same error, so numbers compare only at equal n.
 
 import numpy as np
 
-from experiment.errors import UserError
+from experiment.common.errors import UserError
 
 FOLDS = 5
 SEED = 1

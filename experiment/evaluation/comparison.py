@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from experiment.errors import UserError
+from experiment.common.errors import UserError
+from experiment.common.progress import progress
 from experiment.evaluation.drawing import flat_points
 from experiment.evaluation.known_distribution import exact_metrics
 from experiment.evaluation.metrics import (
@@ -26,7 +27,6 @@ from experiment.evaluation.metrics import (
 )
 from experiment.evaluation.results import MEMORISATION, QUALITY, Floor, MetricDescription, Spread, Value
 from experiment.evaluation.settings import MIN_SIZE, Settings
-from experiment.progress import progress
 
 Array = np.ndarray
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from experiment.common.progress import say_start, whole
 from experiment.evaluation.comparison import SPLITS, compare, comparison_seconds, points_each_side
 from experiment.evaluation.curves import quality_curve
 from experiment.evaluation.drawing import Drawn, Strip, draw_point, draw_strip, sample_key
@@ -30,7 +31,6 @@ from experiment.evaluation.results import (
     Value,
 )
 from experiment.evaluation.settings import FOLDS, Settings
-from experiment.progress import say_start, whole
 from experiment.run.load import Run
 from experiment.sampling import check_samples_fit, expected_seconds, told
 from sde_lib import ExactScore

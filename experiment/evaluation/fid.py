@@ -13,10 +13,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from experiment.common.errors import UserError
+from experiment.common.files import check_folder, user_path, write_json
+from experiment.common.progress import say_start
+from experiment.common.provenance import provenance
 from experiment.config import load_config
 from experiment.data.load import load_dataset
 from experiment.data.scaling import Scaling
-from experiment.errors import UserError
 from experiment.evaluation import inception
 from experiment.evaluation.drawing import draw_seed
 from experiment.evaluation.inception import FidMetrics, Weights
@@ -25,9 +28,6 @@ from experiment.evaluation.points import points_at, read_budgets, settings_of
 from experiment.evaluation.results import plain
 from experiment.evaluation.settings import FromConfig
 from experiment.evaluation.text import fitted, number
-from experiment.files import check_folder, user_path, write_json
-from experiment.progress import say_start
-from experiment.provenance import provenance
 from experiment.sampling import check_samples_fit, expected_seconds, told
 
 Array = np.ndarray

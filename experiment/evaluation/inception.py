@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from experiment.errors import UserError, one_line
-from experiment.files import read_regular
+from experiment.common.errors import UserError, one_line
+from experiment.common.files import read_regular
 
 Array = np.ndarray
 MOST_BYTES = 2**30  # of the weights, which have 2**27

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiment.errors import UserError
+from experiment.common.errors import UserError
 from experiment.evaluation.drawing import Drawn
 from experiment.evaluation.metrics import Metric
 from experiment.evaluation.results import ExactResult, ExactRow

@@ -13,13 +13,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiment.common.errors import UserError
+from experiment.common.files import check_folder, user_path, write_bytes, write_json, write_npz
+from experiment.common.progress import say_start
 from experiment.config import MOST, check_flag, check_seed
 from experiment.data.conditions import condition_rows
 from experiment.data.dataset import Split
 from experiment.data.npz import DATA_KEYS, read_npz, told_in
-from experiment.errors import UserError
-from experiment.files import check_folder, user_path, write_bytes, write_json, write_npz
-from experiment.progress import say_start
 from experiment.run.conditions import arrays_of, conditions_of, kind_of_run, take
 
 Array = np.ndarray
@@ -58,7 +58,7 @@ def in_batches(run: Any, solve: Callable[..., Any], x: Array, cond: Any, descrip
     Returns:
         Each of the arrays, joined over the batches, and the mean NFE.
     """
-    from experiment.progress import progress
+    from experiment.common.progress import progress
     from experiment.sampling import GUESSED_CALLS, padded, seconds_per_call, solver_remedy
 
     n, found, calls = len(x), [], 0

@@ -21,17 +21,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiment.common.errors import UserError, choose, one_line, shown
+from experiment.common.files import check_folder, user_path, write_bytes, write_json, write_npz, write_text
+from experiment.common.progress import progress, say_start
 from experiment.data.npz import read_npz
 from experiment.devices.memory import check_fits
 from experiment.devices.sharding import mesh_here, round_up
-from experiment.errors import UserError, choose, one_line, shown
 from experiment.evaluation import variational_bounds as bounds
 from experiment.evaluation.bayes_classifier import bayes_classifier, classifier_seconds
 from experiment.evaluation.opening import open_run
 from experiment.evaluation.results import LikelihoodResult, plain
 from experiment.evaluation.settings import FromConfig
-from experiment.files import check_folder, user_path, write_bytes, write_json, write_npz, write_text
-from experiment.progress import progress, say_start
 from experiment.run.conditions import conditions_of
 from experiment.run.earlier import keep_earlier
 from experiment.run.load import in_float32

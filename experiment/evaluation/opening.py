@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from experiment.build.samplers import SAMPLERS, check_sampler, make_sampler
-from experiment.errors import UserError
+from experiment.common.errors import UserError
 from experiment.evaluation.settings import FromConfig
 from experiment.run.load import Run, load_run
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from experiment.build.samplers import at_nfe
+from experiment.common.errors import UserError
 from experiment.config import check_flag
-from experiment.errors import UserError
 
 
 @dataclass(frozen=True)

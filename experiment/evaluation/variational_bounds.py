@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from experiment.errors import UserError
+from experiment.common.errors import UserError
 from experiment.evaluation.results import BoundResult, ChainResult, LikelihoodResult
 from sde_lib import (
     VP,

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from experiment.errors import UserError, one_line, quoted, shown
-from experiment.files import read_regular, user_path
+from experiment.common.errors import UserError, one_line, quoted, shown
+from experiment.common.files import read_regular, user_path
 from experiment.published.diffusers_layout import NCSNPP, architecture_of, diffusers_names, options_of
 from experiment.published.state_dicts import unwrapped
 from experiment.published.to_run import Imported, abstract, arranged, check_new, write_run

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from experiment.errors import UserError, one_line, quoted
+from experiment.common.errors import UserError, one_line, quoted
 
 if TYPE_CHECKING:
     from models import NCSNpp

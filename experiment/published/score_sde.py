@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from experiment.errors import UserError, choose, quoted, shown
-from experiment.files import user_path
+from experiment.common.errors import UserError, choose, quoted, shown
+from experiment.common.files import user_path
 from experiment.published.score_sde_layout import PREFIX, options_of, published_names
 from experiment.published.state_dicts import WRAPPERS, StateDict, averages_in_order, is_average, networks
 from experiment.published.to_run import Imported, abstract, arranged, check_new, write_run

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from experiment.errors import UserError, one_line, shown
+from experiment.common.errors import UserError, one_line, shown
 from models import NCSNpp
 from models.ncsnpp_blocks import Attention, Downsample, FourierEmbedding, Head, ResBlock, Upsample
 

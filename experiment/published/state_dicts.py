@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from experiment.errors import UserError, shown
+from experiment.common.errors import UserError, shown
 
 # Put there by torch.compile, DataParallel and its kind, Fabric, FSDP and checkpointing; no network has such modules.
 WRAPPERS = ("_orig_mod", "module", "_forward_module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")

@@ -11,8 +11,8 @@ import optax
 from flax import nnx
 
 from experiment.build.objects import build_optimizer, check_names
+from experiment.common.errors import UserError, one_line, shown
 from experiment.config import check_config
-from experiment.errors import UserError, one_line, shown
 from experiment.run.directory import DataShape, RunDirectory
 from experiment.training.trainer import empty_window
 from models import NCSNpp, OneKey, split

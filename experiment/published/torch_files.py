@@ -17,9 +17,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from experiment.common.errors import UserError
+from experiment.common.files import arrays_in, open_regular
 from experiment.devices.memory import available
-from experiment.errors import UserError
-from experiment.files import arrays_in, open_regular
 from experiment.published.torch_objects import check_whole_numbers
 from experiment.published.torch_pickle import ELSEWHERE, Refused, Unpickler, short
 

@@ -12,7 +12,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from experiment.errors import shown
+from experiment.common.errors import shown
 
 # PyTorch's storage classes -> numpy's dtypes, and "bfloat16", which numpy lacks. An untyped one is of bytes.
 STORAGES = {

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from experiment.errors import one_line
+from experiment.common.errors import one_line
 from experiment.published.torch_objects import (
     STORAGES,
     Name,

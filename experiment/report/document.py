@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from experiment.common.provenance import provenance
 from experiment.config import load_config
 from experiment.evaluation.results import Report, plain
-from experiment.provenance import provenance
 
 
 @dataclass(frozen=True)

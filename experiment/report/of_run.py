@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from experiment.common.files import check_folder, user_path
 from experiment.evaluation.evaluate import evaluate_run
 from experiment.evaluation.points import read_budgets
-from experiment.files import check_folder, user_path
 from experiment.report.tables import text_table
 
 

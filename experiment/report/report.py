@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from experiment import plots
+from experiment.common.files import write_bytes, write_json, write_text
 from experiment.evaluation.evaluate import Arrays, Evaluation
 from experiment.evaluation.results import QUALITY, Report
-from experiment.files import write_bytes, write_json, write_text
 from experiment.plots import evaluation as report_plots
 from experiment.plots.examples import grid
 from experiment.plots.images import legend

@@ -19,9 +19,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from experiment.common.errors import UserError, one_line, shown
+from experiment.common.files import open_regular, read_regular
 from experiment.devices.hosts import from_first, gathered
-from experiment.errors import UserError, one_line, shown
-from experiment.files import open_regular, read_regular
 
 ITEMS = ("params", "ema", "power_ema", "opt_state", "learned")
 DIGESTS = "sha256.json"

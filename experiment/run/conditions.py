@@ -13,11 +13,11 @@ import jax
 import numpy as np
 
 from experiment.build.conditions import condition_kind
+from experiment.common.errors import UserError
+from experiment.common.files import user_path
 from experiment.data.conditions import byte_rows, condition_rows
 from experiment.data.dataset import Split
 from experiment.data.npz import embeddings_in, read_npz
-from experiment.errors import UserError
-from experiment.files import user_path
 from experiment.sampling import class_labels
 from models import Embeddings, Kind, Label, Text, Vector
 

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 
 from experiment.build.objects import takes_gaussian
+from experiment.common.errors import UserError, one_line
+from experiment.common.files import lock_file, user_path, write_npz
+from experiment.common.provenance import provenance
 from experiment.config import FOLLOWING, FREE_ON_RESUME, differences, filled, flatten, load_config, save_config
 from experiment.data.dataset import Dataset
 from experiment.data.gaussian import fit_gaussian
 from experiment.data.scaling import Scaling
 from experiment.data.units import Units
-from experiment.errors import UserError, one_line
-from experiment.files import lock_file, user_path, write_npz
-from experiment.provenance import provenance
 from experiment.run.checkpoint import Checkpoints
 
 

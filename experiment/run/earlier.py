@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from experiment.files import set_aside
+from experiment.common.files import set_aside
 
 _NAMED = {"n": "n", "seeds": "seeds", "seed": "seed", "steps": "steps", "checkpoint_step": "step", "step": "step"}
 

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-from experiment.errors import UserError
+from experiment.common.errors import UserError
 from experiment.run.conditions import DROP_REMEDY, kind_of_run
 
 

@@ -13,14 +13,14 @@ import numpy as np
 
 from experiment.build.objects import abstract_network, build_score, check_names, compute_dtype
 from experiment.build.samplers import make_sampler
+from experiment.common.errors import UserError
+from experiment.common.files import user_path
 from experiment.config import check_flag, check_seed, load_config
 from experiment.data.dataset import Dataset
 from experiment.data.scaling import Scaling
 from experiment.data.units import StandardizedScore
 from experiment.devices.hosts import one_host_only, say
 from experiment.devices.sharding import OverBatch, mesh_here, weight_shardings
-from experiment.errors import UserError
-from experiment.files import user_path
 from experiment.run.conditions import Asked, conditions
 from experiment.run.directory import DataShape, RunDirectory, data_shape_of
 from experiment.run.guidance import Guidance, guided

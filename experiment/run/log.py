@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from experiment.errors import UserError, shown
-from experiment.files import write_text
+from experiment.common.errors import UserError, shown
+from experiment.common.files import write_text
 
 METRICS, EVENTS, DAMAGED = "metrics.jsonl", "tensorboard", ".damaged"
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from experiment.build.samplers import check_sampler, make_sampler
+from experiment.common.files import check_folder, user_path, write_bytes, write_npz
+from experiment.common.progress import say_start
 from experiment.config import check_flag, check_seed
-from experiment.files import check_folder, user_path, write_bytes, write_npz
-from experiment.progress import say_start
 from experiment.run.conditions import Asked, arrays_of, conditions, kind_of_run
 from experiment.run.earlier import keep_earlier
 from experiment.run.guidance import Guidance, guided

@@ -17,10 +17,10 @@ from tqdm import tqdm
 
 from experiment.build.objects import check_names
 from experiment.command_line.interrupts import leave_to_handlers
+from experiment.common.errors import UserError
 from experiment.config import check_config
 from experiment.data.load import configured_dataset
 from experiment.devices.hosts import all_or_none, first_host, joined, say
-from experiment.errors import UserError
 from experiment.run.directory import DataShape, RunDirectory, with_absolute_path
 from experiment.run.log import RunLog
 from experiment.training.memory import check_state, check_step, out_of_memory

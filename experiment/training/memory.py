@@ -7,8 +7,8 @@ from typing import Any
 
 import jax
 
+from experiment.common.errors import UserError, one_line
 from experiment.devices.memory import available
-from experiment.errors import UserError, one_line
 from experiment.training.trainer import State, Trainer
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from experiment.build.objects import abstract_network
+from experiment.common.errors import UserError
 from experiment.config import load_config, save_config
-from experiment.errors import UserError
 from experiment.run.checkpoint import Damaged
 from experiment.run.directory import RunDirectory
 from experiment.run.load import read_config, weights_like

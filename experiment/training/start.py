@@ -6,9 +6,9 @@ from typing import Any
 import jax
 
 from experiment.build.objects import MODELS, PARAMETERIZATIONS, abstract_network, parameters
+from experiment.common.errors import UserError
 from experiment.config import FOLLOWING, FREE_ON_RESUME, differences, filled, flatten
 from experiment.devices.hosts import say
-from experiment.errors import UserError
 from experiment.run.directory import DataShape, RunDirectory
 from experiment.run.load import read_config
 

@@ -26,12 +26,12 @@ from experiment.build.objects import (
     build_schedule,
     build_sde,
 )
+from experiment.common.errors import UserError
 from experiment.data.batches import batch_indices
 from experiment.data.conditions import check_cond_units, condition_rows
 from experiment.data.dataset import Split
 from experiment.data.scaling import Scaling, random_flip
 from experiment.devices.sharding import OverBatch, make_mesh, over_batch, put_rows, replicated, weight_shardings
-from experiment.errors import UserError
 from experiment.training.clock import Clock
 from models import Vector
 from sde_lib import NetworkScore, power_ema_decay

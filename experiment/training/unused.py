@@ -7,8 +7,8 @@ from ml_collections import ConfigDict
 
 from experiment.build.objective import Objective
 from experiment.build.objects import MODELS, build_parameterization, build_sde, parameters
+from experiment.common.errors import UserError
 from experiment.config import set_keys
-from experiment.errors import UserError
 
 # Keys that some classes take and others do not, each with the key that chooses the class; beside them, those of the
 # sections model and sde, which their names choose.

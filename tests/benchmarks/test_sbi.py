@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from benchmarks.sbi import references
-from experiment.errors import UserError
+from experiment.common.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 
 from experiment import cli
 from experiment.cli import convolutions_on_all_cores
-from experiment.errors import UserError
+from experiment.common.errors import UserError
 from tests.commands import ROOT, Done, fresh, train_flags
 
 
@@ -83,7 +83,7 @@ def test_every_flag_that_another_mode_has_is_refused() -> None:
 import runpy, sys
 from absl import flags
 from experiment import cli
-from experiment.errors import UserError
+from experiment.common.errors import UserError
 sys.argv = ["evaluate.py"]
 evaluate = runpy.run_path({str(ROOT / "evaluate.py")!r}, run_name="evaluate")
 modes, every = evaluate["MODES"], sorted({{name for names in evaluate["MODES"].values() for name in names}})

@@ -13,6 +13,8 @@ from ml_collections import ConfigDict
 from configs import base, cifar10, digits, toys
 from experiment import cli
 from experiment.build.samplers import make_sampler
+from experiment.common.errors import UserError
+from experiment.common.provenance import provenance
 from experiment.config import (
     FREE_ON_RESUME,
     KEYS,
@@ -26,8 +28,6 @@ from experiment.config import (
     set_keys,
     whole_config,
 )
-from experiment.errors import UserError
-from experiment.provenance import provenance
 from experiment.training.unused import unused_keys, unused_line
 from tests.commands import ROOT
 

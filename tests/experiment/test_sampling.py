@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from experiment import sampling
+from experiment.common.errors import UserError
 from experiment.config import whole_config
 from experiment.devices import memory
-from experiment.errors import UserError
 from experiment.sampling import check_samples_fit, class_labels, draw
 
 RUN = SimpleNamespace(score_fn=None, config=whole_config({}))  # whose batches a test draws itself

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from experiment.build.objective import TIMES, WEIGHTINGS, Objective
+from experiment.common.errors import UserError
 from experiment.config import check_config
-from experiment.errors import UserError
 from experiment.run.directory import RunDirectory
 from experiment.run.load import load_run
 from experiment.training.loop import train

@@ -24,8 +24,8 @@ from experiment.build.objects import (
     compute_dtype,
     construct,
 )
+from experiment.common.errors import UserError
 from experiment.config import check_config
-from experiment.errors import UserError
 
 NAMES: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
     "sde.name": (

@@ -11,9 +11,9 @@ import pytest
 from experiment.build import own_module
 from experiment.build.objects import MODELS, PARAMETERIZATIONS, SDES, build_network, build_sde, check_names
 from experiment.build.samplers import SAMPLERS
+from experiment.common.errors import UserError
 from experiment.config import KEYS, OWN_KEYS, check_config, load_config, save_config
 from experiment.data.toys import TOYS
-from experiment.errors import UserError
 from experiment.training.unused import unused_keys
 from tests.commands import ROOT, Command
 

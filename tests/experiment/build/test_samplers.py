@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from experiment.build.samplers import GRIDS, SAMPLERS, at_nfe, make_sampler
+from experiment.common.errors import UserError
 from experiment.config import check_config
-from experiment.errors import UserError
 from sde_lib import samplers
 from sde_lib.samplers import in_log_snr, in_rho, in_t
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from experiment.common.errors import UserError
 from experiment.data.dataset import fixed_order
-from experiment.errors import UserError
 
 
 def test_the_same_examples_are_held_out_on_every_machine_and_in_every_version():

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from experiment.common.errors import UserError
 from experiment.data import image_cache
 from experiment.data import image_files as images
 from experiment.data.batches import batch_indices
 from experiment.data.load import load_dataset
 from experiment.devices.sharding import make_mesh, put_rows
-from experiment.errors import UserError
 from tests.experiment.data.test_image_files import PIXELS, classes, flat, pairs, png, write, write_zip
 
 WANTED = sorted((x.tobytes(), "abc".index("bac"[i % 3])) for i, x in enumerate(PIXELS))

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 
+from experiment.common.errors import UserError
 from experiment.data.image_decoding import Recipe, Unreadable, decode_image
-from experiment.errors import UserError
 
 RNG = np.random.default_rng(0)
 # Blocks of 8 pixels, so that JPEG and WebP lose little.

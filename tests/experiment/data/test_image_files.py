@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from experiment.common.errors import UserError
 from experiment.data import image_files as images
 from experiment.data.dataset import fixed_split
 from experiment.data.image_decoding import Recipe
 from experiment.data.load import load_dataset
-from experiment.errors import UserError
 
 rng = np.random.default_rng(0)
 PIXELS = rng.integers(0, 256, (12, 6, 5, 3), np.uint8)

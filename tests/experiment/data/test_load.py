@@ -11,10 +11,10 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from experiment.common.errors import UserError
 from experiment.config import check_config, whole_config
 from experiment.data.batches import batch_indices
 from experiment.data.load import DATASETS, configured_dataset, load_dataset
-from experiment.errors import UserError
 
 ROOT = Path(__file__).parents[3]
 

@@ -5,8 +5,8 @@ import zipfile
 import numpy as np
 import pytest
 
+from experiment.common.errors import UserError
 from experiment.data.load import load_dataset
-from experiment.errors import UserError
 
 rng = np.random.default_rng(0)
 IMAGES = rng.integers(0, 256, (40, 5, 6, 3), np.uint8)

@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiment.common.errors import UserError
 from experiment.data.load import load_dataset
 from experiment.data.simulators import SIMULATORS, glm_design, glm_stimulus, simulations
-from experiment.errors import UserError
 from tests.commands import ROOT
 
 REFERENCE = ROOT.parent / "shared" / "data" / "sbi"

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from experiment.common.errors import UserError
 from experiment.config import check_config
 from experiment.data.dataset import Dataset, fixed_order
 from experiment.data.load import load_dataset
 from experiment.data.scaling import Scaling
 from experiment.data.units import Units
-from experiment.errors import UserError
 from experiment.training.trainer import Trainer
 
 rng = np.random.default_rng(0)

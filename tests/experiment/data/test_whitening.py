@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
+from experiment.common.errors import UserError
 from experiment.data.simulators import simulations
 from experiment.data.whitening import fit_whitening, summary, whitening_arrays, whitening_of_arrays
-from experiment.errors import UserError
 
 HALF = np.array([2.0, 3.0])
 

@@ -182,7 +182,7 @@ def test_an_environment_that_cannot_be(tmp_path: Path) -> None:
 
 
 def test_a_run_is_sampled_on_one_host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from experiment.errors import UserError
+    from experiment.common.errors import UserError
 
     for name, value in hosts()[0].items():
         monkeypatch.setenv(name, value)

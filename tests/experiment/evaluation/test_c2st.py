@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from experiment.errors import UserError
+from experiment.common.errors import UserError
 from experiment.evaluation.c2st import c2st
 
 ROWS = 600

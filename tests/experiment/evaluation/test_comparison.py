@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from experiment.common.errors import UserError
 from experiment.config import whole_config
 from experiment.data.dataset import Dataset, Split
 from experiment.data.scaling import Scaling
-from experiment.errors import UserError
 from experiment.evaluation import comparison
 from experiment.evaluation.comparison import against, compare, floor_of, points_each_side, spread
 from experiment.evaluation.metrics import Metric

@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 
 from experiment.build.samplers import make_sampler
+from experiment.common.errors import UserError
 from experiment.config import whole_config
 from experiment.data.dataset import Dataset, Split
 from experiment.data.scaling import Scaling
-from experiment.errors import UserError
 from experiment.evaluation.curves import nfe_inside
 from experiment.evaluation.evaluate import Evaluation, evaluate
 from experiment.evaluation.fid import FidSettings

@@ -20,10 +20,10 @@ from PIL import Image
 from sklearn.metrics.pairwise import euclidean_distances
 from threadpoolctl import threadpool_limits
 
+from experiment.common.errors import UserError
 from experiment.config import whole_config
 from experiment.data.dataset import Dataset, Split
 from experiment.data.scaling import Scaling
-from experiment.errors import UserError
 from experiment.evaluation import fid as fid_module
 from experiment.evaluation import inception, opening
 from experiment.evaluation.fid import (

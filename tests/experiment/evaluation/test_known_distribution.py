@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from experiment.common.errors import UserError
 from experiment.config import whole_config
 from experiment.data.load import load_dataset
-from experiment.errors import UserError
 from experiment.evaluation.drawing import Drawn
 from experiment.evaluation.known_distribution import draws_noise, entropy, exact_errors, exact_metrics, with_exact_score
 from experiment.evaluation.points import Point

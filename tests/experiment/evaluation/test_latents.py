@@ -14,10 +14,10 @@ import pytest
 from scipy import stats
 
 import experiment.run.load
+from experiment.common.errors import UserError
 from experiment.config import whole_config
 from experiment.data.dataset import Dataset, Split
 from experiment.data.scaling import Scaling
-from experiment.errors import UserError
 from experiment.evaluation.latents import latents_of_run, read_examples
 from experiment.plots import likelihood as plots
 from sde_lib import VE, VP, DiagonalGaussian, ExactScore, latent_typicality, spherical_interpolation, typicality

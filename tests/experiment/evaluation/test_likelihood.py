@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiment.common.errors import UserError
 from experiment.config import whole_config
 from experiment.data.dataset import Dataset, Split
 from experiment.data.scaling import Scaling
-from experiment.errors import UserError
 from experiment.evaluation import variational_bounds as bounds
 from experiment.evaluation.likelihood import (
     LikelihoodSettings,

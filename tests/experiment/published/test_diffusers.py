@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from experiment import load_score
-from experiment.errors import UserError
+from experiment.common.errors import UserError
 from experiment.published.diffusers import import_folder, weights_in
 from experiment.published.diffusers_layout import diffusers_names, options_of
 from experiment.published.to_run import abstract

@@ -16,8 +16,8 @@ import pytest
 from flax import nnx
 
 from experiment import load_run, load_score
+from experiment.common.errors import UserError
 from experiment.config import load_config
-from experiment.errors import UserError
 from experiment.published.score_sde import import_checkpoint, parts_of
 from experiment.published.score_sde_layout import options_of, published_names
 from experiment.published.to_run import abstract

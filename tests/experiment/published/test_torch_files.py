@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiment.errors import UserError
+from experiment.common.errors import UserError
 from experiment.published.score_sde import parts_of
 from experiment.published.torch_files import read_state_dict
 from experiment.published.torch_objects import Name, Other, find

@@ -17,13 +17,13 @@ from matplotlib import figure as matplotlib_figure
 from PIL import Image
 
 from experiment import plots
+from experiment.common.files import write_text
 from experiment.config import whole_config
 from experiment.data.dataset import Dataset, Split
 from experiment.data.load import load_dataset
 from experiment.data.scaling import Scaling
 from experiment.evaluation.evaluate import evaluate
 from experiment.evaluation.settings import Settings
-from experiment.files import write_text
 from experiment.plots import evaluation as report_plots
 from experiment.report.document import Figure, document_of
 from experiment.report.page import html_page

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiment.errors import UserError
+from experiment.common.errors import UserError
 from experiment.run import checkpoint
 from experiment.run.checkpoint import Checkpoints, Damaged
 

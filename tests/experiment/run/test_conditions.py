@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from experiment.common.errors import UserError
 from experiment.config import check_config
 from experiment.data.dataset import Dataset, Split
 from experiment.data.units import Units
-from experiment.errors import UserError
 from experiment.run.conditions import Asked, arrays_of, conditions, kind_of_run
 from experiment.run.directory import DataShape
 

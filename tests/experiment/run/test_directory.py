@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from experiment.common.errors import UserError
 from experiment.config import check_config, load_config
 from experiment.data.dataset import Dataset, Split
-from experiment.errors import UserError
 from experiment.run import directory
 from experiment.run.directory import DataShape, RunDirectory, data_shape_of, with_absolute_path
 

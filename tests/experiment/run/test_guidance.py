@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiment.common.errors import UserError
 from experiment.config import check_config
 from experiment.data.units import StandardizedScore, Units
-from experiment.errors import UserError
 from experiment.run import load
 from experiment.run.directory import DataShape
 from experiment.run.guidance import Guidance, guided, interval

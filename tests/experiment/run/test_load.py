@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from experiment.build.objects import build_network, build_score
+from experiment.common.errors import UserError
 from experiment.config import adopt_of_run, check_config, load_config, save_config, whole_config
 from experiment.devices.sharding import OverBatch, mesh_here
-from experiment.errors import UserError
 from experiment.run.directory import DataShape, RunDirectory
 from experiment.run.load import in_float32, read_config
 

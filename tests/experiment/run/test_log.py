@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from experiment.errors import UserError
+from experiment.common.errors import UserError
 from experiment.run.log import METRICS, RunLog, last_rate, read_metrics
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from experiment import load_run
+from experiment.common.errors import UserError
 from experiment.config import load_config, save_config
-from experiment.errors import UserError
 from experiment.run.guidance import Guidance
 from experiment.run.samples import draw_to_files
 from sde_lib import sample

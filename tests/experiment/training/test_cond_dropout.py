@@ -126,7 +126,7 @@ def test_vectors_are_standardised_in_training_and_taken_in_the_user_s_units_by_t
 
 
 def test_a_condition_that_the_data_lack_and_dropout_of_none_are_mistakes() -> None:
-    from experiment.errors import UserError
+    from experiment.common.errors import UserError
 
     plain = Dataset("plain", *[Split(SPLIT.x)] * 2, None)
     for condition, what in {"label": "labels", "vector": "vectors", "text": "captions"}.items():
@@ -147,7 +147,7 @@ def test_a_condition_that_the_data_lack_and_dropout_of_none_are_mistakes() -> No
 
 
 def test_both_names_of_a_class_conditional_network_agree() -> None:
-    from experiment.errors import UserError
+    from experiment.common.errors import UserError
 
     for given in ({"class_conditional": True}, {"condition": "label"}):
         config = check_config({"model": given})

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiment.common.errors import UserError
 from experiment.config import check_config
 from experiment.data.load import load_dataset
-from experiment.errors import UserError
 from experiment.training import memory
 from experiment.training.loop import train
 from experiment.training.memory import check_state, check_step, out_of_memory

@@ -15,9 +15,9 @@ from scipy import stats
 
 from configs import fields, images, vectors
 from experiment import load_score
+from experiment.common.errors import UserError
 from experiment.config import load_config, whole_config
 from experiment.data.units import Units
-from experiment.errors import UserError
 from experiment.evaluation.evaluate import evaluate_run
 from experiment.evaluation.likelihood import LikelihoodSettings, likelihood
 from experiment.report.report import write_report

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from experiment import load_score
+from experiment.common.errors import UserError
 from experiment.config import load_config
-from experiment.errors import UserError
 from experiment.run.checkpoint import Checkpoints
 from experiment.run.load import load_run
 from experiment.run.log import read_metrics

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 import pytest
 
+from experiment.common.errors import UserError
 from experiment.config import check_config, load_config, nested
 from experiment.data.load import load_dataset
-from experiment.errors import UserError
 from experiment.run.checkpoint import Checkpoints
 from experiment.run.directory import DataShape, RunDirectory
 from experiment.run.load import load_run

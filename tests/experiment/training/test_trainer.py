@@ -13,11 +13,11 @@ import pytest
 
 from configs import toys
 from experiment.build.objects import build_optimizer, build_schedule
+from experiment.common.errors import UserError
 from experiment.config import check_config, whole_config
 from experiment.data.batches import batch_indices
 from experiment.data.dataset import Dataset, Split
 from experiment.data.load import load_dataset
-from experiment.errors import UserError
 from experiment.training.trainer import NotFinite, Trainer, averaged, empty_window
 from sde_lib import NetworkScore
 from sde_lib.losses import denoising_score_matching

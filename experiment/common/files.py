@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from experiment.errors import UserError, one_line, shown
+from experiment.common.errors import UserError, one_line, shown
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # of two letters and more: C:/ is a place on Windows
 # The answers of file systems that have no locks, as some network and cluster file systems.

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiment.data.load import load_dataset
-from experiment.errors import UserError
-from experiment.files import (
+from experiment.common.errors import UserError
+from experiment.common.files import (
     cache_folder,
     check_folder,
     read_regular,
@@ -23,6 +22,7 @@ from experiment.files import (
     write_json,
     write_npz,
 )
+from experiment.data.load import load_dataset
 from experiment.run.directory import RunDirectory
 from tests.commands import fresh
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from experiment.errors import LONGEST, UserError, choose, one_line, shown
+from experiment.common.errors import LONGEST, UserError, choose, one_line, shown
 
 WILD = {
     "escape sequences": ("a\x1b[2J\x1b]0;title\x07.png", r"a\x1b[2J\x1b]0;title\x07.png"),

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from experiment import progress as module
-from experiment.progress import duration, progress, say_start, whole
+from experiment.common import progress as module
+from experiment.common.progress import duration, progress, say_start, whole
 
 
 class Terminal(io.StringIO):
