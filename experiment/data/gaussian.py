@@ -1,9 +1,8 @@
 """The Gaussian that tells the data best, for the parameterisation that starts from its score.
 
-Its covariance lies between that of the examples, which is noisy in many dimensions, and a simpler one that does not
-know of
-places: of grids the same covariance averaged over all shifts, as on a periodic grid, and of vectors its diagonal. How
-far between is chosen by the log-density of examples that were left out.
+Its mean and covariance lie between those of the examples, which are noisy in many dimensions, and simpler ones that do
+not know of places: of grids the same averaged over all shifts, as on a periodic grid, and of vectors the covariance's
+diagonal. How far between is chosen by the log-density of examples that were left out.
 """
 
 import math

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from experiment.data import gaussian
 from experiment.data.gaussian import MOST, fit_gaussian
 
 rng = np.random.default_rng(0)
@@ -50,6 +51,21 @@ def test_the_fit_is_near_the_law(name: str) -> None:
     shape, covariance, n, near = LAWS[name]
     z = rng.standard_normal((n, len(covariance))) @ np.linalg.cholesky(covariance).T
     assert divergence(fit_gaussian(z.reshape(n, *shape).astype(np.float32)), covariance) < near
+
+
+def test_in_few_examples_the_mean_too_is_the_same_everywhere() -> None:
+    """The places' own means would cost d/(2 n) = 0.38 nats."""
+    covariance = LAWS["periodic field"][1]
+    z = np.random.default_rng(0).standard_normal((40, 30)) @ np.linalg.cholesky(covariance).T
+    assert divergence(fit_gaussian(z.reshape(40, 6, 5, 1).astype(np.float32)), covariance) < 0.3
+
+
+def test_of_more_examples_than_memory_bears_some_from_all_along_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    z = np.random.default_rng(0).standard_normal((1000, 3)) + np.linspace(0, 9, 1000)[:, None]
+    some = fit_gaussian(z[::4])
+    monkeypatch.setattr(gaussian, "MOST_NUMBERS", 800)
+    for name, found in fit_gaussian(z).items():
+        np.testing.assert_array_equal(found, some[name])
 
 
 def test_a_mean_that_follows_the_place_is_kept() -> None:

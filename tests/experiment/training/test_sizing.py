@@ -30,6 +30,7 @@ SIZES: dict[str, tuple[Any, Dataset, tuple[Any, ...]]] = {
     "256 x 256": (images, data_of((256, 256, 3), 30_000), (128, (1, 1, 2, 2, 2, 2, 2), (16, 8, 4), 32, 120_000)),
     "series": (fields, data_of((64, 2), 2000, None), (32, (1, 2, 2, 2, 2), (32, 16, 8, 4), 64, 4000)),
     "volume": (fields, data_of((8, 8, 8, 1), 2000, None), (32, (1, 2), (4,), 64, 391)),
+    "vectors, few": (vectors, data_of((2,), 2047, None), (128, (1, 2), (), 128, 5000)),
     "vectors": (vectors, data_of((40,), 5000, None), (512, (1, 2), (), 512, 5000)),
 }
 
