@@ -114,7 +114,7 @@ FITTED = "fitted"  # the name of what is no class but a run's: see experiment/ru
 
 
 def _of_a_run() -> Any:
-    raise UserError(f"{FITTED}: such samplers are a run's own: fit one by python -m experiment.fit_sampler")
+    raise UserError(f"{FITTED}: such samplers are a run's own: make one by python -m experiment.fit_sampler")
 
 
 _FITTED = Named(_of_a_run, "times and weights fitted to this run by python -m experiment.fit_sampler, for few --steps")

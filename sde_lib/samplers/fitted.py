@@ -65,7 +65,7 @@ class FittedSampler(LinearSampler):
     def __post_init__(self) -> None:
         if self.steps != len(self.table.t):
             raise ValueError(
-                f"FittedSampler: it was fitted for {len(self.table.t)} steps, not {self.steps}: call fit_table for those"
+                f"FittedSampler: it was fitted for {len(self.table.t)} steps, not {self.steps}: call fit_table for them"
             )
 
     def update(self, sde: SDE, times: Array) -> Table:
