@@ -23,6 +23,6 @@ def get_config() -> Any:
     config.model.dropout = 0.1
     config.train.lr = 2e-3
     config.train.batch_size = 256
-    config.train.steps = 5000
+    config.train.steps = 4000
     config.sample.batch_size = 10_000
     return config
