@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from experiment.common.progress import say_start, whole
+from experiment.evaluation.calibration import calibrated, calibration, calibration_seconds
 from experiment.evaluation.comparison import SPLITS, compare, comparison_seconds, points_each_side
 from experiment.evaluation.curves import quality_curve
 from experiment.evaluation.drawing import Drawn, Strip, draw_point, draw_strip, sample_key
@@ -22,6 +23,7 @@ from experiment.evaluation.opening import open_run, samplers_of
 from experiment.evaluation.points import Point, points_at, settings_of
 from experiment.evaluation.results import (
     QUALITY,
+    Calibration,
     Curve,
     CurvePoint,
     DataDescription,
@@ -45,13 +47,15 @@ class Arrays:
     """The arrays that only the pictures of a report need.
 
     samples: of each sampler the first seed's, levels or vectors, and data the same of the reference; strips: of each
-    sampler; likelihood: (n,) bits/dim or nats of the held-out examples.
+    sampler; likelihood: (n,) bits/dim or nats of the held-out examples; ranks: (n, d) of the calibration, where there
+    is one.
     """
 
     samples: dict[str, Array]
     data: Array
     strips: dict[str, Strip]
     likelihood: Array
+    ranks: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,7 @@ def evaluate(
         comparison = compare(run, [d.samples for d in drawn], settings)
         strips = {name: draw_strip(run, point.sampler, settings.seed) for name, point in last.items()}
         of_held_out, values, _ = likelihood(run, held_out, budget=False)
+        of_pairs, ranks = _calibration(run, points, settings)
     measured = [Measured(*pair) for pair in zip(drawn, comparison.values, strict=True)]
     by_name = {name: [m for m in measured if m.drawn.point.name == name] for name in samplers}
     at_most = {name: of_name[-1] for name, of_name in by_name.items()}  # at the largest budget
@@ -110,9 +115,11 @@ def evaluate(
         curves={name: _curve(of_name, quality) for name, of_name in by_name.items()} if budgets else {},
         exact=exact_errors(run, drawn, sample_key(settings.seed)),
         likelihood=of_held_out,
+        calibration=of_pairs,
     )
     samples = {name: m.drawn.levels for name, m in at_most.items()}
-    return Evaluation(report, Arrays(samples, getattr(run.dataset, settings.reference).x[: settings.n], strips, values))
+    data = getattr(run.dataset, settings.reference).x[: settings.n]
+    return Evaluation(report, Arrays(samples, data, strips, values, ranks))
 
 
 def evaluate_run(
@@ -146,7 +153,17 @@ def _expected_seconds(run: Any, points: Sequence[Point], settings: Settings) -> 
     """About how long an evaluation will take: only its parts' proportions matter to the bar."""
     draws = sum(expected_seconds(run, point.sampler, settings.n * settings.seeds) for point in points)
     metrics = comparison_seconds(run, len(points), settings)
-    return draws + metrics + likelihood_seconds(run, _of_likelihood(settings))
+    pairs = calibration_seconds(run, points[0].sampler, settings.n)
+    return draws + metrics + likelihood_seconds(run, _of_likelihood(settings)) + pairs
+
+
+def _calibration(run: Any, points: Sequence[Point], settings: Settings) -> tuple[Calibration | None, Array | None]:
+    """The calibration of the first sampler, at its largest budget, where the run has one."""
+    if not calibrated(run):
+        return None, None
+    name = points[0].name
+    sampler = [point.sampler for point in points if point.name == name][-1]
+    return calibration(run, name, sampler, settings.n, settings.batch_size, settings.seed)
 
 
 def _of_likelihood(settings: Settings) -> LikelihoodSettings:

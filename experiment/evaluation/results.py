@@ -191,11 +191,27 @@ class LikelihoodResult:
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """Where held-out truths stand among draws given their condition (`experiment.evaluation.calibration`).
+
+    p: of each coordinate, that its ranks are uniform; NaN where there are too few. coverage: of each level, by
+    coordinate, the share of truths in the central interval; se: the standard error it has where draws are exact.
+    """
+
+    sampler: str
+    n: int
+    draws: int
+    p: list[float]
+    coverage: dict[str, list[float]]
+    se: dict[str, float]
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything that was measured, by the names of report.json.
 
     left_out: metrics that the data do not allow, each with the reason. curves: empty without budgets. exact: None where
-    the data's distribution is not known.
+    the data's distribution is not known. calibration: of vectors that are told a vector.
     """
 
     dataset: DataDescription
@@ -210,6 +226,7 @@ class Report:
     curves: dict[str, Curve]
     exact: ExactResult | None
     likelihood: LikelihoodResult
+    calibration: Calibration | None = None
 
     def metrics_of(self, kind: str) -> dict[str, MetricDescription]:
         """The metrics of one kind, by name."""

@@ -13,7 +13,7 @@ from experiment.evaluation.results import QUALITY, Report
 from experiment.plots import evaluation as report_plots
 from experiment.plots.examples import grid
 from experiment.plots.images import legend
-from experiment.plots.likelihood import likelihood_histogram
+from experiment.plots.likelihood import likelihood_histogram, rank_curves
 from experiment.report.document import Figure, document_of
 from experiment.report.page import html_page
 from experiment.run.earlier import keep_earlier
@@ -67,6 +67,12 @@ def draw_figures(run: Any, evaluation: Evaluation) -> list[Figure]:
     values = (arrays.likelihood, found.unit, found.mean, found.se_images)
     caption = f"Held-out likelihood, {found.unit} of each example."
     figures.append(_drawn("likelihood.png", "likelihood", caption, likelihood_histogram, *values))
+    if report.calibration is not None:
+        given = (arrays.ranks, report.calibration.draws)
+        caption = (
+            "The share of ranks below, less that of uniform ranks; 95 % of exact curves are in the band at a place."
+        )
+        figures.append(_drawn("calibration.png", "calibration", caption, rank_curves, *given))
     rows = [row for row in read_metrics(run.workdir) if np.isfinite(row.get("loss") or np.nan)]
     if rows:
         figures.append(_drawn("loss.png", "training", "Training loss.", report_plots.loss_curve, rows))

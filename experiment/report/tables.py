@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from experiment.evaluation.curves import INSIDE
-from experiment.evaluation.results import QUALITY, ExactResult, LikelihoodResult, Report
+from experiment.evaluation.results import QUALITY, Calibration, ExactResult, LikelihoodResult, Report
 from experiment.evaluation.text import WIDTH, fitted, number
 
 EXACT_COLUMNS = {
@@ -57,7 +57,8 @@ def text_table(report: Report) -> str:
     lines = fitted([header, *[[row.name, *(cell.text for cell in row.cells)] for row in rows]])
     if report.exact:
         lines += ["", *fitted(exact_rows(report.exact)), score_error_line(report.exact), ""]
-    told = [*curve_lines(report), likelihood_line(report.likelihood), *report.notes]
+    of_pairs = [calibration_line(report.calibration)] if report.calibration else []
+    told = [*curve_lines(report), likelihood_line(report.likelihood), *of_pairs, *report.notes]
     return "\n".join([*lines, *(textwrap.fill(line, WIDTH, subsequent_indent="  ") for line in told)])
 
 
@@ -121,3 +122,35 @@ def likelihood_line(found: LikelihoodResult) -> str:
         f"held-out likelihood of the ODE: {plus_minus(found.mean, found.se_images)} {found.unit}"
         f" (± standard error over {found.n:,} examples; {of_probes} over probes), {found.nfe:,.0f} NFE"
     )
+
+
+def calibration_line(found: Calibration) -> str:
+    """The least p-value of the ranks, and the intervals' coverage over all coordinates, in a sentence."""
+    shares = ", ".join(
+        f"{float(level):.0%}: {100 * np.mean(values):.1f} ± {100 * found.se[level]:.1f} %"
+        for level, values in found.coverage.items()
+    )
+    return (
+        f"calibration of {found.sampler}, {found.n:,} held-out conditions of {found.draws} draws each: uniform ranks "
+        f"have a p of at least {_p(min(found.p))} over {len(found.p)} coordinates; truths in central intervals "
+        f"of {shares} (± standard error of one coordinate)"
+    )
+
+
+def _p(value: float) -> str:
+    """A p-value; a dash where there were too few ranks for a test."""
+    return number(value if np.isfinite(value) else None, 2)
+
+
+def calibration_rows(found: Calibration) -> list[list[str]]:
+    """The header, and a row for each coordinate: the p-value of its ranks, and the intervals' coverage."""
+    levels = list(found.coverage)
+    rows = [
+        [f"{i + 1}", _p(p), *(f"{found.coverage[level][i]:.1%}" for level in levels)] for i, p in enumerate(found.p)
+    ]
+    exact = ["exact", "", *(f"{float(level):.1%} ± {found.se[level]:.1%}" for level in levels)]
+    return [
+        ["coordinate", "p of uniform ranks", *(f"in the central {float(level):.0%}" for level in levels)],
+        *rows,
+        exact,
+    ]
