@@ -1,5 +1,6 @@
 """Inverse problems: a score given an observation, y = A(x) + noise, from the score without it."""
 
+from sde_lib.inverse.gibbs import SplitGibbs
 from sde_lib.inverse.methods import Assimilation, Jensen, MomentMatching, Projection, Proximal, PseudoInverse
 from sde_lib.inverse.observed import Observed
 from sde_lib.inverse.operators import Convolve, Downsample, Linear, Mask, Operator
@@ -18,5 +19,6 @@ __all__ = [
     "Projection",
     "Proximal",
     "PseudoInverse",
+    "SplitGibbs",
     "TwistedSMC",
 ]

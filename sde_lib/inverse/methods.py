@@ -79,6 +79,20 @@ def conjugate_gradients(
         beside: what product gave beside, for z.
     """
 
+    state, step, _ = iteration(product, b)
+    if iterations <= UNROLLED:
+        for _ in range(iterations):
+            state = step(state)
+    else:
+        state = jax.lax.fori_loop(0, iterations, lambda _, state: step(state), state)
+    return state[0], state[1]
+
+
+def iteration(
+    product: Callable[[jax.Array], tuple[jax.Array, jax.Array]], b: jax.Array
+) -> tuple[State, Callable[[State], State], jax.Array]:
+    """The first state, the step, and the squared residual of each row at which it is solved to rounding."""
+
     def step(state: State) -> State:
         z, beside, r, p, square, going = state
         of_p, beside_p = product(p)
@@ -94,13 +108,27 @@ def conjugate_gradients(
     square = sum_of_entries(b * b)
     floor = square * jnp.finfo(b.dtype).eps ** 2
     _, like_beside = jax.eval_shape(product, b)
-    state: State = (jnp.zeros_like(b), jnp.zeros(like_beside.shape, b.dtype), b, b, square, square > 0)
-    if iterations <= UNROLLED:
-        for _ in range(iterations):
-            state = step(state)
-    else:
-        state = jax.lax.fori_loop(0, iterations, lambda _, state: step(state), state)
-    return state[0], state[1]
+    zero = jnp.zeros(like_beside.shape, b.dtype)
+    return (jnp.zeros_like(b), zero, b, b, square, square > 0), step, floor
+
+
+def solve_to_rounding(product: Product, b: jax.Array, most: int) -> tuple[jax.Array, jax.Array]:
+    """Solve M z = b for each row by itself, by as many conjugate gradients as that takes, at most `most`.
+
+    Returns:
+        z: like b.
+        left: |b - M z|/|b| of each row, (n,).
+    """
+
+    def going(state: tuple[jax.Array, State]) -> jax.Array:
+        i, (*_, square, unsolved) = state
+        return (i < most) & jnp.any(unsolved & (square > floor))
+
+    first, step, floor = iteration(lambda p: (product(p), p), b)
+    _, (z, *_) = jax.lax.while_loop(going, lambda state: (state[0] + 1, step(state[1])), (jnp.zeros((), int), first))
+    total = sum_of_entries(b * b)
+    left = sum_of_entries((b - product(z)) ** 2)
+    return z, jnp.sqrt(left / jnp.where(total > 0, total, 1))
 
 
 def solve_gram(seen: Seen, noise: jax.Array, scale: jax.Array, b: jax.Array) -> jax.Array:

@@ -98,9 +98,9 @@ class Observed(ComposedScore):
         s, derivative = jax.linearize(score, x)
         denoised, ratio = denoiser_from_score(self.sde, s, x, t), (sigma / alpha) ** 2
         y = jnp.asarray(cond["y"], x.dtype)
-        return s, self._linearised(denoised, y, ratio, lambda v: v + sigma**2 * derivative(v))
+        return s, self.linearised(denoised, y, ratio, lambda v: v + sigma**2 * derivative(v))
 
-    def _linearised(self, denoised: jax.Array, y: jax.Array, ratio: jax.Array, gain: Product) -> Seen:
+    def linearised(self, denoised: jax.Array, y: jax.Array, ratio: jax.Array, gain: Product) -> Seen:
         """The observation, linearised about the denoiser; gain is v -> alpha J v."""
         expected, push = jax.linearize(self.operator, denoised)
         if y.shape != expected.shape:

@@ -140,7 +140,8 @@ def sample(
         noise_keys = fold_in_each(keys, _NOISE)
         done = sampler.run(take_rows(score_fn, rows), x, noise_keys, batch_cond, frames)
         path = done.path if done.path is None else done.path.astype(dtype)
-        products = jvps(score_fn) * done.nfe // calls(score_fn)
+        asked = sampler.asks(score_fn) if hasattr(sampler, "asks") else score_fn  # a part of it, of some samplers
+        products = jvps(asked) * done.nfe // calls(asked)
         batches.append(done._replace(x=done.x.astype(dtype), path=path, jvps=products))
     if len(batches) == 1:
         return batches[0]
