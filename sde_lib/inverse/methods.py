@@ -9,14 +9,19 @@ docs/inverse.md.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sde_lib.batch import per_row, sum_of_entries
+from sde_lib.inverse.operators import Convolve, ObservationOperator
 from sde_lib.pytree import register_dataclass
 from sde_lib.typing import Scalar
+
+if TYPE_CHECKING:
+    from sde_lib.fields import StationaryGaussianField
 
 Product = Callable[[jax.Array], jax.Array]
 State = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]  # of conjugate gradients
@@ -28,11 +33,14 @@ SOLVED = 64  # iterations of the solves that call no network, at most
 class Seen(NamedTuple):
     """An observation, linearised about the denoiser.
 
-    residual: r, (n, *seen). variance: the diagonal of R, like r or broadcasting to it. push, pull: v -> A v and
+    residual: r, (n, *seen). operator: the one that is not linearised. variance: the diagonal of R, broadcasting to r;
+    white says whether it is one number. push, pull: v -> A v and
     u -> A' u. covariance: v -> V v, one derivative product of the score. ratio: (sigma/alpha)², ready to multiply x.
     """
 
+    operator: ObservationOperator
     residual: jax.Array
+    white: bool
     variance: jax.Array
     push: Product
     pull: Product
@@ -67,19 +75,23 @@ class Method(Protocol):
 
 
 def conjugate_gradients(
-    product: Callable[[jax.Array], tuple[jax.Array, jax.Array]], b: jax.Array, iterations: int
+    product: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
+    b: jax.Array,
+    iterations: int,
+    precondition: Product = lambda r: r,
 ) -> tuple[jax.Array, jax.Array]:
     """Solve M z = b for each row by itself, by conjugate gradients from 0 (Hestenes & Stiefel 1952).
 
-    product(p) gives M p, and what else is linear in p. A row stops at a direction without positive curvature, p' M p
-    <= 0, which only a learned score has, and where it is solved to rounding.
+    product(p) gives M p, and what else is linear in p; precondition(r) what is near M^-1 r, symmetric and positive. A
+    row stops at a direction without positive curvature, p' M p <= 0, which only a learned score has, and where it is
+    solved to rounding.
 
     Returns:
         z: like b.
         beside: what product gave beside, for z.
     """
 
-    state, step, _ = iteration(product, b)
+    state, step, _ = iteration(product, b, precondition)
     if iterations <= UNROLLED:
         for _ in range(iterations):
             state = step(state)
@@ -89,9 +101,9 @@ def conjugate_gradients(
 
 
 def iteration(
-    product: Callable[[jax.Array], tuple[jax.Array, jax.Array]], b: jax.Array
+    product: Callable[[jax.Array], tuple[jax.Array, jax.Array]], b: jax.Array, precondition: Product = lambda r: r
 ) -> tuple[State, Callable[[State], State], jax.Array]:
-    """The first state, the step, and the squared residual of each row at which it is solved to rounding."""
+    """The first state, the step, and the square of each row's residual at which it is solved to rounding."""
 
     def step(state: State) -> State:
         z, beside, r, p, square, going = state
@@ -101,15 +113,17 @@ def iteration(
         length = jnp.where(going, square / jnp.where(going, curvature, 1), 0)
         z, beside = z + per_row(length, z) * p, beside + per_row(length, beside) * beside_p
         r = r - per_row(length, r) * of_p
-        left = sum_of_entries(r * r)
-        p = r + per_row(jnp.where(going, left / jnp.where(going, square, 1), 0), r) * p
+        near = precondition(r)
+        left = sum_of_entries(r * near)
+        p = near + per_row(jnp.where(going, left / jnp.where(going, square, 1), 0), r) * p
         return z, beside, r, p, jnp.where(going, left, square), going
 
-    square = sum_of_entries(b * b)
+    near = precondition(b)
+    square = sum_of_entries(b * near)
     floor = square * jnp.finfo(b.dtype).eps ** 2
     _, like_beside = jax.eval_shape(product, b)
     zero = jnp.zeros(like_beside.shape, b.dtype)
-    return (jnp.zeros_like(b), zero, b, b, square, square > 0), step, floor
+    return (jnp.zeros_like(b), zero, b, near, square, square > 0), step, floor
 
 
 def solve_to_rounding(product: Product, b: jax.Array, most: int) -> tuple[jax.Array, jax.Array]:
@@ -147,10 +161,19 @@ class MomentMatching:
     learned score's V is neither symmetric nor positive at high noise; there the iterations stop, and one or two are
     better than many.
 
-    iterations: each costs one derivative product of the score.
+    Where the noise is small and V varies much, as of large images, the iterations are many; `near` makes them few. With
+    the spectrum of the data, seen through a convolution, one is nearly enough: of a stationary field it is all.
+
+    Args:
+        iterations: each costs one derivative product of the score.
+        near: a field of about the prior's covariance, by which the iterations are preconditioned: R + A V A' is
+            inverted in Fourier space with the field's V. For a `Convolve` over its grid and one noise for all of y.
+
+    Raises ValueError for iterations below 1 and, when it runs, for another operator or noise with `near`.
     """
 
     iterations: int = 2
+    near: "StationaryGaussianField | None" = None
 
     divides_by_noise: ClassVar[bool] = False
 
@@ -170,7 +193,23 @@ class MomentMatching:
             moved = seen.covariance(seen.pull(p))
             return seen.variance * p + seen.push(moved), moved
 
-        return conjugate_gradients(product, seen.residual, self.iterations)[1]
+        if self.near is None:
+            return conjugate_gradients(product, seen.residual, self.iterations)[1]
+        return conjugate_gradients(product, seen.residual, self.iterations, _inverse_of(self.near, seen))[1]
+
+
+def _inverse_of(field: "StationaryGaussianField", seen: Seen) -> Product:
+    """The inverse of R + A C A' in Fourier space, C the covariance of the field's x_0 given x_t."""
+    operator, grid = seen.operator, field.shape
+    if not isinstance(operator, Convolve) or np.ndim(operator.kernel) != 2 or seen.residual.shape[1:3] != grid:
+        raise ValueError(f"MomentMatching: near is for a Convolve over the field's grid {grid}: leave it out")
+    if not seen.white:
+        raise ValueError("MomentMatching: near is for one noise for all of y: give a number, or leave near out")
+    dtype, channels = seen.residual.dtype, seen.residual.shape[3:]
+    power, gain = (v.reshape(1, *v.shape, *(1,) * len(channels)) for v in (field.spectrum, operator.gain(grid, dtype)))
+    ratio = seen.across(seen.ratio)
+    total = jnp.ravel(seen.variance)[0] + jnp.abs(gain) ** 2 * (power * ratio / (power + ratio)).astype(dtype)
+    return lambda r: jnp.fft.irfftn(jnp.fft.rfftn(r, axes=(1, 2)) / total, s=grid, axes=(1, 2))
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,9 @@ class Observed(ComposedScore):
         if entries is not None:
             residual = jnp.where(entries[None], residual, 0)
         return Seen(
+            self.operator,
             residual,
+            not noise.ndim,
             jnp.broadcast_to(noise**2, residual.shape[1:])[None],
             push,
             lambda u: transpose(u)[0],
