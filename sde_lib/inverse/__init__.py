@@ -4,6 +4,7 @@ from sde_lib.inverse.gibbs import SplitGibbs
 from sde_lib.inverse.methods import Assimilation, Jensen, MomentMatching, Projection, Proximal, PseudoInverse
 from sde_lib.inverse.observed import Observed
 from sde_lib.inverse.operators import Convolve, Downsample, Linear, Mask, Operator
+from sde_lib.inverse.repaint import RePaint
 from sde_lib.inverse.twisted import TwistedSMC
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Projection",
     "Proximal",
     "PseudoInverse",
+    "RePaint",
     "SplitGibbs",
     "TwistedSMC",
 ]

@@ -13,7 +13,7 @@ from sde_lib.inverse.methods import solve_to_rounding
 from sde_lib.inverse.observed import Observed
 from sde_lib.inverse.operators import check_affine
 from sde_lib.samplers.base import Samples
-from sde_lib.samplers.exact_law import in_float64, law_from, maps_of
+from sde_lib.samplers.exact_law import affine_law, in_float64, law_from, maps_of
 from sde_lib.samplers.exponential import SDEDPMSolverPP2M
 from sde_lib.samplers.linear import LinearSampler, ScanKind, Table, no_correction, scan_rows, table_of
 from sde_lib.score import ScoreFn
@@ -149,14 +149,16 @@ def _run(
 ) -> tuple[jax.Array, jax.Array]:
     """The last x, and how far from solved the draws of z were, relative, (n,)."""
 
+    y = score_fn.given(x, cond)
+
     def sweep(state: tuple[jax.Array, ...], scanned: tuple[jax.Array, Table, jax.Array]) -> tuple[tuple, None]:
         start, _, worst = state
         k, table, place = scanned
         own = fold_in_each(keys, k)
         x = scan_rows(score_fn.score_fn, start, own, cond.get("cond"), table, kind)
         e_keys, n_keys = (fold_in_each(fold_in_each(own, _COUPLING), i) for i in (0, 1))
-        noises = normal_like(e_keys, x), normal_like(n_keys, cond["y"].astype(x.dtype))
-        start, left = draw_z(score_fn, x, *noises, cond["y"], place)
+        noises = normal_like(e_keys, x), normal_like(n_keys, y)
+        start, left = draw_z(score_fn, x, *noises, y, place)
         return (start, x, jnp.maximum(worst, left)), None
 
     state = (x, x, jnp.zeros(x.shape[0], x.dtype))
@@ -182,7 +184,7 @@ def draw_z(
     """
     before, after, width = place
     z = x / before + width * e
-    seen = score_fn.linearised(z, jnp.asarray(y, x.dtype), jnp.ones((), x.dtype), lambda v: v)
+    seen = score_fn.linearised(z, y, jnp.ones((), x.dtype), lambda v: v)
     entries = score_fn.operator.entries()
     noise = jnp.sqrt(seen.variance) * n
     right = seen.residual - (noise if entries is None else jnp.where(entries[None], noise, 0))
@@ -197,6 +199,5 @@ def _move(score_fn: Observed, d: int, y: Array, place: Place) -> tuple[np.ndarra
         unit = jnp.eye(2 * d + y.size + 1)  # the basis of x, of its noise and of that of y, and zero
         x, e, n = unit[:, :d], unit[:, d : 2 * d], unit[:, 2 * d : -1].reshape(-1, *y.shape[1:])
         ys = jnp.broadcast_to(y, n.shape)
-        found = np.asarray(draw_z(replace(score_fn, operator=operator, noise=noise), x, e, n, ys, place)[0])
-    gain = (found[:-1] - found[-1]).T
-    return gain[:, :d], found[-1], gain[:, d:] @ gain[:, d:].T
+        z, _ = draw_z(replace(score_fn, operator=operator, noise=noise), x, e, n, ys, place)
+        return affine_law(np.asarray(z), d)

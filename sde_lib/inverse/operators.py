@@ -118,7 +118,7 @@ class Mask(ObservationOperator):
             raise ValueError(f"Mask: the mask is {np.shape(self.mask)}, but x {x.shape[1:]}: give one entry for each")
         return x * jnp.asarray(self.mask, x.dtype)[None]
 
-    def entries(self) -> jax.Array | None:
+    def entries(self) -> jax.Array:
         return jnp.asarray(self.mask) != 0
 
 

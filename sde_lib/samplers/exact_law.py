@@ -179,6 +179,15 @@ def law_from(
     return centre[0], spread[0]
 
 
+def affine_law(found: np.ndarray, d: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What a step that is affine in x and in standard normal noise makes of x: the gain, offset and covariance.
+
+    found: (d + noises + 1, d), its results for the basis of x, then of the noise, and for zero.
+    """
+    gain = (found[:-1] - found[-1]).T
+    return gain[:, :d], found[-1], gain[:, d:] @ gain[:, d:].T
+
+
 def maps_of(score_fn: ScoreFn, d: int, cond: PyTree) -> Maps:
     """The maps of a score that is affine in x, read from it in float64, once for the same times."""
     check_rows(cond, 1)
