@@ -8,7 +8,6 @@ docs/inverse.md.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
 import jax
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 Product = Callable[[jax.Array], jax.Array]
 State = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]  # of conjugate gradients
 
-UNROLLED = 8  # iterations beyond which a loop is compiled: on CPU convolutions in one are slow (jax issue 12868)
 SOLVED = 64  # iterations of the solves that call no network, at most
 
 
@@ -77,7 +75,7 @@ class Method(Protocol):
 def conjugate_gradients(
     product: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
     b: jax.Array,
-    iterations: int,
+    iterations: int | jax.Array,
     precondition: Product = lambda r: r,
 ) -> tuple[jax.Array, jax.Array]:
     """Solve M z = b for each row by itself, by conjugate gradients from 0 (Hestenes & Stiefel 1952).
@@ -92,12 +90,8 @@ def conjugate_gradients(
     """
 
     state, step, _ = iteration(product, b, precondition)
-    if iterations <= UNROLLED:
-        for _ in range(iterations):
-            state = step(state)
-    else:
-        state = jax.lax.fori_loop(0, iterations, lambda _, state: step(state), state)
-    return state[0], state[1]
+    z, beside, *_ = jax.lax.fori_loop(0, iterations, lambda _, state: step(state), state)
+    return z, beside
 
 
 def iteration(
@@ -151,7 +145,7 @@ def solve_gram(seen: Seen, noise: jax.Array, scale: jax.Array, b: jax.Array) -> 
     return z
 
 
-@partial(register_dataclass, static=("iterations",))
+@register_dataclass
 @dataclass(frozen=True)
 class MomentMatching:
     """The shift V A' (R + A V A')^-1 r by a few conjugate gradients.
@@ -165,21 +159,22 @@ class MomentMatching:
     the spectrum of the data, seen through a convolution, one is nearly enough: of a stationary field it is all.
 
     Args:
-        iterations: each costs one derivative product of the score.
+        iterations: each costs one derivative product of the score. Another number compiles nothing anew.
         near: a field of about the prior's covariance, by which the iterations are preconditioned: R + A V A' is
             inverted in Fourier space with the field's V. For a `Convolve` over its grid and one noise for all of y.
 
     Raises ValueError for iterations below 1 and, when it runs, for another operator or noise with `near`.
     """
 
-    iterations: int = 2
+    iterations: int = 1
     near: "StationaryGaussianField | None" = None
 
     divides_by_noise: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if self.iterations < 1:
-            raise ValueError(f"MomentMatching: iterations must be at least 1, not {self.iterations}")
+        known = not isinstance(self.iterations, jax.core.Tracer)
+        if known and (self.iterations < 1 or jnp.result_type(self.iterations).kind not in "iu"):
+            raise ValueError(f"MomentMatching: iterations must be a whole number of at least 1, not {self.iterations}")
 
     @property
     def jvps(self) -> int:
