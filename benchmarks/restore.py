@@ -1,6 +1,6 @@
 """Held-out digits restored from what is seen of them, and how well each method's draws are calibrated.
 
-    python benchmarks/restore.py [--workdir=runs/digits] [--operators=mask] [--methods=moment_matching_1,proximal]
+    python benchmarks/restore.py [--workdir=runs/digits] [--operators=mask] [--methods=moment_matching,proximal]
         [--n=100] [--draws=15] [--steps=100] [--json=FILE]
 
 Trains configs/digits.py into WORKDIR where it is not trained yet. The first n held-out digits are seen through each
@@ -51,7 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", type=Path, default=Path("runs/digits"))
     parser.add_argument("--operators", default=",".join(OPERATORS))
-    parser.add_argument("--methods", default=",".join(["moment_matching_1", *METHODS]))
+    parser.add_argument("--methods", default=",".join(["moment_matching_2", *METHODS]))
     parser.add_argument("--n", type=int, default=100)
     parser.add_argument("--draws", type=int, default=15)
     parser.add_argument("--steps", type=int, default=100)

@@ -42,7 +42,11 @@ def define_flags() -> None:
         "matrix", None, "The .npz or .npy of a matrix (m, entries of an example): y = matrix x, x in the data's units."
     )
     flags.DEFINE_string("method", "moment_matching", "A method by name; --method=list shows them all.")
-    flags.DEFINE_integer("iterations", None, "Of moment_matching: each costs a derivative product. Default: 2.")
+    flags.DEFINE_integer(
+        "iterations",
+        None,
+        "Of moment_matching: each costs a derivative product. Default: 1; a blur of smooth fields wants more.",
+    )
     flags.DEFINE_integer("draws", 15, "Draws for each example.")
     flags.DEFINE_integer("n", 40, "Held-out examples, the first ones.")
     flags.DEFINE_string("sampler", None, "A sampler by name, as of sample.py. Default: sde_dpmpp_2m.")

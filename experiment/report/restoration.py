@@ -80,6 +80,7 @@ def restore_run(
     say_start(f"{operator}: {what}; {run.workdir} at step {run.step}")
     found = restore_examples(run, seen, noise, method, sampler, n=n, draws=given["draws"], seed=given["seed"])
     figures = calibration_of(found, seen, run.scaling)
+    notes = notes_of(run, seen, noise, method, figures)
     settings = {
         "operator": operator,
         "seen": seen.words,
@@ -92,13 +93,14 @@ def restore_run(
         "seed": given["seed"],
         "step": run.step,
     }
-    aside = write_restoration(run, seen, found, figures, settings, what, folder)
+    aside = write_restoration(run, seen, found, figures, settings, what, notes, folder)
     cost = f"{found.nfe:,.0f} NFE and {found.jvps:,.0f} derivative products a draw, {found.seconds:.1f} s"
     return [
         *aside,
         f"{operator}: {what}: {given['draws']} draws of each by {given['method']}, {cost} with compilation, step "
         f"{run.step}",
         *figure_lines(figures),
+        *notes,
         str(folder / "restore.html"),
     ]
 
@@ -162,6 +164,24 @@ def figure_lines(found: Calibration) -> list[str]:
     ]
 
 
+def notes_of(run: Any, seen: Seen, noise: float, method: Any, figures: Calibration) -> list[str]:
+    """What a reader of the figures should know: where draws cannot be as near to what was seen as the noise says."""
+    sde, notes = run.score_fn.sde, []
+    left = float(sde.sigma(sde.t_min) / sde.alpha(sde.t_min))
+    if 0 < float(seen.noise_to_model(noise).min()) < left:
+        notes.append(
+            f"the noise is below what is left at the run's t_min, {left:.2g} in the model's space: so near the draws "
+            "are those of the last denoising, whatever was seen"
+        )
+    value, error = figures.residual.value, figures.residual.error
+    if hasattr(method, "iterations") and value is not None and value - 1 > max(0.1, 4 * (error or 0)):
+        notes.append(
+            f"the draws are off what was seen by {value:.2g} times the noise: --iterations={4 * method.iterations} "
+            f"would bring them nearer than {method.iterations}"
+        )
+    return notes
+
+
 def _told(estimate: Estimate) -> str:
     return plus_minus(estimate.value, estimate.error)
 
@@ -173,6 +193,7 @@ def write_restoration(
     figures: Calibration,
     settings: Mapping[str, Any],
     what: str,
+    notes: list[str],
     folder: Path,
 ) -> list[str]:
     """Write restored.npz, restore.json, the picture and the page; a result of other settings is kept beside.
@@ -206,6 +227,7 @@ def write_restoration(
                 "coverage": figures.coverage,
                 "residual_over_noise": figures.residual,
             },
+            "notes": notes,
             "nfe": found.nfe,
             "jvps": found.jvps,
             "seconds": found.seconds,
@@ -249,9 +271,11 @@ def _page(run: Any, document: Mapping[str, Any], figures: Calibration, what: str
     told = "" if kind_of_run(run) is None else " The network was told what each example is."
     lead = f"{document['workdir']} at step {run.step:,}: {what}; {k} draws of each.{told}"
     table = captioned(caption, ["", "exact posterior", "measured"], body)
+    title, notes = f"{run.dataset.name}: {document['operator']}", document["notes"]
+    boxed = f'<div class="note">{"".join(f"<p>{escape(note)}</p>" for note in notes)}</div>' if notes else ""
     return page_of(
-        f"{run.dataset.name}: {document['operator']}",
-        head_of(f"{run.dataset.name}: {document['operator']}", document["date"], document["git_commit"], lead),
+        title,
+        head_of(title, document["date"], document["git_commit"], lead, boxed),
         [
             ("Examples", figure_of(figure)),
             ("Calibration", f"{table}<dl>{meanings}</dl>"),

@@ -210,6 +210,15 @@ def test_other_views_and_no_noise(restore: Any, given: dict[str, Any]) -> None:
     assert ("residual over noise –" in lines[-3]) == (given.get("noise") == 0)
 
 
+def test_figures_that_the_noise_does_not_explain_come_with_a_word(restore: Any, tmp_path: Path) -> None:
+    """One iteration does not reach a blurred field, eight do; nothing reaches below the noise at t_min, 0.01 here."""
+    blur = {"operator": "blur", "width": 1.0, "noise": 0.02 * STD, "method": "moment_matching", "n": 40, "steps": 30}
+    assert "--iterations=4 would bring them nearer than 1" in restore(**blur)[-2]
+    assert "bring them nearer" in (tmp_path / "run" / "restore" / "blur" / "restore.html").read_text()
+    assert restore(**blur, iterations=8)[-2].startswith("coverage")
+    assert "below what is left at the run's t_min" in restore(operator="denoise", noise=0.005 * STD)[-2]
+
+
 def test_particles_draw_by_twisted_smc(restore: Any) -> None:
     lines = restore(operator="downsample", factor=2, particles=4)
     assert "44 NFE" in lines[0]  # 11 calls for each of 4 particles
