@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from experiment.common.errors import UserError, choose
 
 
-class _WhenUsed:
+class WhenUsed:
     """A module that is imported at its first use: a list of names, or a misspelt one, needs no jax."""
 
     def __init__(self, name: str):
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sde_lib import samplers
     from sde_lib.samplers import Grid, Sampler
 else:
-    diffrax, samplers = _WhenUsed("diffrax"), _WhenUsed("sde_lib.samplers")
+    diffrax, samplers = WhenUsed("diffrax"), WhenUsed("sde_lib.samplers")
 
 
 @dataclass(frozen=True)
