@@ -43,15 +43,15 @@ def read_scales(texts: Sequence[str] | None) -> list[float] | None:
 
 
 def scales_of(run: Any, given: Sequence[float] | None, exact_score: bool = False) -> list[float]:
-    """The scales to measure: those given; without any, SCALES for a run by labels that can be guided.
+    """The scales to measure: those given; for None SCALES where the run can be guided and its data have classes.
 
     Raises UserError for a run that cannot be guided.
     """
     if given and exact_score:
         raise UserError("--guidance: the exact score is told nothing that could guide it: leave out --exact_score")
     if given is None:
-        can = run.config.model.condition == "label" and run.config.train.cond_dropout and not exact_score
-        return list(SCALES) if can else []
+        can = run.config.model.condition != "none" and run.config.train.cond_dropout and not exact_score
+        return list(SCALES) if can and run.dataset.num_classes > 1 else []
     for scale in given:
         guided(run, Guidance(scale))
     return list(given)
