@@ -18,7 +18,7 @@ from experiment.evaluation.drawing import flat_points, sample_key
 from experiment.evaluation.metrics import ClassFeatures, disjoint_parts, sliced_wasserstein
 from experiment.evaluation.results import GuidancePoint, GuidanceResult
 from experiment.evaluation.settings import Settings
-from experiment.run.conditions import conditions_of
+from experiment.run.conditions import DROP_REMEDY, NO_DROPOUT, conditions_of
 from experiment.run.guidance import Guidance, guided
 from experiment.sampling import draw, expected_seconds
 
@@ -52,8 +52,13 @@ def scales_of(run: Any, given: Sequence[float] | None, exact_score: bool = False
     if given is None:
         can = run.config.model.condition != "none" and run.config.train.cond_dropout and not exact_score
         return list(SCALES) if can and run.dataset.num_classes > 1 else []
-    for scale in given:
-        guided(run, Guidance(scale))
+    if given and run.config.model.condition == "none":
+        raise UserError(
+            "--guidance: this run's network is told nothing that could guide it: leave it out, or train with "
+            "--config.model.condition"
+        )
+    if given and not run.config.train.cond_dropout:
+        raise UserError(f"--guidance: {NO_DROPOUT}: leave it out, or {DROP_REMEDY}")
     return list(given)
 
 
