@@ -29,10 +29,10 @@ FLOORS = (
     {"training"},
     {"evaluation", "published"},
     {"report"},
-    {"latents", "restore", "reconstruct_ema", "import_score_sde", "import_diffusers"},
+    {"latents", "restore", "reconstruct_ema", "import_score_sde", "import_diffusers", "fit_sampler"},
 )
 NEVER = {"evaluation": {"training", "report"}, "sampling": {"training"}}  # whatever the floors allow
-COMMANDS = ("latents", "restore", "reconstruct_ema", "import_score_sde", "import_diffusers")
+COMMANDS = ("latents", "restore", "reconstruct_ema", "import_score_sde", "import_diffusers", "fit_sampler")
 
 
 def imports(source: str) -> set[str]:

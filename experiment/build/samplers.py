@@ -110,10 +110,20 @@ GRIDS: "dict[str, Callable[[], Grid]]" = {
 }
 
 
+FITTED = "fitted"  # the name of what is no class but a run's: see experiment/run/fitted.py
+
+
+def _of_a_run() -> Any:
+    raise UserError(f"{FITTED}: such samplers are a run's own: make one by python -m experiment.fit_sampler")
+
+
+_FITTED = Named(_of_a_run, "times and weights fitted to this run by python -m experiment.fit_sampler, for few --steps")
+
+
 def sampler_list() -> str:
-    """A line for each sampler of the table: its name, and what it is."""
+    """A line for each sampler of the table, and for a run's own: its name, and what it is."""
     width = max(map(len, SAMPLERS))
-    return "\n".join(f"{name:{width}}  {named.line}" for name, named in SAMPLERS.items())
+    return "\n".join(f"{name:{width}}  {named.line}" for name, named in {**SAMPLERS, FITTED: _FITTED}.items())
 
 
 def check_sampler(name: str, what: str = "the sampler") -> Named:
@@ -121,7 +131,7 @@ def check_sampler(name: str, what: str = "the sampler") -> Named:
 
     Raises UserError for an unknown name, with the list, and a line for each in the error's listing.
     """
-    return choose(SAMPLERS, name, what, sampler_list())
+    return choose({**SAMPLERS, FITTED: _FITTED}, name, what, sampler_list())
 
 
 def make_sampler(

@@ -9,10 +9,29 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from experiment.evaluation.curves import INSIDE
-from experiment.evaluation.results import MEMORISATION, QUALITY, ExactResult, LikelihoodResult, Report, SamplerResult
+from experiment.evaluation.results import (
+    MEMORISATION,
+    QUALITY,
+    Calibration,
+    ExactResult,
+    GuidanceResult,
+    LikelihoodResult,
+    Report,
+    SamplerResult,
+)
 from experiment.evaluation.text import number
 from experiment.report.document import Document, Figure
-from experiment.report.tables import Row, curve_lines, exact_rows, likelihood_line, score_error_line, table_rows
+from experiment.report.tables import (
+    Row,
+    calibration_line,
+    calibration_rows,
+    curve_lines,
+    exact_rows,
+    guidance_rows,
+    likelihood_line,
+    score_error_line,
+    table_rows,
+)
 
 CSS = """
 :root { --ground: #fff; --ink: #1d2126; --soft: #5a636e; --line: #dde1e6;
@@ -43,6 +62,11 @@ pre { background: var(--card); padding: 1rem; overflow-x: auto; border-radius: 6
 summary { cursor: pointer; }
 @media (max-width: 40rem) { body { padding: 1.5rem 1rem 3rem; } .pictures figure { width: 100% !important; } }
 """
+
+CALIBRATED = (
+    "Of exact draws each coordinate's rank among them is uniform; a small p says that it is not. Truths at the ends "
+    "mean draws that are too narrow. Draws that ignore the condition pass as well: the likelihood tells those."
+)
 
 
 def html_page(document: Document) -> str:
@@ -83,11 +107,13 @@ def _sections(document: Document) -> list[tuple[str, str]]:
     return [
         ("Quality", _quality(report) + pictures("quality") + _meanings(report)),
         ("Quality over NFE", pictures("curves") + curves if "curves" in drawn else ""),
+        ("Guidance", _guidance(report.guidance) + pictures("guidance") if report.guidance else ""),
         ("Against the exact distribution", _exact(report.exact) + pictures("exact") if report.exact else ""),
         ("Samples", pictures("samples")),
         ("From noise to sample", pictures("strips")),
         ("Memorisation", _memorisation(report)),
         ("Likelihood of held-out data", _likelihood(report.likelihood) + pictures("likelihood")),
+        ("Calibration", _calibration(report.calibration) + pictures("calibration") if report.calibration else ""),
         ("Training", pictures("training") if "training" in drawn else ""),
         ("Where these numbers come from", _origin(document)),
     ]
@@ -141,13 +167,33 @@ def _meanings(report: Report) -> str:
     return f"<dl>{''.join(f'<dt>{escape(k)}</dt><dd>{escape(v)}</dd>' for k, v in shown.items())}</dl>"
 
 
+def _guidance(found: GuidanceResult) -> str:
+    classes = found.recognised is not None
+    within = "within each class, the mean over the classes" if classes else "of all samples"
+    caption = (
+        f"{found.n:,} samples of each, in {found.steps} steps, told what held-out examples are told. The distance is "
+        f"{within}; mean ± standard deviation over random parts of the data, against which it is taken; the floor is "
+        "such parts against others."
+    )
+    if classes:
+        caption += (
+            " Obeyed: samples of the class that was asked for, by a small classifier trained on the training split; of "
+            "the held-out examples it recognises the share in the last row."
+        )
+    caption += " A scale of 1 is no guidance. Of a larger one the SDE and the ODE sample two distributions."
+    return _table(caption, *guidance_rows(found))
+
+
 def _exact(exact: ExactResult) -> str:
     header, *rows = exact_rows(exact)
-    body = "".join(
+    return captioned(f"{score_error_line(exact)}. {exact.meaning}", header, _body(rows))
+
+
+def _body(rows: Sequence[Sequence[str]]) -> str:
+    return "".join(
         f"<tr><th>{escape(name)}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
         for name, *cells in rows
     )
-    return captioned(f"{score_error_line(exact)}. {exact.meaning}", header, body)
 
 
 def _memorisation(report: Report) -> str:
@@ -159,6 +205,12 @@ def _memorisation(report: Report) -> str:
 def _likelihood(found: LikelihoodResult) -> str:
     line = likelihood_line(found)
     return f'<p>{escape(line[0].upper() + line[1:])}.</p><div class="note"><p>{escape(found.caveat)}</p></div>'
+
+
+def _calibration(found: Calibration) -> str:
+    header, *rows = calibration_rows(found)
+    line = calibration_line(found)
+    return captioned(f"{line[0].upper() + line[1:]}. {CALIBRATED}", header, _body(rows))
 
 
 def _origin(document: Document) -> str:
