@@ -129,13 +129,13 @@ def errors_of_moments(law: Law, x: Array) -> dict[str, float]:
     }
 
 
-def measure(name: str, folder: Path, steps: int | None, sampler: str) -> dict[str, Any]:
+def measure(name: str, folder: Path, steps: int | None, sampler: str, calls: int | None) -> dict[str, Any]:
     """Train, sample and score one case."""
     law = LAWS[name]()
     workdir, seconds = trained(law, name, folder, steps)
     run = load_run(workdir)
     config = load_config(workdir / "config.json")[0]
-    drawn = draw(run, make_sampler(sampler, run.config), jax.random.key(0), DRAWN, 256, sampler)
+    drawn = draw(run, make_sampler(sampler, run.config, steps=calls), jax.random.key(0), DRAWN, 256, sampler)
     x = np.asarray(run.scaling.to_data(drawn.x))
     settings = LikelihoodSettings.from_config(run.config, n=SCORED, probes=1)
     found, values, _ = likelihood(run, settings, budget=False)
@@ -147,6 +147,7 @@ def measure(name: str, folder: Path, steps: int | None, sampler: str) -> dict[st
         "batch_size": config.train.batch_size,
         "minutes": seconds / 60,
         "sampler": sampler,
+        "calls": drawn.nfe,
         "samples": DRAWN,
         "errors": errors_of_moments(law, x),
         "scored": SCORED,
@@ -167,6 +168,7 @@ def main() -> None:
     parser.add_argument("--case", choices=LAWS)
     parser.add_argument("--steps", type=int, help="of training; by default the config's own")
     parser.add_argument("--sampler", default="unipc")
+    parser.add_argument("--calls", type=int, help="steps of the sampler; by default the config's own")
     parser.add_argument("--workdir")
     parser.add_argument("--out", help="a .json")
     given = parser.parse_args()
@@ -175,7 +177,7 @@ def main() -> None:
         folder = Path(given.workdir or temporary)
         folder.mkdir(parents=True, exist_ok=True)
         cases = [given.case] if given.case else list(LAWS)
-        results = {name: measure(name, folder, given.steps, given.sampler) for name in cases}
+        results = {name: measure(name, folder, given.steps, given.sampler, given.calls) for name in cases}
     print(json.dumps(results, indent=1))
     if given.out:
         Path(given.out).write_text(json.dumps(results, indent=1) + "\n")
