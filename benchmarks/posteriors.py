@@ -50,7 +50,6 @@ from sde_lib.inverse import (
 )
 from sde_lib.samplers import DPMSolverPP2M, SDEDPMSolverPP2M, Table, UniformLogSNR, gaussian_law
 from sde_lib.sde import SDE as Process
-from sde_lib.typing import Array
 
 SDE = VP(t_min=1e-6)  # sigma(t_min) is 0.0003, below every noise here
 STEPS = 4000
@@ -197,7 +196,7 @@ def on_split(case: str, draws: int = 2048) -> dict[str, Any]:
 class Noiseless(SDEDPMSolverPP2M):
     """The mean of what the SDE's sampler draws with a score affine in x: its table without the noise."""
 
-    def update(self, sde: Process, times: Array) -> Table:
+    def update(self, sde: Process, times: Any) -> Table:
         return super().update(sde, times)._replace(c=None)
 
 

@@ -7,7 +7,9 @@ import pytest
 
 from sde_lib import VP, ExactScore, GaussianMixture, sample
 from sde_lib.inverse import Jensen, Linear, Mask, MomentMatching, Observed, PseudoInverse, TwistedSMC
+from sde_lib.inverse.twisted import _run
 from sde_lib.samplers import EulerMaruyama
+from tests.sde_lib.inverse.test_law import CountingPrior
 
 DATA = GaussianMixture(
     [0.3, 0.4, 0.3],
@@ -15,6 +17,7 @@ DATA = GaussianMixture(
     [[[0.10, 0.03], [0.03, 0.06]], [[0.05, -0.02], [-0.02, 0.12]], [[0.15, 0.0], [0.0, 0.04]]],
 )
 PRIOR, N = ExactScore(DATA, VP()), 256
+SEEN = np.array([True, False])
 CASES = {
     "by a mask": (Mask(np.array([True, False])), [0.5, np.nan], 0.1, MomentMatching(1)),
     "the mean": (Linear(np.array([[0.5, 0.5]], np.float32)), [0.2], 0.3, Jensen()),
@@ -66,6 +69,22 @@ def test_a_population_does_not_know_its_batch():
     np.testing.assert_allclose(parts.ess, whole.ess, rtol=1e-2)
     np.testing.assert_allclose(parts.particles, whole.particles, atol=2e-3)
     assert (whole.nfe, whole.jvps) == (6 * 4, 6 * 4)
+
+
+def test_its_calls_are_what_counters_inside_count_and_nothing_compiles_anew():
+    """A call has a row for each particle: `nfe` counts rows for each sample."""
+    compiled = None
+    for mask, noise, iterations, sde in ((SEEN, 0.3, 2, VP()), (~SEEN, 0.1, 3, VP(0.2, 15.0))):
+        CountingPrior.counts.clear()
+        score_fn = Observed(CountingPrior(sde), Mask(mask), noise, MomentMatching(iterations))
+        rows = {"y": jnp.full((3, 2), noise), "cond": None}
+        got = sample(TwistedSMC(4, 5, threshold=noise), score_fn, jax.random.key(0), 3, (2,), cond=rows)
+        jax.block_until_ready(got.x)
+        jax.effects_barrier()
+        counted = [5 * CountingPrior.counts.count(what) for what in ("call", "jvp")]
+        assert [got.nfe, got.jvps] == counted == [25, 25 * iterations]
+        assert compiled in (None, _run._cache_size())
+        compiled = _run._cache_size()
 
 
 @pytest.mark.parametrize(
