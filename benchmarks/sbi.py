@@ -1,51 +1,62 @@
 """C2ST of posteriors against an outside benchmark: python benchmarks/sbi.py --task=slcp --reference=FILE --workdir=DIR.
 
-The task's simulator draws --simulations pairs of parameters theta and observations x. An affine map of theta that
-depends on x is fitted to them (experiment/data/whitening.py), a score is trained by configs/sbi.py on what the map
-leaves of theta, and its samples, mapped back, are held against the reference samples of the posterior at each
-observation. How much of the network's output is used, from none, which is the map's own Gaussian, to all, is chosen by
-the loss of residuals that were held out. Nothing is chosen by the reference.
+The task's simulator draws --simulations pairs of parameters theta and observations x. The least-squares regression of
+theta by x is taken off (experiment/data/whitening.py), and the network of configs/sbi.py is trained on what is left,
+MEMBERS times, from other weights and without another tenth of the pairs, whose loss says which of a member's averaged
+weights to keep; the untrained network, which is the regression's own Gaussian, is among the choices. The mean of the
+members' outputs is the score, and samples that the prior does not allow are drawn again. Nothing is chosen by the
+reference.
 
 --reference is an .npz with observation_1, posterior_1, .., or the wheel of sbibm 1.1.0, of which nothing is imported.
-The same command goes on with what the workdir holds.
+The weights are kept in the workdir, and used again by a command with the same task, simulations and config.
 """
 
 import argparse
 import bz2
+import hashlib
 import io
 import json
 import time
 import zipfile
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from configs import sbi
-from experiment.build.samplers import make_sampler
+from experiment.build.objects import build_network, build_optimizer, build_score
 from experiment.cli import convolutions_on_all_cores, mistakes_in_one_line
 from experiment.common.errors import UserError
 from experiment.common.files import write_npz
 from experiment.config import check_flag, whole_config
-from experiment.data.simulators import SIMULATORS, simulations
-from experiment.data.whitening import Whitening, fit_whitening, whitening_arrays, whitening_of_arrays
+from experiment.data.dataset import Dataset, Split
+from experiment.data.simulators import SIMULATORS, Simulator, simulations
+from experiment.data.whitening import Whitening, fit_whitening
 from experiment.evaluation.c2st import c2st
-from experiment.run.load import load_run
-from experiment.sampling import draw
-from experiment.training.loop import train
-from sde_lib import FunctionScore, denoising_score_matching, likelihood_weighting, uniform_log_snr
+from experiment.evaluation.calibration import ranks_of, uniformity
+from experiment.training.trainer import averaged, ema_decay
+from sde_lib import NetworkScore, denoising_score_matching, likelihood_weighting, sample, uniform_log_snr
+from sde_lib.samplers import DPMSolverPP2M
 
 Array = np.ndarray
 Reference = tuple[Array, Array]  # an observation (m,), and samples (n, d) of its posterior
 
-HELD_OUT = 20  # one of so many residuals, to choose by
-SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the network's output
-DRAWS = 32  # of time and noise for each held-out residual
+MEMBERS, PARTS = 3, 10  # member k does without part k of the pairs
+CHECK_EVERY, PATIENCE = 250, 8  # updates between held-out losses, and so many without a better one end the training
+DRAWS = 8  # of time and noise for each held-out pair
+SAMPLER, ROWS = DPMSolverPP2M(steps=32), 2000  # ROWS: drawn at once
+MOST_ROUNDS = 50  # of drawing again what lies outside of the prior's support
 MOST_OBSERVATIONS = 100
-SAMPLER, CALLS = "dpmpp_2m", 64
+PAIRS, RANKED = 1000, 19  # of the calibration: pairs, and draws for each
+FRESH_SEED, PAIRS_SEED = 77, 78  # of observations and pairs that were not trained on
+MOST_STANDARD_ERRORS = 10.0
+LEAST_P = 1e-9
 
 
 def references(path: Path, task: str) -> list[Reference]:
@@ -65,7 +76,56 @@ def references(path: Path, task: str) -> list[Reference]:
     theta, x = simulations(task, 2)
     if sizes != {(x.shape[1:], theta.shape[1:])}:
         raise UserError(f"--reference={path} is of another task than {task}: its sizes are {sorted(sizes)}")
+    for i, (observed, samples) in enumerate(found):
+        if not plausible(SIMULATORS[task], observed, samples):
+            raise UserError(
+                f"--reference={path} is of another task than {task}: posterior_{i + 1} is not the posterior at its "
+                "observation; give the file of this task, or the wheel"
+            )
     return found
+
+
+def plausible(simulator: Simulator, x: Array, samples: Array) -> bool:
+    """Tell whether these can be samples (n, d) of the simulator's posterior at x: what is not is so beyond doubt.
+
+    They must lie in the prior's support. Where the likelihood has a gradient, the mean over them of
+
+        d/dtheta_i (f p)/p = f d/dtheta_i log p(theta | x) + df/dtheta_i
+
+    is zero in every coordinate (Stein's identity; f is 1, or vanishes at the prior's walls). Elsewhere each coordinate
+    must have the distribution of the exact posterior's, by the test of Kolmogorov and Smirnov.
+    """
+    theta = jnp.asarray(samples, jnp.float32)
+    if not _allowed(simulator, samples).all():
+        return False
+    log_likelihood = simulator.log_likelihood
+    if log_likelihood is None:
+        return simulator.posterior is None or _same_law(simulator.posterior, x, samples)
+    log_p = jax.grad(lambda theta: log_likelihood(theta, jnp.asarray(x, jnp.float32)) + simulator.log_prior(theta))
+    f, slope = jnp.ones_like(theta), jnp.zeros_like(theta)
+    if simulator.support is not None:
+        low, high = (end[None] for end in simulator.support)
+        f, slope = (theta - low) * (high - theta), low + high - 2 * theta
+    terms = np.asarray(f * jax.vmap(log_p)(theta) + slope, np.float64)
+    return bool(np.all(np.abs(terms.mean(axis=0)) < MOST_STANDARD_ERRORS * terms.std(axis=0) / np.sqrt(len(terms))))
+
+
+def _same_law(posterior: Callable[..., jax.Array], x: Array, samples: Array) -> bool:
+    from scipy.stats import ks_2samp
+
+    try:
+        exact = np.asarray(posterior(jax.random.key(0), jnp.asarray(x, jnp.float32), len(samples)))
+    except UserError:  # the simulator cannot produce x
+        return False
+    return all(ks_2samp(a, b).pvalue > LEAST_P for a, b in zip(exact.T, samples.T, strict=True))
+
+
+def _allowed(simulator: Simulator, theta: Array) -> Array:
+    """Which rows of theta (n, d) lie in the prior's support, (n,)."""
+    if simulator.support is None:
+        return np.ones(len(theta), bool)
+    low, high = simulator.support
+    return np.all((theta >= low) & (theta <= high), axis=1)
 
 
 def _in_npz(path: Path) -> list[Reference]:
@@ -93,81 +153,183 @@ def _table(text: bytes) -> Array:
     return np.loadtxt(io.BytesIO(text), delimiter=",", skiprows=1, ndmin=2)
 
 
-def fitted(task: str, count: int, workdir: Path) -> Whitening:
-    """The task's map, with the data set of its residuals in the workdir."""
-    path, simulator = workdir / "whitening.npz", SIMULATORS[task]
-    if path.exists():
-        with np.load(path) as arrays:
-            if (str(arrays["task"]), int(arrays["simulations"])) != (task, count):
-                raise UserError(
-                    f"{workdir} is of {arrays['task']} with {arrays['simulations']} simulations: give another --workdir"
-                )
-            return whitening_of_arrays(dict(arrays))
-    theta, x = simulations(task, count)
-    whitening, z = fit_whitening(theta, x, simulator.support, simulator.draws)
-    cond = whitening.cond(x)
-    held_out = np.arange(len(z)) % HELD_OUT == 0
-    parts = {"train": ~held_out, "test": held_out}
-    arrays = {f"x_{part}": z[rows] for part, rows in parts.items()}
-    write_npz(workdir / "residuals.npz", **arrays, **{f"cond_{part}": cond[rows] for part, rows in parts.items()})
-    write_npz(path, **whitening_arrays(whitening), task=np.asarray(task), simulations=np.asarray(count))
-    return whitening
+@dataclass(frozen=True)
+class MeanNetwork:
+    """The mean output of networks whose weights have a leading axis; as a network it is called once."""
+
+    apply: Callable[..., jax.Array]
+
+    def __call__(self, params: Any, x: jax.Array, c_noise: jax.Array, cond: Any = None) -> jax.Array:
+        return jnp.mean(jax.vmap(lambda member: self.apply(member, x, c_noise, cond))(params), axis=0)
 
 
-def config_of(workdir: Path, steps: int | None) -> Any:
-    """The config of configs/sbi.py on the residuals."""
-    config = sbi.get_config()
-    config.data.update(name="", path=str(workdir / "residuals.npz"), simulations=0)
+class Ensemble:
+    """The members' weights while they are trained on z (n, d), told c (n, m)."""
+
+    def __init__(self, config: Any, z: Array, c: Array):
+        self.config, self.z, self.c = config, jnp.asarray(z), jnp.asarray(c)
+        data = Dataset("residuals", Split(z, vectors=c), Split(z, vectors=c), None)
+        made = [build_network(config, data, nnx.Rngs(k)) for k in range(MEMBERS)]
+        self.apply = made[0][0]
+        self.untrained = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params for _, params in made))
+        part = np.arange(len(z)) % PARTS
+        counts = np.bincount(part)[:MEMBERS]
+        self.seen = jnp.asarray(np.stack([np.flatnonzero(part != k)[: len(z) - counts.max()] for k in range(MEMBERS)]))
+        self.held_out = jnp.asarray(np.stack([np.flatnonzero(part == k)[: counts.min()] for k in range(MEMBERS)]))
+        self.optimizer = build_optimizer(config)
+
+    def score(self, params: Any) -> NetworkScore:
+        """The mean score of members with these weights."""
+        return build_score(self.config, MeanNetwork(self.apply), params)
+
+    def _loss(self, params: Any, rows: jax.Array, key: jax.Array, dropout: bool) -> jax.Array:
+        apply = self.apply if dropout else _Without(self.apply)
+        score_fn = build_score(self.config, apply, params)
+        options = {"weighting": likelihood_weighting, "times": uniform_log_snr}
+        return jnp.mean(denoising_score_matching(score_fn, self.z[rows], key, self.c[rows], **options))
+
+    @partial(jax.jit, static_argnums=0)
+    def _losses(self, params: Any) -> jax.Array:
+        """Each member's loss on the pairs that it does without, always with the same noise."""
+        rows = jnp.tile(self.held_out, (1, DRAWS))
+        return jax.vmap(lambda p, rows: self._loss(p, rows, jax.random.key(0), False))(params, rows)
+
+    @partial(jax.jit, static_argnums=0)
+    def _updates(self, state: Any, key: jax.Array) -> Any:
+        batch = self.config.train.batch_size
+
+        def one(params: Any, opt_state: Any, seen: jax.Array, key: jax.Array) -> tuple[Any, Any]:
+            key_rows, key_loss = jax.random.split(key)
+            rows = seen[jax.random.randint(key_rows, (batch,), 0, len(seen))]
+            grad = jax.grad(self._loss)(params, rows, key_loss, True)
+            change, opt_state = self.optimizer.update(grad, opt_state, params)
+            return jax.tree.map(jnp.add, params, change), opt_state
+
+        def update(state: Any, key: jax.Array) -> tuple[Any, None]:
+            params, ema, opt_state, step = state
+            params, opt_state = jax.vmap(one)(params, opt_state, self.seen, jax.random.split(key, MEMBERS))
+            return (params, averaged(ema, params, ema_decay(self.config.train.ema, step)), opt_state, step + 1), None
+
+        return jax.lax.scan(update, state, jax.random.split(key, CHECK_EVERY))[0]
+
+    def trained(self) -> Any:
+        """Each member's averaged weights where its held-out loss is least."""
+        params = best = self.untrained
+        state = (params, params, jax.vmap(self.optimizer.init)(params), jnp.zeros((), jnp.int32))
+        least, at = np.asarray(self._losses(params)), np.zeros(MEMBERS, int)
+        for step in range(CHECK_EVERY, self.config.train.steps + 1, CHECK_EVERY):
+            state = self._updates(state, jax.random.fold_in(jax.random.key(self.config.seed), step))
+            losses = np.asarray(self._losses(state[1]))
+            better = losses < least
+            best = jax.tree.map(partial(_where, better), state[1], best)
+            least, at = np.minimum(losses, least), np.where(better, step, at)
+            print(f"step {step}: held-out loss {losses.mean():.4f}, least {least.mean():.4f}", flush=True)
+            if step >= at.max() + PATIENCE * CHECK_EVERY:
+                break
+        print(f"kept the weights of steps {', '.join(map(str, at))}", flush=True)
+        return best
+
+
+@dataclass(frozen=True)
+class _Without:
+    """The network without dropout, for a loss that hands it a key."""
+
+    apply: Callable[..., jax.Array]
+
+    def __call__(self, params: Any, x: jax.Array, c_noise: jax.Array, cond: Any = None) -> jax.Array:
+        return self.apply(params, x, c_noise, cond)
+
+
+def _where(member: Array, one: jax.Array, other: jax.Array) -> jax.Array:
+    """Of each member that is True the one, of others the other."""
+    return jnp.where(member.reshape(-1, *[1] * (one.ndim - 1)), one, other)
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """The fitted map and score of a task."""
+
+    simulator: Simulator
+    whitening: Whitening
+    score_fn: NetworkScore
+
+    def draw(self, x: Array, key: jax.Array) -> Array:
+        """Draw a theta for each row of x (n, m); what the prior does not allow is drawn again."""
+        found, missing = np.full((len(x), self.whitening.root.shape[0]), np.nan), np.arange(len(x))
+        size = min(ROWS, len(x))
+        for i in range(MOST_ROUNDS * -(-len(x) // size)):
+            rows = np.resize(missing[:size], size)
+            cond, of_round = self.whitening.cond(x[rows]), jax.random.fold_in(key, i)
+            z = sample(SAMPLER, self.score_fn, of_round, size, found.shape[1:], cond=cond).x
+            theta = self.whitening.to_parameters(np.asarray(z), x[rows])
+            allowed = _allowed(self.simulator, theta)
+            filled, first = np.unique(rows[allowed], return_index=True)
+            found[filled] = theta[allowed][first]
+            missing = np.setdiff1d(missing, filled)
+            if not len(missing):
+                return found
+        raise UserError(f"{len(missing)} samples lie outside of the prior's support again and again: train longer")
+
+
+def fitted(task: str, count: int, steps: int | None, workdir: Path) -> Posterior:
+    """Fit the task's map and score, or read the score's weights from the workdir."""
+    simulator, config = SIMULATORS[task], sbi.get_config()
+    config.data.update(name=task, simulations=count)
     if steps:
         config.train.steps = steps
-    return whole_config(config)
+    config = whole_config(config)
+    theta, x = simulations(task, count)
+    whitening = fit_whitening(theta, x, simulator.draws)
+    ensemble = Ensemble(config, whitening.to_residual(theta, x), whitening.cond(x))
+    told = json.dumps([config.to_dict(), MEMBERS, PARTS, CHECK_EVERY, PATIENCE], sort_keys=True)
+    path = workdir / f"weights_{hashlib.sha256(told.encode()).hexdigest()[:12]}.npz"
+    leaves, structure = jax.tree.flatten(ensemble.untrained)
+    if not path.exists():
+        start = time.perf_counter()
+        trained = ensemble.trained()
+        print(f"trained in {time.perf_counter() - start:.0f} s", flush=True)
+        write_npz(path, **{str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(trained))})
+    with np.load(path) as saved:
+        params = jax.tree.unflatten(structure, [jnp.asarray(saved[str(i)]) for i in range(len(leaves))])
+    return Posterior(simulator, whitening, ensemble.score(params))
 
 
-def with_share(run: Any, share: float) -> Any:
-    """The run with the network's last layer, and so its output, times `share`."""
-    score_fn = run.score_fn
-    params = score_fn.score_fn.params
-    params = {**params, "outer": jax.tree.map(lambda leaf: share * leaf, params["outer"])}
-    return replace(run, score_fn=replace(score_fn, score_fn=replace(score_fn.score_fn, params=params)))
+def divergence(exact: Array, samples: Array) -> float:
+    """Compute KL(exact || samples) of Gaussians with their moments, in nats: about d (d + 3)/2n too large."""
+    (mean, covariance), (other, wide) = ((x.mean(axis=0), np.cov(x.T)) for x in (exact, samples))
+    off, inverse = mean - other, np.linalg.inv(wide)
+    logs = np.linalg.slogdet(wide)[1] - np.linalg.slogdet(covariance)[1]
+    return float(0.5 * (np.trace(inverse @ covariance) - len(off) + off @ inverse @ off + logs))
 
 
-def chosen(run: Any) -> Any:
-    """The run with the share of its network that the held-out residuals like best."""
-    test = run.dataset.test
-    x = np.tile(run.scaling.units.to_model(test.x), (DRAWS, 1))
-    cond = np.tile(test.vectors, (DRAWS, 1))
-
-    @jax.jit
-    def loss(score_fn: Any) -> jax.Array:
-        return jnp.mean(
-            denoising_score_matching(
-                _without_key(score_fn),
-                x,
-                jax.random.key(0),
-                cond,
-                weighting=likelihood_weighting,
-                times=uniform_log_snr,
-            )
-        )
-
-    losses = [float(loss(with_share(run, share).score_fn)) for share in SHARES]
-    best = SHARES[int(np.argmin(losses))]
-    print(f"held-out losses {', '.join(f'{loss:.4f}' for loss in losses)}: {best:g} of the network is used", flush=True)
-    return with_share(run, best)
+def compared(posterior: Posterior, known: list[Reference], n: int | None, name: str) -> list[dict[str, float]]:
+    """C2ST, and the divergence of the Gaussians, at each observation."""
+    found = []
+    for i, (x, reference) in enumerate(known):
+        exact = np.asarray(reference[:n], np.float64)
+        samples = posterior.draw(np.tile(x, (len(exact), 1)), jax.random.key(i))
+        found.append({"c2st": c2st(exact, samples), "gaussian_kl": divergence(exact, samples)})
+        told = f"C2ST {found[-1]['c2st']:.4f}, KL of their Gaussians {found[-1]['gaussian_kl']:.4f}"
+        print(f"{name} {i + 1}: {told}, {len(samples):,} against as many", flush=True)
+    return found
 
 
-def _without_key(score_fn: Any) -> Any:
-    """The score as the loss takes it, which hands a key for dropout: there is none here."""
-    return FunctionScore(lambda x, t, cond=None: score_fn(x, t, cond), score_fn.sde)
+def held_out(task: str, count: int, n: int) -> list[Reference]:
+    """Observations of the simulator that were not trained on, with exact samples of their posteriors."""
+    exact = SIMULATORS[task].posterior
+    if exact is None:
+        raise UserError(f"--held_out: {task} has no exact samples of its posterior; leave it out")
+    xs = simulations(task, count, FRESH_SEED)[1]
+    return [(x, np.asarray(exact(jax.random.key(i), jnp.asarray(x), n))) for i, x in enumerate(xs)]
 
 
-def posterior_samples(run: Any, whitening: Whitening, x: Array, n: int, seed: int) -> Array:
-    """Draw n parameters (n, d), given the observation x (m,)."""
-    rows = np.tile(x, (n, 1))
-    sampler = make_sampler(SAMPLER, run.config, steps=CALLS)
-    batch = min(n, run.config.sample.batch_size)
-    drawn = draw(run, sampler, jax.random.key(seed), n, batch, "posterior", whitening.cond(rows))
-    return whitening.to_parameters(np.asarray(run.scaling.to_data(drawn.x)), rows)
+def calibrated(posterior: Posterior, task: str) -> list[float]:
+    """The p-value of each parameter, that the ranks of new truths among draws at their x are uniform."""
+    theta, x = simulations(task, PAIRS, PAIRS_SEED)
+    draws = posterior.draw(np.repeat(x, RANKED, axis=0), jax.random.key(PAIRS_SEED))
+    p = uniformity(ranks_of(theta, draws.reshape(PAIRS, RANKED, -1)), RANKED).tolist()
+    print(f"ranks at {PAIRS:,} new observations: p {', '.join(f'{value:.3f}' for value in p)}", flush=True)
+    return p
 
 
 def main() -> None:
@@ -178,7 +340,10 @@ def main() -> None:
     parser.add_argument("--workdir", required=True, type=Path)
     parser.add_argument("--observations", type=int, help="how many, from the first; by default all there are")
     parser.add_argument("--n", type=int, help="samples of each; by default as many as the reference has")
-    parser.add_argument("--steps", type=int, help="of training; by default the config's own")
+    parser.add_argument("--steps", type=int, help="of training at most; by default the config's own")
+    parser.add_argument("--held_out", type=int, help="so many observations of the simulator's own too")
+    parser.add_argument("--calibration", action="store_true", help="ranks of truths among draws too")
+    parser.add_argument("--json", type=Path, help="results to add the task's to")
     given = parser.parse_args()
     convolutions_on_all_cores()  # as the commands do
     with mistakes_in_one_line():
@@ -186,29 +351,26 @@ def main() -> None:
 
 
 def measure(given: argparse.Namespace) -> None:
-    """Fit, train, draw and score what the flags name."""
+    """Fit, draw and score what the flags name."""
     check_flag("simulations", given.simulations, "data.simulations", least=1000)  # few held-out ones choose nothing
-    check_flag("observations", given.observations, least=1)
-    check_flag("n", given.n, least=10)
-    check_flag("steps", given.steps, "train.steps")
+    for name, least in (("observations", 1), ("n", 10), ("held_out", 1)):
+        check_flag(name, getattr(given, name), least=least)
+    check_flag("steps", given.steps, "train.steps", least=CHECK_EVERY)
     known = references(given.reference, given.task)[: given.observations]
     given.workdir.mkdir(parents=True, exist_ok=True)
-    start = time.perf_counter()
-    whitening = fitted(given.task, given.simulations, given.workdir.absolute())
-    print(f"fitted the map in {time.perf_counter() - start:.0f} s", flush=True)
-    start = time.perf_counter()
-    stopped = train(config_of(given.workdir.absolute(), given.steps), given.workdir / "run")
-    if stopped:
-        raise SystemExit(stopped)
-    print(f"trained in {time.perf_counter() - start:.0f} s", flush=True)
-    run, scores = chosen(load_run(given.workdir / "run")), []
-    for i, (x, reference) in enumerate(known):
-        reference = reference[: given.n]
-        samples = posterior_samples(run, whitening, x, len(reference), seed=i)
-        scores.append(c2st(reference, samples))
-        print(f"observation {i + 1}: C2ST {scores[-1]:.4f}, {len(samples):,} against as many", flush=True)
-    result = {"task": given.task, "simulations": given.simulations, "c2st": scores, "mean": float(np.mean(scores))}
-    (given.workdir / "c2st.json").write_text(json.dumps(result, indent=1) + "\n")
+    posterior = fitted(given.task, given.simulations, given.steps, given.workdir)
+    result: dict[str, Any] = {"simulations": given.simulations}
+    if given.calibration:
+        result["ranks_p"] = calibrated(posterior, given.task)
+    if given.held_out:
+        own = held_out(given.task, given.held_out, given.n or len(known[0][1]))
+        result["held_out"] = compared(posterior, own, None, "held-out observation")
+    result["observations"] = compared(posterior, known, given.n, "observation")
+    scores = [found["c2st"] for found in result["observations"]]
+    result["mean"] = float(np.mean(scores))
+    path = given.json or given.workdir / "c2st.json"
+    earlier = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**earlier, given.task: result}, indent=1, sort_keys=True) + "\n")
     print(f"mean C2ST {np.mean(scores):.3f} over {len(scores)} observations")
 
 

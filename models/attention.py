@@ -17,6 +17,14 @@ def initialiser(scale: float) -> jax.nn.initializers.Initializer:
     return jax.nn.initializers.variance_scaling(scale, "fan_avg", "uniform") if scale else jax.nn.initializers.zeros
 
 
+def keeps_variance(inputs: int, outputs: int) -> float:
+    """The scale with which a layer's outputs have the variance of its inputs, however few these are.
+
+    With 1 those of a few numbers are small, and a network is slow to learn what depends on them.
+    """
+    return (inputs + outputs) / (2 * inputs)
+
+
 class Linear(nnx.Linear):
     """A dense layer over the last axis; `scale` is its initialiser's, 0 starts it at zero."""
 

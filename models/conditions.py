@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from models.attention import Linear
+from models.attention import Linear, keeps_variance
 from models.text import PAD, WIDTH, TextEncoder
 
 EMBED = jax.nn.initializers.normal(1.0)
@@ -131,7 +131,7 @@ class VectorReader(nnx.Module):
 
     def __init__(self, kind: Vector, width: int, *, rngs: nnx.Rngs):
         self.kind = kind
-        self.inner = Linear(kind.size, width, rngs=rngs)
+        self.inner = Linear(kind.size, width, scale=keeps_variance(kind.size, width), rngs=rngs)
         self.outer = Linear(width, width, rngs=rngs)
         self.missing = nnx.Param(EMBED(rngs.params(), (width,), jnp.float32))
 

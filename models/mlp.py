@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from models.attention import keeps_variance
 from models.conditions import Kind, Vector
 from models.layers import Condition, Linear, check_call, check_counts, dropout_keys, named
 
@@ -56,8 +57,11 @@ class MLP(nnx.Module):
         self.condition = Condition(width, num_classes, kind, rngs=rngs)
         # One product gives the modulation of every block: fewer, larger operations.
         self.modulation = Linear(width, 2 * depth * width, scale=0.0, dtype=dtype, rngs=rngs)
-        self.inner = Linear(self.shape[0], width, dtype=dtype, rngs=rngs)
-        self.beside = Linear(kind.size, width, dtype=dtype, rngs=rngs) if isinstance(kind, Vector) else None
+        told = kind.size if isinstance(kind, Vector) else 0
+        scale = keeps_variance(self.shape[0], width) if told else 1.0
+        self.inner = Linear(self.shape[0], width, scale=scale, dtype=dtype, rngs=rngs)
+        scale = keeps_variance(told, width) if told else 1.0
+        self.beside = Linear(told, width, scale=scale, dtype=dtype, rngs=rngs) if told else None
         self.blocks = named([MLPBlock(width, dropout, dtype=dtype, rngs=rngs) for _ in range(depth)])
         self.outer = Linear(width, self.shape[0], scale=0.0, dtype=dtype, rngs=rngs)
 

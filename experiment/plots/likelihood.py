@@ -94,6 +94,25 @@ def likelihood_histogram(values: Array, unit: str, mean: float, se: float, *, na
     return png(draw, NARROW if narrow else WIDE, 3.0)
 
 
+def rank_curves(ranks: Array, draws: int, *, narrow: bool = False) -> bytes:
+    """Draw the distribution function of each column of the ranks (n, d), 0 to draws, less that of uniform ranks."""
+    n, places = len(ranks), draws + 1
+    uniform = np.arange(places + 1) / places
+    band = 1.96 * np.sqrt(uniform * (1 - uniform) / n)
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        axes.fill_between(uniform, -band, band, color=FLOOR, alpha=0.3, lw=0, label="exact draws, 95 %")
+        for i, column in enumerate(ranks.T):
+            share = np.cumsum(np.bincount(column, minlength=places)) / n
+            label = f"coordinate {i + 1}" if ranks.shape[1] <= len(COLOURS) else None
+            axes.plot(uniform, np.append(0.0, share) - uniform, color=COLOURS[i % len(COLOURS)], lw=1.3, label=label)
+        axes.set(xlabel="rank of the truth, as a share", ylabel="share below, less uniform", xlim=(0, 1))
+        figure.legend(loc="outside upper center", ncols=2 if narrow else 4, fontsize=8.5)
+
+    return png(draw, NARROW if narrow else WIDE, 3.0)
+
+
 def image_paths(rows: Mapping[str, Array], weight: Array) -> bytes:
     """Draw paths between two examples as rows {name: (k, *shape)}, a column for each weight of the second one.
 

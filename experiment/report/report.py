@@ -13,7 +13,7 @@ from experiment.evaluation.results import QUALITY, Report
 from experiment.plots import evaluation as report_plots
 from experiment.plots.examples import grid
 from experiment.plots.images import legend
-from experiment.plots.likelihood import likelihood_histogram
+from experiment.plots.likelihood import likelihood_histogram, rank_curves
 from experiment.report.document import Figure, document_of
 from experiment.report.page import html_page
 from experiment.run.earlier import keep_earlier
@@ -48,7 +48,9 @@ def _settings_of(document: Mapping[str, Any]) -> list[Any]:
     """What two reports of the same settings share."""
     curves = {name: [point["budget"] for point in curve["points"]] for name, curve in document["curves"].items()}
     samplers = {name: sampler["settings"] for name, sampler in document["samplers"].items()}
-    return [*(document[key] for key in ("dataset", "checkpoint_step", "score", "protocol")), samplers, curves]
+    points = document.get("guidance", {}).get("points", {})
+    scales = {name: [point["scale"] for point in of_kind] for name, of_kind in points.items()}
+    return [*(document[key] for key in ("dataset", "checkpoint_step", "score", "protocol")), samplers, curves, scales]
 
 
 def _files_of(document: Mapping[str, Any]) -> list[str]:
@@ -67,6 +69,12 @@ def draw_figures(run: Any, evaluation: Evaluation) -> list[Figure]:
     values = (arrays.likelihood, found.unit, found.mean, found.se_images)
     caption = f"Held-out likelihood, {found.unit} of each example."
     figures.append(_drawn("likelihood.png", "likelihood", caption, likelihood_histogram, *values))
+    if report.calibration is not None:
+        given = (arrays.ranks, report.calibration.draws)
+        caption = (
+            "The share of ranks below, less that of uniform ranks; 95 % of exact curves are in the band at a place."
+        )
+        figures.append(_drawn("calibration.png", "calibration", caption, rank_curves, *given))
     rows = [row for row in read_metrics(run.workdir) if np.isfinite(row.get("loss") or np.nan)]
     if rows:
         figures.append(_drawn("loss.png", "training", "Training loss.", report_plots.loss_curve, rows))
@@ -90,6 +98,9 @@ def _quality_figures(report: Report) -> list[Figure]:
         )
         curves = (report_plots.quality_curves, report.curves, quality, report.floors)
         figures.append(_drawn("curves.png", "curves", caption, *curves))
+    if report.guidance:
+        caption = "Quality and obedience over the scale of guidance, from the same score and the same x_T."
+        figures.append(_drawn("guidance.png", "guidance", caption, report_plots.guidance_curves, report.guidance))
     if report.exact and any(len(rows) > 1 for rows in report.exact.samplers.values()):
         caption = (
             "Solid: with the exact score. Dashed: the run's samples. No noise floor: the latents are the same, "

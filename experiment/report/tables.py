@@ -6,7 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from experiment.evaluation.curves import INSIDE
-from experiment.evaluation.results import QUALITY, ExactResult, LikelihoodResult, Report
+from experiment.evaluation.results import (
+    QUALITY,
+    Calibration,
+    ExactResult,
+    GuidanceResult,
+    LikelihoodResult,
+    Report,
+)
 from experiment.evaluation.text import WIDTH, fitted, number
 
 EXACT_COLUMNS = {
@@ -57,7 +64,11 @@ def text_table(report: Report) -> str:
     lines = fitted([header, *[[row.name, *(cell.text for cell in row.cells)] for row in rows]])
     if report.exact:
         lines += ["", *fitted(exact_rows(report.exact)), score_error_line(report.exact), ""]
-    told = [*curve_lines(report), likelihood_line(report.likelihood), *report.notes]
+    if report.guidance:
+        header, rows = guidance_rows(report.guidance)
+        lines += ["", *fitted([header, *[[row.name, *(cell.text for cell in row.cells)] for row in rows]]), ""]
+    of_pairs = [calibration_line(report.calibration)] if report.calibration else []
+    told = [*curve_lines(report), likelihood_line(report.likelihood), *of_pairs, *report.notes]
     return "\n".join([*lines, *(textwrap.fill(line, WIDTH, subsequent_indent="  ") for line in told)])
 
 
@@ -96,6 +107,30 @@ def exact_rows(exact: ExactResult) -> list[list[str]]:
     return [["sampler", "NFE", *(EXACT_COLUMNS[column] for column in columns)], *rows]
 
 
+def guidance_rows(found: GuidanceResult) -> tuple[list[str], list[Row]]:
+    """Set out quality and obedience over the scale of guidance.
+
+    Returns:
+        The header, and a row for each scale; the last row is the floor, and what the classifier finds of the data.
+    """
+
+    def share(value: float | None) -> list[Cell]:
+        return [] if value is None else [Cell(f"{value:.1%}")]
+
+    header, obeyed = ["guidance"], [] if found.recognised is None else ["obeyed"]
+    for kind, method in found.methods.items():
+        header += [f"NFE, {kind} ({method})", "sliced Wasserstein-2", *obeyed]
+    rows = []
+    for points in zip(*found.points.values(), strict=True):
+        cells = []
+        for point in points:
+            distance = Cell(plus_minus(point.distance.mean, point.distance.sd), outside(point.distance.excess, QUALITY))
+            cells += [Cell(f"{point.nfe:,.0f}"), distance, *share(point.obeyed)]
+        rows.append(Row(f"{points[0].scale:g}", cells))
+    floor = [Cell(""), Cell(plus_minus(found.floor.mean, found.floor.sd)), *share(found.recognised)]
+    return header, [*rows, Row("data", floor * len(found.methods), is_floor=True)]
+
+
 def score_error_line(exact: ExactResult) -> str:
     """The error that no number of steps takes away."""
     return f"score error, of a fine solution of the ODE: {exact.score_error:.1e}"
@@ -121,3 +156,35 @@ def likelihood_line(found: LikelihoodResult) -> str:
         f"held-out likelihood of the ODE: {plus_minus(found.mean, found.se_images)} {found.unit}"
         f" (± standard error over {found.n:,} examples; {of_probes} over probes), {found.nfe:,.0f} NFE"
     )
+
+
+def calibration_line(found: Calibration) -> str:
+    """The least p-value of the ranks, and the intervals' coverage over all coordinates, in a sentence."""
+    shares = ", ".join(
+        f"{float(level):.0%}: {100 * np.mean(values):.1f} ± {100 * found.se[level]:.1f} %"
+        for level, values in found.coverage.items()
+    )
+    return (
+        f"calibration of {found.sampler}, {found.n:,} held-out conditions of {found.draws} draws each: uniform ranks "
+        f"have a p of at least {_p(min(found.p))} over {len(found.p)} coordinates; truths in central intervals "
+        f"of {shares} (± standard error of one coordinate)"
+    )
+
+
+def _p(value: float) -> str:
+    """A p-value; a dash where there were too few ranks for a test."""
+    return number(value if np.isfinite(value) else None, 2)
+
+
+def calibration_rows(found: Calibration) -> list[list[str]]:
+    """The header, and a row for each coordinate: the p-value of its ranks, and the intervals' coverage."""
+    levels = list(found.coverage)
+    rows = [
+        [f"{i + 1}", _p(p), *(f"{found.coverage[level][i]:.1%}" for level in levels)] for i, p in enumerate(found.p)
+    ]
+    exact = ["exact", "", *(f"{float(level):.1%} ± {found.se[level]:.1%}" for level in levels)]
+    return [
+        ["coordinate", "p of uniform ranks", *(f"in the central {float(level):.0%}" for level in levels)],
+        *rows,
+        exact,
+    ]

@@ -5,7 +5,7 @@ its mean and covariance follow a recursion, here in float64. So it is with every
 is made of: guidance on Gaussians is.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import jax
@@ -14,11 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from sde_lib.batch import check_rows
+from sde_lib.composed import jumps
 from sde_lib.conversions import denoiser
 from sde_lib.samplers.linear import LinearSampler, table_of
 from sde_lib.score import ScoreFn, check_score
 from sde_lib.sde import SDE, host_sde
-from sde_lib.typing import PyTree
+from sde_lib.typing import PyTree, Scalar
 
 # The denoiser, or the noise where that is not asked for, as an affine function at each of N times, for g groups of k
 # entries each: (times (N,), denoised) -> gains (N, g, k, k), offsets (N, g, k).
@@ -83,7 +84,7 @@ def gaussian_law(
         )
     mu, start = np.asarray(mean, float), np.asarray(covariance, float)
     maps = maps_of(score_fn, len(mu), cond)
-    centre, spread = _law(sampler, host_sde(score_fn.sde), start[None], mu[None], prior, maps)
+    centre, spread = _law(sampler, host_sde(score_fn.sde), start[None], mu[None], prior, maps, jumps(score_fn))
     return centre[0], spread[0]
 
 
@@ -130,12 +131,13 @@ def _law(
     mu: np.ndarray,
     prior: tuple[npt.ArrayLike, float] | None,
     maps: Maps,
+    jumps: Sequence[Scalar] = (),
 ) -> tuple[np.ndarray, np.ndarray]:
     """The mean (g, k) and covariance (g, k, k) of the result, for g groups of k entries that do not touch each other.
 
-    covariance, mu: (g, k, k) and (g, k), of the data.
+    covariance, mu: (g, k, k) and (g, k), of the data. jumps: of the score, as for `table_of`.
     """
-    table = table_of(sampler, sde)
+    table = table_of(sampler, sde, jumps)
     (g, k), depth = mu.shape, table.b.shape[1]
     # The state of a group is (x, M_{-1}, .., M_{-(K-1)}), k entries each, jointly Gaussian.
     first, square = np.zeros((g, depth, k)), np.zeros((g, depth, k, depth, k))

@@ -65,12 +65,12 @@ class FittedSampler(LinearSampler):
     def __post_init__(self) -> None:
         if self.steps != len(self.table.t):
             raise ValueError(
-                f"FittedSampler: it was fitted for {len(self.table.t)} steps, not {self.steps}: fit another"
+                f"FittedSampler: it was fitted for {len(self.table.t)} steps, not {self.steps}: call fit_table for them"
             )
 
     def update(self, sde: SDE, times: Array) -> Table:
         if not same_sde(self.sde, sde):
-            raise ValueError(f"FittedSampler: it was fitted on {self.sde!r}, not on {sde!r}: fit another")
+            raise ValueError(f"FittedSampler: it was fitted on {self.sde!r}, not on {sde!r}: call fit_table for that")
         if len(times) != self.steps + 1 or not np.allclose(times[:-1], self.table.t, rtol=1e-6, atol=0):
             raise ValueError("FittedSampler: its times are fitted too: leave its grid as it is")
         return self.table

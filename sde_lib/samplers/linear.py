@@ -12,7 +12,7 @@ extra calls are all of this form. The table is computed once, on the host in flo
 is an argument of the compiled scan: other constants, grids and settings of a method never recompile it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, NamedTuple, Self
@@ -23,10 +23,10 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from sde_lib.batch import fold_in_each, normal_like, row_keys
-from sde_lib.composed import network_calls
+from sde_lib.composed import jumps, network_calls
 from sde_lib.conversions import denoiser
 from sde_lib.samplers.base import Samples, watcher
-from sde_lib.samplers.grids import Grid, UniformT, check_grid
+from sde_lib.samplers.grids import Grid, Times, UniformT, around_jumps, check_grid
 from sde_lib.score import ScoreFn
 from sde_lib.sde import SDE, host_sde
 from sde_lib.typing import Array, PyTree, Scalar
@@ -127,12 +127,16 @@ class _ScanKind:
     correct: Correct
 
 
-def table_of(sampler: LinearSampler, sde: SDE) -> Table:
-    """The sampler's table for the SDE. Raises ValueError for steps or a grid that it cannot take."""
-    return _times_and_table(sampler, host_sde(sde))[1]
+def table_of(sampler: LinearSampler, sde: SDE, jumps: Sequence[Scalar] = ()) -> Table:
+    """The sampler's table for the SDE. Raises ValueError for steps or a grid that it cannot take.
+
+    jumps: the log SNR at which the score jumps. Of those that are numbers, the same for every sample, each lies in the
+    middle of a step, unless the grid is the caller's own `Times`.
+    """
+    return _times_and_table(sampler, host_sde(sde), jumps)[1]
 
 
-def _times_and_table(sampler: LinearSampler, sde: SDE) -> tuple[Array, Table]:
+def _times_and_table(sampler: LinearSampler, sde: SDE, jumps: Sequence[Scalar]) -> tuple[Array, Table]:
     if sampler.steps < sampler.min_steps:
         raise ValueError(f"{type(sampler).__name__}: steps must be at least {sampler.min_steps}, not {sampler.steps}")
     if isinstance(sampler.grid, type):
@@ -141,6 +145,8 @@ def _times_and_table(sampler: LinearSampler, sde: SDE) -> tuple[Array, Table]:
     times = sampler.grid(sde, sampler.steps)
     if isinstance(times, np.ndarray):  # traced times cannot be checked
         check_grid(sde, times)
+        shared = [float(at) for at in jumps if not isinstance(at, jax.core.Tracer) and np.ndim(at) == 0]
+        times = times if isinstance(sampler.grid, Times) else around_jumps(sde, times, shared)
     return times, sampler.update(sde, times)
 
 
@@ -173,7 +179,7 @@ def run_linear(
     often it calls the score in each.
     """
     sde = host_sde(score_fn.sde)
-    times, table = _times_and_table(sampler, sde)
+    times, table = _times_and_table(sampler, sde, jumps(score_fn))
     times, table, settings = jax.tree.map(partial(_as, x.dtype), (times, table, correction(sde, table)))
     kept, frame = kept_rows(frames, sampler.steps)
     last = kept * sampler.calls_per_step  # the row after which each frame is kept, as a count of rows done
@@ -267,7 +273,7 @@ def ends_of(
     count = len(table.a)
     keys = row_keys(jax.random.key(0), jnp.arange(len(x))) if keys is None else keys
     rows = (np.arange(count), table, (), np.zeros(count, int))
-    return _scan(score_fn, _start(x, table.b.shape[1] - 1, 0), keys, cond, rows, _ScanKind(model, no_correction))[0]
+    return _scan(score_fn, _start(x, table.b.shape[1] - 1, 0), keys, cond, rows, ScanKind(model, no_correction))[0]
 
 
 @jax.jit

@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from models import MLP, Vector, split
@@ -15,3 +16,11 @@ def test_a_vector_stands_beside_x_from_the_first_layer_on():
     assert np.ptp(told, axis=0).min() > 0.1
     mean = np.asarray(apply(params, x, c_noise, jnp.zeros((4, 3))))
     np.testing.assert_array_equal(np.asarray(apply(params, x, c_noise, jnp.full((4, 3), jnp.nan))), mean)
+
+
+@pytest.mark.parametrize("size", [1, 2, 10, 300])
+def test_few_numbers_reach_the_blocks_at_their_own_variance(size):
+    network = MLP((size,), width=128, kind=Vector(size), rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(1), (2000, size))
+    for layer in (network.inner, network.beside, network.condition.reader.inner):
+        assert 0.7 < float(layer(x).var()) < 1.4

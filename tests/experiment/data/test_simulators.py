@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.stats import ks_2samp
 
 from experiment.common.errors import UserError
 from experiment.data.load import load_dataset
@@ -73,6 +74,23 @@ def test_posterior_of_two_moons():
     within(angle * np.sign(total), 0.0)
     cut = np.asarray(simulator.posterior(jax.random.key(1), jnp.array([-0.8, 0.3]), 2000))
     assert np.abs(cut).max() <= 1 < np.abs(cut).max() + 0.05
+
+
+def test_posterior_of_two_moons_by_rejection():
+    # Proposals of the prior, kept in proportion to the likelihood: of polar coordinates a radius of N(0.1, 0.01²)
+    # and uniform angles on the right, over the radius.
+    x, rng = np.array([-0.3, 0.1]), np.random.default_rng(4)
+    theta = rng.uniform(-1, 1, (1_500_000, 2))
+    total, difference = theta.sum(axis=1), theta[:, 1] - theta[:, 0]
+    noise = x + np.stack([np.abs(total), -difference], axis=1) / np.sqrt(2) - np.array([0.25, 0.0])
+    radius = np.hypot(*noise.T)
+    density = np.exp(-0.5 * ((radius - 0.1) / 0.01) ** 2) / radius * (noise[:, 0] > 0)
+    most = 1 / 0.09  # exp(-(r - 0.1)²/0.0002)/r has its maximum 10.05 at 0.099
+    kept = theta[rng.uniform(0, most, len(theta)) < density]
+    ours = np.asarray(SIMULATORS["two_moons"].posterior(jax.random.key(5), jnp.asarray(x), len(kept)), np.float64)
+    assert len(kept) > 2000
+    for a, b in ((kept, ours), (kept @ [[1, 1], [1, -1]], ours @ [[1, 1], [1, -1]])):
+        assert min(ks_2samp(a[:, j], b[:, j]).pvalue for j in range(2)) > 1e-3
 
 
 @pytest.mark.parametrize("name", OBSERVED)
