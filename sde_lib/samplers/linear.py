@@ -273,7 +273,7 @@ def ends_of(
     count = len(table.a)
     keys = row_keys(jax.random.key(0), jnp.arange(len(x))) if keys is None else keys
     rows = (np.arange(count), table, (), np.zeros(count, int))
-    return _scan(score_fn, _start(x, table.b.shape[1] - 1, 0), keys, cond, rows, ScanKind(model, no_correction))[0]
+    return _scan(score_fn, _start(x, table.b.shape[1] - 1, 0), keys, cond, rows, _ScanKind(model, no_correction))[0]
 
 
 @jax.jit
