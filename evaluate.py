@@ -32,8 +32,8 @@ NFE = flags.DEFINE_list("nfe", [], "Budgets of score calls, for curves of qualit
 GUIDANCE = flags.DEFINE_list(
     "guidance",
     None,
-    "Scales of guidance, for curves of quality and obedience over them; 1 is none. Default: 1,1.5,2,3,5 for a run by "
-    "labels that was trained with config.train.cond_dropout, otherwise, and with --guidance=, no curves.",
+    "Scales of guidance, for curves of quality and obedience over them; 1 is none. Default: 1,1.5,2,3,5 where "
+    "the data have classes and config.train.cond_dropout is set, otherwise, and with --guidance=, no curves.",
 )
 EXACT_SCORE = flags.DEFINE_bool("exact_score", False, "Use the exact score of a known distribution, not the network.")
 LIKELIHOOD = flags.DEFINE_bool("likelihood", False, "Only the held-out likelihood and its errors: WORKDIR/likelihood/.")

@@ -168,6 +168,7 @@ def of_runs(command: str, folder: Path) -> Iterator[list[str]]:
         yield from ([run, f"--seed={value}"] for value in SEEDS)
         yield from ([run, f"--samplers={value}"] for value in ("nobody", "em,,pc", "em,em2"))
         yield from ([run, f"--nfe={value}"] for value in ("x", "0", "-1", "1.5"))
+        yield from ([run, f"--guidance={value}"] for value in ("x", "nan", "2"))  # it is told nothing
         for flag in ("--k=2", "--bound", "--chain=10", "--betas=linear", "--variance=fixed_large", "--fid_weights=x"):
             yield [run, flag]
         for flag in ("--samplers=em", "--nfe=10", "--exact_score", "--seeds=2", "--fid", "--k=0", "--chain=0"):

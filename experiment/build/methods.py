@@ -10,7 +10,7 @@ from experiment.common.errors import UserError, choose
 
 if TYPE_CHECKING:
     from sde_lib import inverse
-    from sde_lib.inverse.methods import Method
+    from sde_lib.inverse import Method
 else:
     inverse = WhenUsed("sde_lib.inverse")
 

@@ -18,7 +18,7 @@ from experiment.evaluation.drawing import flat_points, sample_key
 from experiment.evaluation.metrics import ClassFeatures, disjoint_parts, sliced_wasserstein
 from experiment.evaluation.results import GuidancePoint, GuidanceResult
 from experiment.evaluation.settings import Settings
-from experiment.run.conditions import conditions_of
+from experiment.run.conditions import DROP_REMEDY, NO_DROPOUT, conditions_of
 from experiment.run.guidance import Guidance, guided
 from experiment.sampling import draw, expected_seconds
 
@@ -43,17 +43,22 @@ def read_scales(texts: Sequence[str] | None) -> list[float] | None:
 
 
 def scales_of(run: Any, given: Sequence[float] | None, exact_score: bool = False) -> list[float]:
-    """The scales to measure: those given; without any, SCALES for a run by labels that can be guided.
+    """The scales to measure: those given; for None SCALES where the run can be guided and its data have classes.
 
     Raises UserError for a run that cannot be guided.
     """
     if given and exact_score:
         raise UserError("--guidance: the exact score is told nothing that could guide it: leave out --exact_score")
     if given is None:
-        can = run.config.model.condition == "label" and run.config.train.cond_dropout and not exact_score
-        return list(SCALES) if can else []
-    for scale in given:
-        guided(run, Guidance(scale))
+        can = run.config.model.condition != "none" and run.config.train.cond_dropout and not exact_score
+        return list(SCALES) if can and run.dataset.num_classes > 1 else []
+    if given and run.config.model.condition == "none":
+        raise UserError(
+            "--guidance: this run's network is told nothing that could guide it: leave it out, or train with "
+            "--config.model.condition"
+        )
+    if given and not run.config.train.cond_dropout:
+        raise UserError(f"--guidance: {NO_DROPOUT}: leave it out, or {DROP_REMEDY}")
     return list(given)
 
 

@@ -20,8 +20,7 @@ from experiment.common.errors import UserError, choose, one_line
 from experiment.common.files import open_regular, read_regular, user_path
 from experiment.data.npz import read_npz
 from experiment.data.scaling import Scaling
-from sde_lib.inverse import Convolve, Downsample, Linear, Mask, Operator
-from sde_lib.inverse.operators import ObservationOperator
+from sde_lib.inverse import Convolve, Downsample, Linear, Mask, ObservationOperator, Operator
 
 Array = np.ndarray
 

@@ -34,8 +34,8 @@ HISTORY = 4  # calls that a row gives a weight
 HELD_OUT = 0.25  # of the latents
 GRIDS = (Quadratic(), FlowTime(), UniformLogSNR())  # of the methods that a fit may start from
 FINE = UniPC(steps=200, grid=FlowTime())  # of order 4
-ENOUGH = 0.99  # an update that leaves so much of the mean square is the last
-TRIES = 8  # dampings for each update
+TRIES = 12  # dampings for each update
+SMALL, MOST_SMALL = 0.01, 3  # so many updates in a row that lower the mean square by so small a share are the last
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,13 +97,13 @@ def fit_table(
     latents: int = 2048,
     cond: PyTree = None,
     fine: LinearSampler = FINE,
-    iterations: int = 40,
+    iterations: int = 60,
     batch_size: int | None = None,
 ) -> FittedSampler:
     """Fit a deterministic sampler of so many steps, and calls, to the probability flow of this score.
 
     A quarter of the latents is held out, to measure by. An update costs one forward derivative of `steps` calls for
-    each of about 5 `steps` numbers, and for each latent; the fit ends by itself, often after ten.
+    each of about 5 `steps` numbers, and for each latent; the fit ends by itself where updates no longer help.
 
     Args:
         score_fn: the score, which carries its SDE.
@@ -252,7 +252,7 @@ def _least_squares(misses: _Misses, method: _Method, free: np.ndarray, iteration
 
     Libraries take the derivatives, which are all that is dear here, anew for each damping that is tried.
     """
-    damping, square = 1e-2, misses.mean_square(method.table(free), method.model)
+    damping, small, square = 1e-2, 0, misses.mean_square(method.table(free), method.model)
     for _ in range(iterations):
         curvature, gradient = misses.normal_equations(method.table(free), method.slopes(free), method.model)
         scale = np.diag(np.diag(curvature) + 1e-12 * np.trace(curvature))
@@ -264,8 +264,8 @@ def _least_squares(misses: _Misses, method: _Method, free: np.ndarray, iteration
             damping *= 4
         else:
             return free
-        enough = found > ENOUGH * square
+        small = small + 1 if found > (1 - SMALL) * square else 0
         free, square, damping = tried, found, max(damping / 3, 1e-7)
-        if enough:
+        if small == MOST_SMALL:
             return free
     return free

@@ -111,6 +111,7 @@ def test_curves_are_there_where_labels_were_dropped_or_where_they_are_asked_for(
     assert scales_of(run, None) == [1.0, 1.5, 2.0, 3.0, 5.0]
     assert scales_of(run, None, exact_score=True) == scales_of(run, []) == []
     assert scales_of(run, [2.0]) == [2.0]
+    assert scales_of(replace(run, dataset=replace(run.dataset, num_classes=0)), None) == []
     never = run_of({"model": {"condition": "label"}})
     assert scales_of(never, None) == []
     with pytest.raises(UserError, match=r"cond_dropout=0\.1"):
