@@ -15,7 +15,7 @@ from sde_lib.inverse.operators import check_affine
 from sde_lib.samplers.base import Samples
 from sde_lib.samplers.exact_law import affine_law, in_float64, law_from, maps_of
 from sde_lib.samplers.exponential import SDEDPMSolverPP2M
-from sde_lib.samplers.linear import LinearSampler, ScanKind, Table, no_correction, scan_rows, table_of
+from sde_lib.samplers.linear import LinearSampler, Prediction, Table, ends_of, table_of
 from sde_lib.score import ScoreFn
 from sde_lib.sde import SDE, host_sde
 from sde_lib.typing import Array, PyTree
@@ -83,8 +83,7 @@ class SplitGibbs:
             raise ValueError("SplitGibbs: x given z is a draw: give a sampler of the SDE, and none of the ODE")
         tables = [known[id(process)] for process in processes]
         stacked: Table = jax.tree.map(lambda *v: np.stack(v).astype(x.dtype), *tables)
-        kind = ScanKind(self.sampler.model, no_correction)
-        x, left = _run(score_fn, x, keys, cond, stacked, np.asarray(places, x.dtype), kind)
+        x, left = _run(score_fn, x, keys, cond, stacked, np.asarray(places, x.dtype), self.sampler.model)
         if not isinstance(left, jax.core.Tracer) and not bool((left < TOLERANCE).all()):
             raise ValueError(
                 "SplitGibbs: the solve for z given x does not converge: give a larger noise, or a smaller rho and start"
@@ -137,7 +136,7 @@ class SplitGibbs:
         return [sde, *(short[rho] for rho in distances)], [place[rho] for rho in (*distances, self.rho)]
 
 
-@partial(jax.jit, static_argnames="kind")
+@partial(jax.jit, static_argnames="model")
 def _run(
     score_fn: Observed,
     x: jax.Array,
@@ -145,7 +144,7 @@ def _run(
     cond: PyTree,
     tables: Table,
     places: jax.Array,
-    kind: ScanKind,
+    model: Prediction,
 ) -> tuple[jax.Array, jax.Array]:
     """The last x, and how far from solved the draws of z were, relative, (n,)."""
 
@@ -155,7 +154,7 @@ def _run(
         start, _, worst = state
         k, table, place = scanned
         own = fold_in_each(keys, k)
-        x = scan_rows(score_fn.score_fn, start, own, cond.get("cond"), table, kind)
+        x = ends_of(table, score_fn.score_fn, start, cond.get("cond"), model, own)
         e_keys, n_keys = (fold_in_each(fold_in_each(own, _COUPLING), i) for i in (0, 1))
         noises = normal_like(e_keys, x), normal_like(n_keys, y)
         start, left = draw_z(score_fn, x, *noises, y, place)

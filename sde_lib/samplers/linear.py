@@ -120,7 +120,7 @@ class LinearSampler:
 
 
 @dataclass(frozen=True)
-class ScanKind:
+class _ScanKind:
     """The static part of a compiled scan, beside the shapes: one instance per kind of sampler."""
 
     model: Prediction
@@ -185,7 +185,7 @@ def run_linear(
     last = kept * sampler.calls_per_step  # the row after which each frame is kept, as a count of rows done
     count = len(table.a)
     rows = (np.arange(count), table, settings, np.searchsorted(last, np.arange(1, count + 1)))
-    kind = ScanKind(sampler.model, correct)
+    kind = _ScanKind(sampler.model, correct)
     carry = _start(x, table.b.shape[1] - 1, len(kept))
     tell = None if isinstance(x, jax.core.Tracer) else watcher()
     parts = 1 if tell is None else next(k for k in range(MOST_PARTS, 0, -1) if count % k == 0)
@@ -235,15 +235,6 @@ def _start(x: jax.Array, past: int, frames: int) -> _Carry:
     return x, tuple(jnp.zeros_like(x) for _ in range(past)), path
 
 
-def scan_rows(
-    score_fn: ScoreFn, x: jax.Array, keys: jax.Array, cond: PyTree, table: Table, kind: ScanKind
-) -> jax.Array:
-    """The rows of a table from x, inside a compiled function of a sampler made of others; keys (n,)."""
-    count, depth = table.b.shape
-    rows = (jnp.arange(count), table, (), jnp.zeros(count, int))
-    return _scan(score_fn, (x, (jnp.zeros_like(x),) * (depth - 1), None), keys, cond, rows, kind)[0]
-
-
 @partial(jax.jit, static_argnames="kind")
 def _scan(
     score_fn: ScoreFn,
@@ -251,7 +242,7 @@ def _scan(
     keys: jax.Array,
     cond: PyTree,
     rows: tuple[jax.Array, Table, PyTree, jax.Array],
-    kind: ScanKind,
+    kind: _ScanKind,
 ) -> _Carry:
     # Every row writes to the slot of the next frame to come, so the frame's own row writes last: no branch, and no
     # stored path.
@@ -271,13 +262,18 @@ def _scan(
 
 
 def ends_of(
-    table: Table, score_fn: ScoreFn, x: jax.Array, cond: PyTree = None, model: Prediction = denoiser
+    table: Table,
+    score_fn: ScoreFn,
+    x: jax.Array,
+    cond: PyTree = None,
+    model: Prediction = denoiser,
+    keys: jax.Array | None = None,
 ) -> jax.Array:
-    """Carry x (n, *shape) through the rows of a table that draws no noise; differentiable in the table."""
+    """Carry x (n, *shape) through the rows of a table; differentiable in the table. Noise is drawn from keys (n,)."""
     count = len(table.a)
-    keys = row_keys(jax.random.key(0), jnp.arange(len(x)))  # of which nothing is drawn
+    keys = row_keys(jax.random.key(0), jnp.arange(len(x))) if keys is None else keys
     rows = (np.arange(count), table, (), np.zeros(count, int))
-    return _scan(score_fn, _start(x, table.b.shape[1] - 1, 0), keys, cond, rows, ScanKind(model, no_correction))[0]
+    return _scan(score_fn, _start(x, table.b.shape[1] - 1, 0), keys, cond, rows, _ScanKind(model, no_correction))[0]
 
 
 @jax.jit

@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 
 from sde_lib import VP, ExactScore, GaussianMixture, log_prob, sample
-from sde_lib.inverse import Assimilation, Jensen, Linear, Mask, MomentMatching, Observed, Proximal, PseudoInverse
+from sde_lib.inverse import (
+    Assimilation,
+    Jensen,
+    Linear,
+    Mask,
+    MomentMatching,
+    Observed,
+    Projection,
+    Proximal,
+    PseudoInverse,
+)
 from sde_lib.pytree import register_dataclass
 from sde_lib.samplers import DPMSolverPP2M, Heun, ProbabilityFlow, SDEDPMSolverPP2M, gaussian_law
 from sde_lib.sde import SDE
@@ -63,6 +73,19 @@ def test_what_an_approximate_method_samples_is_known(method, rows):
             if expected is not None:
                 found = law_and_posterior(sampler(steps=2000, denoise=False), VP(t_min=1e-6), matrix, noise, method)
                 np.testing.assert_allclose(kl(*found), expected, rtol=0.02)
+
+
+@pytest.mark.parametrize("method", [PseudoInverse(), Jensen(), Proximal(), Projection()], ids=repr)
+def test_no_method_moves_with_the_number_of_steps(method):
+    """What it samples with twice the steps is what it samples: no strength is counted in steps."""
+    laws = [
+        [
+            kl(*law_and_posterior(sampler(steps=n, denoise=False), VP(t_min=1e-4), ONE, 0.3, method))
+            for sampler in (DPMSolverPP2M, SDEDPMSolverPP2M)
+        ]
+        for n in (250, 500)
+    ]
+    np.testing.assert_allclose(laws[1], laws[0], rtol=0.3, atol=1e-4)
 
 
 @jax.custom_jvp

@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sde_lib import VP, ExactScore, GaussianMixture, sample
+from sde_lib import VP, ExactScore, FunctionScore, GaussianMixture, sample
 from sde_lib.inverse import Jensen, Linear, Mask, MomentMatching, Observed, PseudoInverse, TwistedSMC
+from sde_lib.inverse.twisted import _run
 from sde_lib.samplers import EulerMaruyama
+from tests.sde_lib.inverse.test_law import CountingPrior
 
 DATA = GaussianMixture(
     [0.3, 0.4, 0.3],
@@ -15,6 +17,7 @@ DATA = GaussianMixture(
     [[[0.10, 0.03], [0.03, 0.06]], [[0.05, -0.02], [-0.02, 0.12]], [[0.15, 0.0], [0.0, 0.04]]],
 )
 PRIOR, N = ExactScore(DATA, VP()), 256
+SEEN = np.array([True, False])
 CASES = {
     "by a mask": (Mask(np.array([True, False])), [0.5, np.nan], 0.1, MomentMatching(1)),
     "the mean": (Linear(np.array([[0.5, 0.5]], np.float32)), [0.2], 0.3, Jensen()),
@@ -40,19 +43,25 @@ def test_weights_of_modes_moments_and_evidence_are_the_exact_ones(case):
         np.testing.assert_allclose(drawn.std(0), true.std(0), rtol=0.2, atol=0.01)
 
 
+def two_peaks(x, t):
+    """The score of ½ N(1, 0.04) + ½ N(-1, 0.04) under VP, on the line."""
+    sde = VP()
+    alpha, total = sde.alpha(t), 0.04 * sde.alpha(t) ** 2 + sde.sigma(t) ** 2
+    return (alpha * jnp.tanh(alpha * x / total) - x) / total
+
+
 def test_the_error_of_a_population_falls_as_one_over_the_root_of_its_particles():
-    """Of the weights of modes, over 64 populations of 16 and of 64 particles each."""
-    operator, y, noise, method = CASES["the mean"]
-    posterior, _ = DATA.observe(operator, y, noise)
-    exact = np.asarray(DATA.posterior(posterior.sample(jax.random.key(1), 20_000)), float).mean(0)
-    rows, errors = {"y": jnp.full((64, 1), y[0]), "cond": None}, []
-    for particles in (16, 64):
-        sampler = TwistedSMC(40, particles, keep=True)
-        got = sample(sampler, Observed(PRIOR, operator, noise, method), jax.random.key(0), 64, (2,), cond=rows)
-        modes = np.asarray(DATA.posterior(got.particles.reshape(-1, 2))).reshape(64, particles, 3)
-        weights = np.einsum("nk,nkm->nm", np.exp(got.log_weights), modes)
+    """Of the weight of the right peak, over 128 populations of 16 and of 256 particles each."""
+    y, noise, n = 0.2, 0.6, 128
+    exact = 1 / (1 + np.exp(-2 * y / (0.04 + noise**2)))
+    score_fn, rows = Observed(FunctionScore(two_peaks, VP()), Mask(np.ones(1)), noise), {"y": jnp.full((n, 1), y)}
+    errors = []
+    for particles in (16, 256):
+        got = sample(TwistedSMC(60, particles, keep=True), score_fn, jax.random.key(0), n, (1,), cond=rows)
+        weights = np.sum(np.exp(got.log_weights) * (got.particles[..., 0] > 0), axis=1)
         errors.append(np.sqrt(np.mean((weights - exact) ** 2)))
-    np.testing.assert_allclose(errors[0] / errors[1], 2, rtol=0.25)
+    np.testing.assert_allclose(errors[0] / errors[1], 4, rtol=0.25)
+    assert errors[1] < 0.06
 
 
 def test_a_population_does_not_know_its_batch():
@@ -66,6 +75,22 @@ def test_a_population_does_not_know_its_batch():
     np.testing.assert_allclose(parts.ess, whole.ess, rtol=1e-2)
     np.testing.assert_allclose(parts.particles, whole.particles, atol=2e-3)
     assert (whole.nfe, whole.jvps) == (6 * 4, 6 * 4)
+
+
+def test_its_calls_are_what_counters_inside_count_and_nothing_compiles_anew():
+    """A call has a row for each particle: `nfe` counts rows for each sample."""
+    compiled = None
+    for mask, noise, iterations, sde in ((SEEN, 0.3, 2, VP()), (~SEEN, 0.1, 3, VP(0.2, 15.0))):
+        CountingPrior.counts.clear()
+        score_fn = Observed(CountingPrior(sde), Mask(mask), noise, MomentMatching(iterations))
+        rows = {"y": jnp.full((3, 2), noise), "cond": None}
+        got = sample(TwistedSMC(4, 5, threshold=noise), score_fn, jax.random.key(0), 3, (2,), cond=rows)
+        jax.block_until_ready(got.x)
+        jax.effects_barrier()
+        counted = [5 * CountingPrior.counts.count(what) for what in ("call", "jvp")]
+        assert [got.nfe, got.jvps] == counted == [25, 25 * iterations]
+        assert compiled in (None, _run._cache_size())
+        compiled = _run._cache_size()
 
 
 @pytest.mark.parametrize(
