@@ -1,7 +1,7 @@
 """Evaluate a run: its samples, its held-out likelihood, or the FID of its samples.
 
     python evaluate.py --workdir=runs/digits
-        [--samplers=em,pc,ode] [--n=1024] [--seeds=3] [--nfe=10,20,50] [--exact_score]
+        [--samplers=em,pc,ode] [--n=1024] [--seeds=3] [--nfe=10,20,50] [--guidance=1,2,3] [--exact_score]
 
     python evaluate.py --workdir=runs/digits --likelihood
         [--n=...] [--probes=4] [--dequantization=uniform] [--k=1] [--bound] [--chain=1000] [--betas=sde]
@@ -29,6 +29,12 @@ N = flags.DEFINE_integer("n", None, "Samples for each sampler and seed, or examp
 SEEDS = flags.DEFINE_integer("seeds", None, "Sample seeds. Default: config.eval.seeds.")
 SEED = flags.DEFINE_integer("seed", None, "The first seed, 0 to 2^32 - 1. Default: config.eval.seed.")
 NFE = flags.DEFINE_list("nfe", [], "Budgets of score calls, for curves of quality over NFE, of fixed-step samplers.")
+GUIDANCE = flags.DEFINE_list(
+    "guidance",
+    None,
+    "Scales of guidance, for curves of quality and obedience over them; 1 is none. Default: 1,1.5,2,3,5 for a run by "
+    "labels that was trained with config.train.cond_dropout, otherwise, and with --guidance=, no curves.",
+)
 EXACT_SCORE = flags.DEFINE_bool("exact_score", False, "Use the exact score of a known distribution, not the network.")
 LIKELIHOOD = flags.DEFINE_bool("likelihood", False, "Only the held-out likelihood and its errors: WORKDIR/likelihood/.")
 LIKELIHOOD_N = flags.DEFINE_integer("likelihood_n", None, "Held-out examples. Default: config.eval.likelihood_n.")
@@ -47,7 +53,7 @@ FID_REFERENCE = flags.DEFINE_string(
     "With --fid: train (default) or test of the run's data, a folder, zip or .npz of images, or a data set's name.",
 )
 MODES = {
-    "": "samplers n seeds seed nfe exact_score likelihood_n probes".split(),
+    "": "samplers n seeds seed nfe guidance exact_score likelihood_n probes".split(),
     "likelihood": "n seed probes dequantization k bound chain betas variance".split(),
     "fid": "samplers n seed nfe fid_weights fid_reference".split(),
 }

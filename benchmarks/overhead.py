@@ -1,11 +1,13 @@
 """The cost of the samplers beyond their score calls, as ratios within one run.
 
-    python benchmarks/overhead.py [--batch=64] [--nfe=200]
+    python benchmarks/overhead.py [--batch=64] [--nfe=200] [--only=guided]
 
 Prints, for the network of configs/digits.py, untrained:
 
 * fixed-step samplers: time / (score calls x time of one jitted score call);
 * the ODE sampler, and the likelihood with one probe: time per NFE / time of one jitted score call;
+* classifier-free guidance by DPM-Solver++(2M), of configs/digits_labels.py: time / (network calls x half the time of a
+  jitted score call of twice as many rows); --only=guided leaves out the rest;
 * how often Python traced the network over three checkpoints, all samplers and the likelihood, for one batch shape;
 
 and, with the exact score of a Gaussian on a state of 1 MiB, of which 1,000 kept steps would be 1 GiB,
@@ -26,19 +28,22 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from tqdm import tqdm
 
-from configs import digits
+from configs import digits, digits_labels
 from experiment.build.objects import build_network, build_score
 from experiment.build.samplers import SAMPLERS
 from experiment.config import whole_config
 from experiment.data.load import load_dataset
 from sde_lib import (
     VP,
+    ClassifierFree,
     EulerMaruyama,
     ExactScore,
     GaussianMixture,
@@ -48,6 +53,7 @@ from sde_lib import (
     log_prob,
     sample,
 )
+from sde_lib.samplers import DPMSolverPP2M
 
 STATE = (4096, 64)  # float32: 1 MiB
 # These are with and without noise, with none to three earlier calls, with calls elsewhere than at x, with a corrector.
@@ -136,6 +142,27 @@ def measure(names: Sequence[str], batch: int, calls_each: int, rounds: int) -> d
     }
 
 
+def guided(batch: int, nfe: int, rounds: int) -> list[float]:
+    """Measure the time of a guided sample per network call, over half a score call of twice as many rows, by round."""
+    config, dataset = whole_config(digits_labels.get_config()), load_dataset("digits")
+    score_fn, shape = build_score(config, *build_network(config, dataset)), tuple(dataset.shape)
+    cond, nothing = jnp.arange(batch) % dataset.num_classes, np.int32(dataset.num_classes)
+    x, both = jax.random.normal(jax.random.key(1), (2 * batch, *shape)), jnp.append(cond, jnp.full(batch, nothing))
+    sampler, score_call = DPMSolverPP2M(steps=nfe // 2), jax.jit(lambda score_fn, x, t, cond: score_fn(x, t, cond))
+
+    def draw() -> jax.Array:
+        drawn = sample(sampler, ClassifierFree(score_fn, 2.0, nothing), jax.random.key(0), batch, shape, cond=cond)
+        assert drawn.nfe == 2 * sampler.steps
+        return drawn.x
+
+    def calls() -> float:
+        return seconds(lambda: [score_call(score_fn, x, jnp.float32(0.5), both) for _ in range(sampler.steps)][-1])
+
+    jax.block_until_ready((draw(), calls()))
+    times = [(calls(), seconds(draw), calls()) for _ in tqdm(range(rounds), "rounds, guided", disable=None)]
+    return [spent / (0.5 * (before + after)) for before, spent, after in times]
+
+
 def sample_gaussian(steps: int) -> None:
     """Draw samples, in a process whose memory is measured."""
     d = STATE[1]
@@ -155,6 +182,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--nfe", type=int, default=200, help="score calls of each fixed-step sampler, an even number")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", choices=["guided"], help="leave out the rest")
     parser.add_argument("--json", help="also write the figures to this file")
     parser.add_argument("--peak", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -162,6 +190,19 @@ def main() -> None:
         sample_gaussian(args.peak)
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
         return
+    ratios = guided(args.batch, args.nfe, args.rounds)
+    found: dict[str, Any] = {"guided": {"ratio": statistics.median(ratios), "spread": [min(ratios), max(ratios)]}}
+    print("guided, time per network call over a network call: {ratio:.3f}   {spread}".format(**found["guided"]))
+    if not args.only:
+        found |= unguided(args)
+    if args.json:
+        path, command = Path(args.json), {"command": "python benchmarks/overhead.py"}
+        known = json.loads(path.read_text()) if args.only and path.is_file() else command
+        path.write_text(json.dumps({**known, **found}, indent=2) + "\n")
+
+
+def unguided(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure and print all else."""
     memory = {steps: statistics.median(peak_mib(steps) for _ in range(3)) for steps in (10, 1000)}
     found = measure(args.samplers.split(","), args.batch, args.nfe, args.rounds)
     found |= {"peak_mib": memory, "device": jax.devices()[0].device_kind}
@@ -175,9 +216,7 @@ def main() -> None:
     print(f"traces of the network, {uses}: {found['traces']}")
     mib = f"{memory[1000]:.0f} and {memory[10]:.0f} MiB"
     print(f"peak memory, 1,000 steps over 10: {memory[1000] / memory[10]:.3f}   ({mib})")
-    if args.json:
-        with open(args.json, "w") as file:
-            json.dump({"command": "python benchmarks/overhead.py", **found}, file, indent=2)
+    return found
 
 
 if __name__ == "__main__":

@@ -68,6 +68,7 @@ from sde_lib.guidance import (
     IndependentObservations,
     Product,
     Projected,
+    Told,
 )
 from sde_lib.labels import ChainLabel, LogSigmaLabel, LogSNRLabel, NoiseLabel, ReversedTimeLabel, TimeLabel
 from sde_lib.latents import Typicality, latent_typicality, spherical_interpolation, typicality
@@ -201,6 +202,7 @@ __all__ = [
     "TimeDensity",
     "TimeDistribution",
     "TimeLabel",
+    "Told",
     "TrainableScoreFn",
     "TruncatedNormalDequantization",
     "Typicality",

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sde_lib.score import ScoreFn
+from sde_lib.sde import SDE
 from sde_lib.typing import Array, PyTree, Scalar
 
 ScoreT = TypeVar("ScoreT", bound=ScoreFn)
@@ -164,15 +165,21 @@ def number(owner: object, name: str, value: Scalar) -> Scalar:
     return value if np.ndim(value) or isinstance(value, jax.Array) else float(value)
 
 
+def same_sde(first: SDE, other: SDE) -> bool:
+    """Tell whether both are the same process; constants that are traced are not compared."""
+    if first is other:
+        return True
+    leaves = jax.tree.leaves(first), jax.tree.leaves(other)
+    if type(first) is not type(other) or len(leaves[0]) != len(leaves[1]):
+        return False
+    if any(isinstance(leaf, jax.core.Tracer) for side in leaves for leaf in side):
+        return True
+    return all(np.allclose(a, b, rtol=1e-6, atol=0) for a, b in zip(*leaves, strict=True))
+
+
 def check_same_sde(owner: object, first: ScoreFn, other: ScoreFn) -> None:
     """Raise ValueError for scores that do not live on the same process."""
-    if first.sde is other.sde:
-        return
-    leaves = jax.tree.leaves(first.sde), jax.tree.leaves(other.sde)
-    same = type(first.sde) is type(other.sde) and len(leaves[0]) == len(leaves[1])
-    if same and not any(isinstance(leaf, jax.core.Tracer) for side in leaves for leaf in side):
-        same = all(np.allclose(a, b, rtol=1e-6, atol=0) for a, b in zip(*leaves, strict=True))
-    if not same:
+    if not same_sde(first.sde, other.sde):
         raise ValueError(
             f"{type(owner).__name__}: the scores live on different SDEs, {first.sde!r} and {other.sde!r}: give "
             "reschedule(score_fn, sde) of one of them"

@@ -21,7 +21,7 @@ from PIL import Image
 from experiment.config import KEYS
 from tests.commands import ROOT, Command, train_flags
 
-COMMANDS = ("train", "sample", "evaluate", "experiment/latents", "experiment/reconstruct_ema")
+COMMANDS = ("train", "sample", "evaluate", "experiment/latents", "experiment/restore", "experiment/reconstruct_ema")
 IMPORTS = ("experiment/import_score_sde", "experiment/import_diffusers")
 NUMBERS = ("x", "1.5", "", "None", "-1", "1e400", "9" * 5000, "10" * 15, "nan", "1,2")
 SEEDS = ("-1", str(2**32), "9" * 30, "x", "0.5")
@@ -183,6 +183,22 @@ def of_runs(command: str, folder: Path) -> Iterator[list[str]]:
             yield [run, f"--decode={folder / name}"]
         yield from ([run, "--encode", f"--seed={value}"] for value in SEEDS)
         yield from ([run, "--encode", f"--n={value}"] for value in ("0", "x"))
+    if command == "experiment/restore":
+        yield [run]
+        yield from ([run, f"--noise={value}"] for value in ("x", "-1", "nan", "inf"))
+        seen = [run, "--noise=0.1"]
+        for operator in ("nobody", "", "downsample", "blur", "colour", "matrix"):  # its examples are vectors
+            yield [*seen, f"--operator={operator}"]
+        yield from ([*seen, f"--seen={path}"] for path in ("right", *PATHS[:4]))
+        for name in ("none.npz", "text.npz", "other.npz", "nan.npz", "words.npz"):
+            yield from ([*seen, f"--seen={folder / name}"], [*seen, f"--matrix={folder / name}"])
+        yield from ([*seen, f"--draws={value}"] for value in ("1", "0", "x", "9" * 30))
+        yield from ([*seen, "--seen=random", f"--share={value}"] for value in ("0", "1", "nan", "x"))
+        yield from ([*seen, f"--method={value}"] for value in ("nobody", "dps"))
+        yield from ([*seen, "--factor=2"], [*seen, "--iterations=0"], [*seen, "--particles=0"], [*seen, "--n=0"])
+        yield from ([run, "--noise=0", "--method=jensen"], [*seen, "--method=jensen", "--iterations=2"])
+        yield from ([*seen, f"--seed={value}"] for value in SEEDS)
+        yield from ([*seen, f"--out={path}"] for path in PATHS)
     if command == "experiment/reconstruct_ema":
         yield from ([run], [run, f"--out={folder / 'new'}", "--sigma_rel=0.1"], [run, "--sigma_rel=x"])
 

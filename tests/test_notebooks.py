@@ -17,7 +17,7 @@ import pytest
 
 from tests.commands import ROOT
 
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"), key=lambda path: int(path.stem.partition("_")[0]))
 MOST_LINES = 30  # of a code cell, without blank ones
 LONGEST_LINE = 120
 FOLDED = {"jupyter": {"source_hidden": True}, "tags": ["checks"]}  # metadata of the cell that asserts a section

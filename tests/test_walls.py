@@ -28,10 +28,11 @@ FLOORS = (
     {"cli", "run"},
     {"training"},
     {"evaluation", "published"},
-    {"report", "latents", "reconstruct_ema", "import_score_sde", "import_diffusers"},
+    {"report"},
+    {"latents", "restore", "reconstruct_ema", "import_score_sde", "import_diffusers", "fit_sampler"},
 )
 NEVER = {"evaluation": {"training", "report"}, "sampling": {"training"}}  # whatever the floors allow
-COMMANDS = ("latents", "reconstruct_ema", "import_score_sde", "import_diffusers")
+COMMANDS = ("latents", "restore", "reconstruct_ema", "import_score_sde", "import_diffusers", "fit_sampler")
 
 
 def imports(source: str) -> set[str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from experiment.common.errors import UserError, choose
 
 
-class _WhenUsed:
+class WhenUsed:
     """A module that is imported at its first use: a list of names, or a misspelt one, needs no jax."""
 
     def __init__(self, name: str):
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sde_lib import samplers
     from sde_lib.samplers import Grid, Sampler
 else:
-    diffrax, samplers = _WhenUsed("diffrax"), _WhenUsed("sde_lib.samplers")
+    diffrax, samplers = WhenUsed("diffrax"), WhenUsed("sde_lib.samplers")
 
 
 @dataclass(frozen=True)
@@ -110,10 +110,20 @@ GRIDS: "dict[str, Callable[[], Grid]]" = {
 }
 
 
+FITTED = "fitted"  # the name of what is no class but a run's: see experiment/run/fitted.py
+
+
+def _of_a_run() -> Any:
+    raise UserError(f"{FITTED}: such samplers are a run's own: make one by python -m experiment.fit_sampler")
+
+
+_FITTED = Named(_of_a_run, "times and weights fitted to this run by python -m experiment.fit_sampler, for few --steps")
+
+
 def sampler_list() -> str:
-    """A line for each sampler of the table: its name, and what it is."""
+    """A line for each sampler of the table, and for a run's own: its name, and what it is."""
     width = max(map(len, SAMPLERS))
-    return "\n".join(f"{name:{width}}  {named.line}" for name, named in SAMPLERS.items())
+    return "\n".join(f"{name:{width}}  {named.line}" for name, named in {**SAMPLERS, FITTED: _FITTED}.items())
 
 
 def check_sampler(name: str, what: str = "the sampler") -> Named:
@@ -121,7 +131,7 @@ def check_sampler(name: str, what: str = "the sampler") -> Named:
 
     Raises UserError for an unknown name, with the list, and a line for each in the error's listing.
     """
-    return choose(SAMPLERS, name, what, sampler_list())
+    return choose({**SAMPLERS, FITTED: _FITTED}, name, what, sampler_list())
 
 
 def make_sampler(

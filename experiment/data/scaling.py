@@ -74,6 +74,17 @@ class Scaling:
         k = xp.floor((x.astype(np.float32) - self._low) * (1.0 / self.bin_width) + slack)
         return xp.clip(k, 0, self.levels - 1).astype(np.uint8)
 
+    def affine(self, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+        """The numbers of data = shift + scale x, each (*shape), float64: `to_data` before it cuts to whole levels.
+
+        The centre of a level's bin is the level itself.
+        """
+        if self.bin_width is not None:
+            shift, scale = -self._low / self.bin_width - 0.5, 1.0 / self.bin_width
+        else:
+            shift, scale = (0.0, 1.0) if self.units is None else (self.units.mean, self.units.std)  # type: ignore[assignment]
+        return np.broadcast_to(shift, shape).astype(float), np.broadcast_to(scale, shape).astype(float)
+
     def log_det(self, shape: tuple[int, ...]) -> float:
         """The nats that an example's log-density loses on its way to the user's units; 0 with levels."""
         return 0.0 if self.units is None else self.units.log_det(shape)

@@ -17,6 +17,7 @@ from experiment.evaluation.calibration import calibrated, calibration, calibrati
 from experiment.evaluation.comparison import SPLITS, compare, comparison_seconds, points_each_side
 from experiment.evaluation.curves import quality_curve
 from experiment.evaluation.drawing import Drawn, Strip, draw_point, draw_strip, sample_key
+from experiment.evaluation.guidance_curve import guidance_curve, guidance_seconds, scales_of
 from experiment.evaluation.known_distribution import exact_errors, with_exact_score
 from experiment.evaluation.likelihood import LikelihoodSettings, count_of_examples, likelihood, likelihood_seconds
 from experiment.evaluation.opening import open_run, samplers_of
@@ -75,7 +76,11 @@ class Measured:
 
 
 def evaluate(
-    run: Any, samplers: Mapping[str, Any], settings: Settings | None = None, budgets: Sequence[int] = ()
+    run: Any,
+    samplers: Mapping[str, Any],
+    settings: Settings | None = None,
+    budgets: Sequence[int] = (),
+    scales: Sequence[float] = (),
 ) -> Evaluation:
     """Measure each sampler {name: sampler} on the run's score, then the likelihood of the held-out split.
 
@@ -92,10 +97,11 @@ def evaluate(
     count_of_examples(run, held_out)
     check_samples_fit(settings.n, run.shape, settings.seeds * len(points))
     last = {point.name: point for point in points}  # of each sampler, at its largest budget
-    with whole(_expected_seconds(run, points, settings)):
+    with whole(_expected_seconds(run, points, settings, scales)):
         drawn = [draw_point(run, point, settings) for point in points]
         comparison = compare(run, [d.samples for d in drawn], settings)
         strips = {name: draw_strip(run, point.sampler, settings.seed) for name, point in last.items()}
+        guidance = guidance_curve(run, scales, settings) if scales else None
         of_held_out, values, _ = likelihood(run, held_out, budget=False)
         of_pairs, ranks = _calibration(run, points, settings)
     measured = [Measured(*pair) for pair in zip(drawn, comparison.values, strict=True)]
@@ -116,6 +122,7 @@ def evaluate(
         exact=exact_errors(run, drawn, sample_key(settings.seed)),
         likelihood=of_held_out,
         calibration=of_pairs,
+        guidance=guidance,
     )
     samples = {name: m.drawn.levels for name, m in at_most.items()}
     data = getattr(run.dataset, settings.reference).x[: settings.n]
@@ -128,33 +135,37 @@ def evaluate_run(
     given: Mapping[str, int | None] | None = None,
     budgets: Sequence[int] = (),
     exact_score: bool = False,
+    scales: Sequence[float] | None = None,
     data: str = "",
     cache: str = "",
 ) -> tuple[Run, Evaluation]:
     """Evaluate a run directory: its samplers of those names, None for the config's, with the `given` settings.
 
     given: settings that go over those of config.eval where they are not None. exact_score: measure the samplers with
-    the data's exact score instead of the network. data, cache: as for `load_run`.
+    the data's exact score instead of the network. scales: of guidance; None for those of `scales_of`. data, cache: as
+    for `load_run`.
 
     Raises UserError for a missing run, an unknown sampler, or a setting out of its range.
     """
     run, settings = open_run(workdir, Settings, given or {}, names, data=data, cache=cache)
+    scales = scales_of(run, scales, exact_score)
     run = with_exact_score(run) if exact_score else run
     samplers = samplers_of(run, names)
-    seconds = _expected_seconds(run, points_at(samplers, budgets), settings)
+    seconds = _expected_seconds(run, points_at(samplers, budgets), settings, scales)
     say_start(
         f"evaluate {run.workdir} at step {run.step}: {', '.join(samplers)}; {settings.n:,} samples of {settings.seeds} "
         f"seed(s) each, then the likelihood of {settings.likelihood_n:,} examples{told(run, seconds)}"
     )
-    return run, evaluate(run, samplers, settings, budgets)
+    return run, evaluate(run, samplers, settings, budgets, scales)
 
 
-def _expected_seconds(run: Any, points: Sequence[Point], settings: Settings) -> float:
+def _expected_seconds(run: Any, points: Sequence[Point], settings: Settings, scales: Sequence[float]) -> float:
     """About how long an evaluation will take: only its parts' proportions matter to the bar."""
     draws = sum(expected_seconds(run, point.sampler, settings.n * settings.seeds) for point in points)
     metrics = comparison_seconds(run, len(points), settings)
+    guidance = guidance_seconds(run, scales, settings)
     pairs = calibration_seconds(run, points[0].sampler, settings.n)
-    return draws + metrics + likelihood_seconds(run, _of_likelihood(settings)) + pairs
+    return draws + metrics + guidance + likelihood_seconds(run, _of_likelihood(settings)) + pairs
 
 
 def _calibration(run: Any, points: Sequence[Point], settings: Settings) -> tuple[Calibration | None, Array | None]:

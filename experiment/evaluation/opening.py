@@ -6,9 +6,10 @@ A mistake in what is given is told before the run is loaded, and one about the r
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from experiment.build.samplers import SAMPLERS, check_sampler, make_sampler
+from experiment.build.samplers import SAMPLERS, check_sampler
 from experiment.common.errors import UserError
 from experiment.evaluation.settings import FromConfig
+from experiment.run.fitted import sampler_of
 from experiment.run.load import Run, load_run
 
 S = TypeVar("S", bound=FromConfig)
@@ -50,4 +51,4 @@ def samplers_of(run: Run, names: Sequence[str] | None) -> dict[str, Any]:
     chosen = [name.strip() for name in (run.config.eval.samplers if names is None else names) if name.strip()]
     if not chosen:
         raise UserError(f"--samplers is empty: give some of {', '.join(SAMPLERS)}")
-    return {name: make_sampler(name, run.config) for name in chosen}
+    return {name: sampler_of(run, name) for name in chosen}

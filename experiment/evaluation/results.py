@@ -134,6 +134,35 @@ class ExactResult:
 
 
 @dataclass(frozen=True)
+class GuidancePoint:
+    """Samples at one scale of guidance: their distance to the data, and the share that is what was asked for.
+
+    obeyed: None without classes.
+    """
+
+    scale: float
+    nfe: float
+    distance: Value
+    obeyed: float | None
+
+
+@dataclass(frozen=True)
+class GuidanceResult:
+    """Quality and obedience over the scale of guidance, for `n` samples in `steps` steps of each method.
+
+    methods: the name of the method of each kind; points: of each kind, by rising scale. recognised: the share of the
+    held-out examples of which the classifier that finds `obeyed` finds the class.
+    """
+
+    n: int
+    steps: int
+    methods: dict[str, str]
+    points: dict[str, list[GuidancePoint]]
+    floor: Floor
+    recognised: float | None
+
+
+@dataclass(frozen=True)
 class BoundResult:
     """The variational bound of the SDE's model, and its three terms, in the likelihood's unit."""
 
@@ -211,7 +240,8 @@ class Report:
     """Everything that was measured, by the names of report.json.
 
     left_out: metrics that the data do not allow, each with the reason. curves: empty without budgets. exact: None where
-    the data's distribution is not known. calibration: of vectors that are told a vector.
+    the data's distribution is not known. calibration: of vectors that are told a vector. guidance: None where it was
+    not asked for.
     """
 
     dataset: DataDescription
@@ -227,6 +257,7 @@ class Report:
     exact: ExactResult | None
     likelihood: LikelihoodResult
     calibration: Calibration | None = None
+    guidance: GuidanceResult | None = None
 
     def metrics_of(self, kind: str) -> dict[str, MetricDescription]:
         """The metrics of one kind, by name."""

@@ -69,6 +69,28 @@ class Curve(Protocol):
     def points(self) -> Sequence[Measured]: ...
 
 
+class GuidancePoint(Protocol):
+    """Samples at one scale of guidance."""
+
+    @property
+    def scale(self) -> float: ...
+    @property
+    def distance(self) -> Spread: ...
+    @property
+    def obeyed(self) -> float | None: ...
+
+
+class GuidanceCurves(Protocol):
+    """The points of each kind of sampler by rising scale, and what the data themselves give."""
+
+    @property
+    def points(self) -> Mapping[str, Sequence[GuidancePoint]]: ...
+    @property
+    def floor(self) -> Spread: ...
+    @property
+    def recognised(self) -> float | None: ...
+
+
 class ExactRow(Protocol):
     """A sampler at one budget against a known distribution; what it does not have is None."""
 
@@ -243,6 +265,48 @@ def quality_curves(
 
     legend = 0.6 + 0.2 * math.ceil((len(curves) + 1) / ncols)
     return png(draw, NARROW if narrow else WIDE, legend + 2.8 * math.ceil(len(metrics) / columns))
+
+
+def guidance_curves(found: GuidanceCurves, *, narrow: bool = False) -> bytes:
+    """Distance to the data over the scale of guidance, with the floor's band, and the share that obeys, if known.
+
+    narrow: one panel under the other.
+    """
+
+    def distance(axes: Axes) -> None:
+        low, _, high = _band(found.floor)
+        for i, (name, points) in enumerate(found.points.items()):
+            values = [point.distance for point in points]
+            means, errors = [_or_nan(v.mean) for v in values], [v.sd or 0.0 for v in values]
+            scales = [point.scale for point in points]
+            axes.errorbar(scales, means, errors, lw=1.3, ms=4, capsize=2, label=name, **line_style(i))
+        axes.axhspan(low, high, color=FLOOR, alpha=0.3, lw=0, label="noise floor ± 2 sd")
+        axes.set(ylabel="sliced Wasserstein-2" + (", within classes" if found.recognised is not None else ""))
+        axes.set_ylim(bottom=0)
+
+    def obeyed(axes: Axes) -> None:
+        for i, points in enumerate(found.points.values()):
+            shares = [100 * _or_nan(point.obeyed) for point in points]
+            axes.plot([point.scale for point in points], shares, lw=1.3, ms=4, **line_style(i))
+        axes.axhline(100 * _or_nan(found.recognised), color=INK, lw=1.2, ls="--", label="held-out data")
+        axes.set(ylabel="of the class asked for, %")
+
+    panels = [distance] if found.recognised is None else [distance, obeyed]
+    columns = 1 if narrow else len(panels)
+
+    def draw(figure: Figure) -> None:
+        drawn = figure.subplots(math.ceil(len(panels) / columns), columns, squeeze=False).ravel()
+        for axes, panel in zip(drawn, panels, strict=True):
+            panel(axes)
+            axes.set(xlabel="scale of guidance")
+        entries = {text: h for axes in figure.axes for h, text in zip(*axes.get_legend_handles_labels(), strict=True)}
+        figure.legend(
+            entries.values(), entries.keys(), loc="outside upper center", ncols=2 if narrow else 4, fontsize=9
+        )
+
+    if narrow:
+        return png(draw, NARROW, 0.8 + 2.8 * len(panels))
+    return png(draw, WIDE if len(panels) > 1 else 5.0, 3.4)
 
 
 def _calls_axis(axes: Axes, calls: Sequence[float]) -> None:

@@ -5,8 +5,11 @@ from typing import Any
 
 from experiment.common.files import check_folder, user_path
 from experiment.evaluation.evaluate import evaluate_run
+from experiment.evaluation.guidance_curve import read_scales
 from experiment.evaluation.points import read_budgets
 from experiment.report.tables import text_table
+
+NO_SETTINGS = ("samplers", "nfe", "exact_score", "guidance")
 
 
 def report_of_run(
@@ -14,21 +17,21 @@ def report_of_run(
 ) -> list[str]:
     """Do the whole of `evaluate.py`: evaluate, and write the report.
 
-    given: settings that go over those of the run's config.eval where they are not None; samplers, nfe and exact_score,
-    as the flags have them. out: the folder; WORKDIR/report or WORKDIR/report_exact_score for None. data, cache: as for
-    `load_run`. Raises UserError for every mistake, most before anything is drawn.
+    given: settings that go over those of the run's config.eval where they are not None; samplers, nfe, exact_score and
+    guidance, as the flags have them. out: the folder; WORKDIR/report or WORKDIR/report_exact_score for None. data,
+    cache: as for `load_run`. Raises UserError for every mistake, most before anything is drawn.
 
     Returns:
         The report's table, and at last the path of report.html.
     """
-    settings = {name: value for name, value in given.items() if name not in ("samplers", "nfe", "exact_score")}
+    settings = {name: value for name, value in given.items() if name not in NO_SETTINGS}
     default = "report_exact_score" if given.get("exact_score") else "report"
     folder = user_path(out, "--out") if out else user_path(workdir, "run directory") / default
-    budgets = read_budgets(given.get("nfe") or ())
+    budgets, scales = read_budgets(given.get("nfe") or ()), read_scales(given.get("guidance"))
     if user_path(workdir, "run directory").is_dir():  # otherwise that is the mistake to tell
         check_folder(folder)
     exact_score = bool(given.get("exact_score"))
-    run, evaluation = evaluate_run(workdir, given.get("samplers"), settings, budgets, exact_score, data, cache)
+    run, evaluation = evaluate_run(workdir, given.get("samplers"), settings, budgets, exact_score, scales, data, cache)
     from experiment.report.report import write_report  # brings matplotlib, which no mistake should wait for
 
     path, aside = write_report(run, evaluation, folder)

@@ -5,7 +5,7 @@ It is light or dark as the reader has it.
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 from experiment.evaluation.curves import INSIDE
@@ -14,6 +14,7 @@ from experiment.evaluation.results import (
     QUALITY,
     Calibration,
     ExactResult,
+    GuidanceResult,
     LikelihoodResult,
     Report,
     SamplerResult,
@@ -26,6 +27,7 @@ from experiment.report.tables import (
     calibration_rows,
     curve_lines,
     exact_rows,
+    guidance_rows,
     likelihood_line,
     score_error_line,
     table_rows,
@@ -69,15 +71,27 @@ CALIBRATED = (
 
 def html_page(document: Document) -> str:
     """Set out the document as one self-contained page."""
-    shown = "\n".join(
-        f"<section><h2>{escape(title)}</h2>{content}</section>" for title, content in _sections(document) if content
-    )
+    return page_of(document.title, _head(document), _sections(document))
+
+
+def page_of(title: str, head: str, sections: Sequence[tuple[str, str]]) -> str:
+    """A self-contained page: its head, and each section's title and content; one without content is left out."""
+    shown = "\n".join(f"<section><h2>{escape(name)}</h2>{content}</section>" for name, content in sections if content)
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" '
         'content="light dark">'
-        f"<title>{escape(document.title)}</title><style>{CSS}</style></head>\n"
-        f"<body>{_head(document)}\n{shown}</body></html>\n"
+        f"<title>{escape(title)}</title><style>{CSS}</style></head>\n"
+        f"<body>{head}\n{shown}</body></html>\n"
+    )
+
+
+def head_of(title: str, date: str, commit: str, facts: str, boxed: str = "") -> str:
+    """The head of a page: its title, when and from which commit it is, and the facts in a sentence."""
+    short = commit[:10] + ("+changes" if commit.endswith("+changes") else "")
+    return (
+        f'<header><h1>{escape(title)}</h1><p class="soft">{escape(date)} · commit {escape(short)}</p>'
+        f'<p class="lead">{escape(facts)}</p>{boxed}</header>'
     )
 
 
@@ -86,13 +100,14 @@ def _sections(document: Document) -> list[tuple[str, str]]:
     report, figures = document.report, document.figures
 
     def pictures(section: str) -> str:
-        return f'<div class="pictures">{"".join(_figure(f) for f in figures if f.section == section)}</div>'
+        return f'<div class="pictures">{"".join(figure_of(f) for f in figures if f.section == section)}</div>'
 
     drawn = {figure.section for figure in figures}
     curves = "".join(f"<p>{escape(line)}.</p>" for line in curve_lines(report))
     return [
         ("Quality", _quality(report) + pictures("quality") + _meanings(report)),
         ("Quality over NFE", pictures("curves") + curves if "curves" in drawn else ""),
+        ("Guidance", _guidance(report.guidance) + pictures("guidance") if report.guidance else ""),
         ("Against the exact distribution", _exact(report.exact) + pictures("exact") if report.exact else ""),
         ("Samples", pictures("samples")),
         ("From noise to sample", pictures("strips")),
@@ -113,12 +128,7 @@ def _head(document: Document) -> str:
     )
     notes = "".join(f"<p>{escape(note)}</p>" for note in report.notes)
     boxed = f'<div class="note">{notes}</div>' if notes else ""
-    commit = document.origin["git_commit"]
-    short = commit[:10] + ("+changes" if commit.endswith("+changes") else "")
-    return (
-        f'<header><h1>{escape(document.title)}</h1><p class="soft">{escape(document.date)} · commit {escape(short)}</p>'
-        f'<p class="lead">{escape(facts)}</p>{boxed}</header>'
-    )
+    return head_of(document.title, document.date, document.origin["git_commit"], facts, boxed)
 
 
 def _quality(report: Report) -> str:
@@ -139,10 +149,11 @@ def _table(caption: str, header: Sequence[str], rows: Sequence[Row]) -> str:
         + "</tr>"
         for row in rows
     )
-    return _captioned(caption, header, body)
+    return captioned(caption, header, body)
 
 
-def _captioned(caption: str, header: Sequence[str], body: str) -> str:
+def captioned(caption: str, header: Sequence[str], body: str) -> str:
+    """A table under its header, with the rows' HTML and a caption."""
     head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
     return (
         f'<figure><div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
@@ -156,9 +167,26 @@ def _meanings(report: Report) -> str:
     return f"<dl>{''.join(f'<dt>{escape(k)}</dt><dd>{escape(v)}</dd>' for k, v in shown.items())}</dl>"
 
 
+def _guidance(found: GuidanceResult) -> str:
+    classes = found.recognised is not None
+    within = "within each class, the mean over the classes" if classes else "of all samples"
+    caption = (
+        f"{found.n:,} samples of each, in {found.steps} steps, told what held-out examples are told. The distance is "
+        f"{within}; mean ± standard deviation over random parts of the data, against which it is taken; the floor is "
+        "such parts against others."
+    )
+    if classes:
+        caption += (
+            " Obeyed: samples of the class that was asked for, by a small classifier trained on the training split; of "
+            "the held-out examples it recognises the share in the last row."
+        )
+    caption += " A scale of 1 is no guidance. Of a larger one the SDE and the ODE sample two distributions."
+    return _table(caption, *guidance_rows(found))
+
+
 def _exact(exact: ExactResult) -> str:
     header, *rows = exact_rows(exact)
-    return _captioned(f"{score_error_line(exact)}. {exact.meaning}", header, _body(rows))
+    return captioned(f"{score_error_line(exact)}. {exact.meaning}", header, _body(rows))
 
 
 def _body(rows: Sequence[Sequence[str]]) -> str:
@@ -182,7 +210,7 @@ def _likelihood(found: LikelihoodResult) -> str:
 def _calibration(found: Calibration) -> str:
     header, *rows = calibration_rows(found)
     line = calibration_line(found)
-    return _captioned(f"{line[0].upper() + line[1:]}. {CALIBRATED}", header, _body(rows))
+    return captioned(f"{line[0].upper() + line[1:]}. {CALIBRATED}", header, _body(rows))
 
 
 def _origin(document: Document) -> str:
@@ -198,11 +226,16 @@ def _origin(document: Document) -> str:
         "versions": ", ".join(f"{package} {version}" for package, version in versions.items()),
     }
     facts |= {f"sampler {name}": _settings(sampler) for name, sampler in document.report.samplers.items()}
+    return facts_of(facts, document.config)
+
+
+def facts_of(facts: Mapping[str, object], config: Mapping[str, object]) -> str:
+    """A table of facts, and the whole config behind a fold."""
     rows = "".join(f"<tr><th>{escape(k)}</th><td>{escape(str(v))}</td></tr>" for k, v in facts.items())
-    config = escape(json.dumps(document.config, indent=2))
+    whole = escape(json.dumps(config, indent=2))
     return (
         f'<div class="scroll"><table class="facts"><tbody>{rows}</tbody></table></div>'
-        f"<details><summary>The whole config</summary><pre>{config}</pre></details>"
+        f"<details><summary>The whole config</summary><pre>{whole}</pre></details>"
     )
 
 
@@ -211,7 +244,8 @@ def _settings(sampler: SamplerResult) -> str:
     return f"{sampler.settings['class']}: {settings}; compiled in about {number(sampler.compile_seconds, 2)} s"
 
 
-def _figure(figure: Figure) -> str:
+def figure_of(figure: Figure) -> str:
+    """A figure with its caption, of its own width where the page has room."""
     caption = escape(figure.caption)
     narrow = f'<source media="(max-width: 40rem)" srcset="{_data(figure.narrow)}">' if figure.narrow else ""
     return (

@@ -48,7 +48,9 @@ def _settings_of(document: Mapping[str, Any]) -> list[Any]:
     """What two reports of the same settings share."""
     curves = {name: [point["budget"] for point in curve["points"]] for name, curve in document["curves"].items()}
     samplers = {name: sampler["settings"] for name, sampler in document["samplers"].items()}
-    return [*(document[key] for key in ("dataset", "checkpoint_step", "score", "protocol")), samplers, curves]
+    points = document.get("guidance", {}).get("points", {})
+    scales = {name: [point["scale"] for point in of_kind] for name, of_kind in points.items()}
+    return [*(document[key] for key in ("dataset", "checkpoint_step", "score", "protocol")), samplers, curves, scales]
 
 
 def _files_of(document: Mapping[str, Any]) -> list[str]:
@@ -96,6 +98,9 @@ def _quality_figures(report: Report) -> list[Figure]:
         )
         curves = (report_plots.quality_curves, report.curves, quality, report.floors)
         figures.append(_drawn("curves.png", "curves", caption, *curves))
+    if report.guidance:
+        caption = "Quality and obedience over the scale of guidance, from the same score and the same x_T."
+        figures.append(_drawn("guidance.png", "guidance", caption, report_plots.guidance_curves, report.guidance))
     if report.exact and any(len(rows) > 1 for rows in report.exact.samplers.values()):
         caption = (
             "Solid: with the exact score. Dashed: the run's samples. No noise floor: the latents are the same, "

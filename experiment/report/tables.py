@@ -6,7 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from experiment.evaluation.curves import INSIDE
-from experiment.evaluation.results import QUALITY, Calibration, ExactResult, LikelihoodResult, Report
+from experiment.evaluation.results import (
+    QUALITY,
+    Calibration,
+    ExactResult,
+    GuidanceResult,
+    LikelihoodResult,
+    Report,
+)
 from experiment.evaluation.text import WIDTH, fitted, number
 
 EXACT_COLUMNS = {
@@ -57,6 +64,9 @@ def text_table(report: Report) -> str:
     lines = fitted([header, *[[row.name, *(cell.text for cell in row.cells)] for row in rows]])
     if report.exact:
         lines += ["", *fitted(exact_rows(report.exact)), score_error_line(report.exact), ""]
+    if report.guidance:
+        header, rows = guidance_rows(report.guidance)
+        lines += ["", *fitted([header, *[[row.name, *(cell.text for cell in row.cells)] for row in rows]]), ""]
     of_pairs = [calibration_line(report.calibration)] if report.calibration else []
     told = [*curve_lines(report), likelihood_line(report.likelihood), *of_pairs, *report.notes]
     return "\n".join([*lines, *(textwrap.fill(line, WIDTH, subsequent_indent="  ") for line in told)])
@@ -95,6 +105,30 @@ def exact_rows(exact: ExactResult) -> list[list[str]]:
             cells = ["–" if value is None else f"{value:.1e}" for value in values]
             rows.append([name, f"{point.nfe:,.0f}", *cells])
     return [["sampler", "NFE", *(EXACT_COLUMNS[column] for column in columns)], *rows]
+
+
+def guidance_rows(found: GuidanceResult) -> tuple[list[str], list[Row]]:
+    """Set out quality and obedience over the scale of guidance.
+
+    Returns:
+        The header, and a row for each scale; the last row is the floor, and what the classifier finds of the data.
+    """
+
+    def share(value: float | None) -> list[Cell]:
+        return [] if value is None else [Cell(f"{value:.1%}")]
+
+    header, obeyed = ["guidance"], [] if found.recognised is None else ["obeyed"]
+    for kind, method in found.methods.items():
+        header += [f"NFE, {kind} ({method})", "sliced Wasserstein-2", *obeyed]
+    rows = []
+    for points in zip(*found.points.values(), strict=True):
+        cells = []
+        for point in points:
+            distance = Cell(plus_minus(point.distance.mean, point.distance.sd), outside(point.distance.excess, QUALITY))
+            cells += [Cell(f"{point.nfe:,.0f}"), distance, *share(point.obeyed)]
+        rows.append(Row(f"{points[0].scale:g}", cells))
+    floor = [Cell(""), Cell(plus_minus(found.floor.mean, found.floor.sd)), *share(found.recognised)]
+    return header, [*rows, Row("data", floor * len(found.methods), is_floor=True)]
 
 
 def score_error_line(exact: ExactResult) -> str:

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiment.build.objects import abstract_network, build_score, check_names, compute_dtype
-from experiment.build.samplers import make_sampler
 from experiment.common.errors import UserError
 from experiment.common.files import user_path
 from experiment.config import check_flag, check_seed, load_config
@@ -23,6 +22,7 @@ from experiment.devices.hosts import one_host_only, say
 from experiment.devices.sharding import OverBatch, mesh_here, weight_shardings
 from experiment.run.conditions import Asked, conditions
 from experiment.run.directory import DataShape, RunDirectory, data_shape_of
+from experiment.run.fitted import sampler_of
 from experiment.run.guidance import Guidance, guided
 from experiment.run.log import last_rate
 from experiment.sampling import Draws, as_data, check_samples_fit, draw
@@ -135,9 +135,7 @@ class Run:
         check_seed(seed)
         check_flag("steps", settings.get("steps"), "sample.steps")
         name = sampler if isinstance(sampler, str) else type(sampler).__name__
-        sampler = (
-            make_sampler(name, self.config, **settings) if isinstance(sampler, str) else replace(sampler, **settings)
-        )
+        sampler = sampler_of(self, name, **settings) if isinstance(sampler, str) else replace(sampler, **settings)
         check_samples_fit(n, self.shape)
         chosen = None if label is None else [int(one) for one in np.atleast_1d(np.asarray(label))]
         prompts = [prompt] if isinstance(prompt, str) else prompt

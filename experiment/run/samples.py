@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from experiment.build.samplers import check_sampler, make_sampler
+from experiment.build.samplers import check_sampler
 from experiment.common.files import check_folder, user_path, write_bytes, write_npz
 from experiment.common.progress import say_start
 from experiment.config import check_flag, check_seed
 from experiment.run.conditions import Asked, arrays_of, conditions, kind_of_run
 from experiment.run.earlier import keep_earlier
+from experiment.run.fitted import sampler_of
 from experiment.run.guidance import Guidance, guided
 from experiment.run.load import load_run
 from experiment.sampling import as_data, check_samples_fit, draw, expected_seconds, picture_of, told
@@ -56,7 +57,7 @@ def draw_to_files(
     check_sampler(name)
     folder = user_path(out, "--out") if out else user_path(workdir, "run directory") / "samples" / name
     run = guided(load_run(workdir), guidance or Guidance())
-    sampler = make_sampler(name, run.config, **settings)
+    sampler = sampler_of(run, name, **settings)
     check_samples_fit(n, run.shape)
     rows = conditions(run, n, seed, Asked(label, prompt, cond))
     check_folder(folder)

@@ -8,6 +8,14 @@ different distributions, and neither is the tilted one. `sde_lib.samplers.Weight
 from sde_lib.guidance.classifier import ClassifierGuided
 from sde_lib.guidance.extrapolation import Autoguidance, ClassifierFree, Projected
 from sde_lib.guidance.observations import IndependentObservations
-from sde_lib.guidance.product import Product
+from sde_lib.guidance.product import Product, Told
 
-__all__ = ["Autoguidance", "ClassifierFree", "ClassifierGuided", "IndependentObservations", "Product", "Projected"]
+__all__ = [
+    "Autoguidance",
+    "ClassifierFree",
+    "ClassifierGuided",
+    "IndependentObservations",
+    "Product",
+    "Projected",
+    "Told",
+]

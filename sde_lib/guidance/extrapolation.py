@@ -122,7 +122,8 @@ class ScorePair(ComposedScore):
 
     @property
     def jumps(self) -> tuple[Scalar, ...]:
-        return super().jumps + ((self.low, self.high) if self.is_guided else ())
+        # Also where every row's scale is 1: a row alone takes the steps that it takes among others.
+        return super().jumps + ((self.low, self.high) if self.is_guided or np.ndim(self.scale) else ())
 
     def whole(self, t: Scalar | None = None) -> ScoreFn:
         return self.whole_with(Line(), t)

@@ -1,14 +1,15 @@
 """Products of distributions: sums of their scores."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from sde_lib.batch import per_row
-from sde_lib.composed import ComposedScore, check_same_sde, number, take_rows
+from sde_lib.composed import ComposedScore, check_same_sde, is_guided, number, take_rows
 from sde_lib.pytree import register_dataclass
 from sde_lib.score import ScoreFn, check_score
 from sde_lib.sde import SDE
@@ -25,7 +26,7 @@ class Product(ComposedScore):
     `sde_lib.samplers.WeightedSDE` does.
 
     Args:
-        scores: (s_1, .., s_k), on one SDE, each handed cond.
+        scores: (s_1, .., s_k), on one SDE, each handed cond: `Told` hands one a part of it.
         weights: (w_1, .., w_k), each a number or (n,).
     """
 
@@ -72,3 +73,53 @@ class Product(ComposedScore):
     def powers(self) -> tuple[Scalar, ...]:
         """The powers of the distributions: the weights."""
         return tuple(self.weights)
+
+
+@partial(register_dataclass, static=("name",))
+@dataclass(frozen=True)
+class Told(ComposedScore):
+    """A score that is told one entry of cond, cond[name]: scores of a `Product` are told different things by it.
+
+    Of a picture's digit, its thickness and its slant, all of which it shows, so that they are independent given it,
+
+        s(x | digit, thickness, slant) = s(x | digit, thickness) + s(x | digit, slant) - s(x | digit)
+
+    at t = 0, also where no such thickness and slant of the digit were ever seen together (Liu et al. 2022,
+    arXiv:2206.01714, eq. 11, there without what the parts share).
+
+    Args:
+        score_fn: the score that is handed cond[name].
+        name: of the entry of cond, a dictionary of arrays with n rows each.
+
+    Raises ValueError for a cond without it.
+    """
+
+    score_fn: ScoreFn
+    name: str
+
+    def __post_init__(self) -> None:
+        check_score(self.score_fn, "Told")
+
+    @property
+    def sde(self) -> SDE:
+        """The forward process of the score."""
+        return self.score_fn.sde
+
+    @property
+    def is_guided(self) -> bool:  # type: ignore[override]
+        """Whether the score is."""
+        return is_guided(self.score_fn)
+
+    def parts(self) -> tuple[ScoreFn, ...]:
+        return (self.score_fn,)
+
+    def with_parts(self, parts: Sequence[ScoreFn]) -> "Told":
+        return replace(self, score_fn=parts[0])
+
+    def __call__(self, x: jax.Array, t: Scalar, cond: PyTree = None) -> jax.Array:
+        if not isinstance(cond, Mapping) or self.name not in cond:
+            has = ", ".join(map(str, cond)) if isinstance(cond, Mapping) else type(cond).__name__
+            raise ValueError(
+                f"Told: cond must be a dictionary with an entry {self.name!r}, not {has or 'an empty one'}"
+            )
+        return self.score_fn(x, t, cond[self.name])

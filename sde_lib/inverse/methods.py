@@ -8,31 +8,37 @@ docs/inverse.md.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sde_lib.batch import per_row, sum_of_entries
+from sde_lib.inverse.operators import Convolve, ObservationOperator
 from sde_lib.pytree import register_dataclass
 from sde_lib.typing import Scalar
+
+if TYPE_CHECKING:
+    from sde_lib.fields import StationaryGaussianField
 
 Product = Callable[[jax.Array], jax.Array]
 State = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]  # of conjugate gradients
 
-UNROLLED = 8  # iterations beyond which a loop is compiled: on CPU convolutions in one are slow (jax issue 12868)
 SOLVED = 64  # iterations of the solves that call no network, at most
 
 
 class Seen(NamedTuple):
     """An observation, linearised about the denoiser.
 
-    residual: r, (n, *seen). variance: the diagonal of R, like r or broadcasting to it. push, pull: v -> A v and
+    residual: r, (n, *seen). operator: the one that is not linearised. variance: the diagonal of R, broadcasting to r;
+    white says whether it is one number. push, pull: v -> A v and
     u -> A' u. covariance: v -> V v, one derivative product of the score. ratio: (sigma/alpha)², ready to multiply x.
     """
 
+    operator: ObservationOperator
     residual: jax.Array
+    white: bool
     variance: jax.Array
     push: Product
     pull: Product
@@ -67,17 +73,31 @@ class Method(Protocol):
 
 
 def conjugate_gradients(
-    product: Callable[[jax.Array], tuple[jax.Array, jax.Array]], b: jax.Array, iterations: int
+    product: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
+    b: jax.Array,
+    iterations: int | jax.Array,
+    precondition: Product = lambda r: r,
 ) -> tuple[jax.Array, jax.Array]:
     """Solve M z = b for each row by itself, by conjugate gradients from 0 (Hestenes & Stiefel 1952).
 
-    product(p) gives M p, and what else is linear in p. A row stops at a direction without positive curvature, p' M p
-    <= 0, which only a learned score has, and where it is solved to rounding.
+    product(p) gives M p, and what else is linear in p; precondition(r) what is near M^-1 r, symmetric and positive. A
+    row stops at a direction without positive curvature, p' M p <= 0, which only a learned score has, and where it is
+    solved to rounding.
 
     Returns:
         z: like b.
         beside: what product gave beside, for z.
     """
+
+    state, step, _ = iteration(product, b, precondition)
+    z, beside, *_ = jax.lax.fori_loop(0, iterations, lambda _, state: step(state), state)
+    return z, beside
+
+
+def iteration(
+    product: Callable[[jax.Array], tuple[jax.Array, jax.Array]], b: jax.Array, precondition: Product = lambda r: r
+) -> tuple[State, Callable[[State], State], jax.Array]:
+    """The first state, the step, and the square of each row's residual at which it is solved to rounding."""
 
     def step(state: State) -> State:
         z, beside, r, p, square, going = state
@@ -87,20 +107,36 @@ def conjugate_gradients(
         length = jnp.where(going, square / jnp.where(going, curvature, 1), 0)
         z, beside = z + per_row(length, z) * p, beside + per_row(length, beside) * beside_p
         r = r - per_row(length, r) * of_p
-        left = sum_of_entries(r * r)
-        p = r + per_row(jnp.where(going, left / jnp.where(going, square, 1), 0), r) * p
+        near = precondition(r)
+        left = sum_of_entries(r * near)
+        p = near + per_row(jnp.where(going, left / jnp.where(going, square, 1), 0), r) * p
         return z, beside, r, p, jnp.where(going, left, square), going
 
-    square = sum_of_entries(b * b)
+    near = precondition(b)
+    square = sum_of_entries(b * near)
     floor = square * jnp.finfo(b.dtype).eps ** 2
     _, like_beside = jax.eval_shape(product, b)
-    state: State = (jnp.zeros_like(b), jnp.zeros(like_beside.shape, b.dtype), b, b, square, square > 0)
-    if iterations <= UNROLLED:
-        for _ in range(iterations):
-            state = step(state)
-    else:
-        state = jax.lax.fori_loop(0, iterations, lambda _, state: step(state), state)
-    return state[0], state[1]
+    zero = jnp.zeros(like_beside.shape, b.dtype)
+    return (jnp.zeros_like(b), zero, b, near, square, square > 0), step, floor
+
+
+def solve_to_rounding(product: Product, b: jax.Array, most: int) -> tuple[jax.Array, jax.Array]:
+    """Solve M z = b for each row by itself, by as many conjugate gradients as that takes, at most `most`.
+
+    Returns:
+        z: like b.
+        left: |b - M z|/|b| of each row, (n,).
+    """
+
+    def going(state: tuple[jax.Array, State]) -> jax.Array:
+        i, (*_, square, unsolved) = state
+        return (i < most) & jnp.any(unsolved & (square > floor))
+
+    first, step, floor = iteration(lambda p: (product(p), p), b)
+    _, (z, *_) = jax.lax.while_loop(going, lambda state: (state[0] + 1, step(state[1])), (jnp.zeros((), int), first))
+    total = sum_of_entries(b * b)
+    left = sum_of_entries((b - product(z)) ** 2)
+    return z, jnp.sqrt(left / jnp.where(total > 0, total, 1))
 
 
 def solve_gram(seen: Seen, noise: jax.Array, scale: jax.Array, b: jax.Array) -> jax.Array:
@@ -109,7 +145,7 @@ def solve_gram(seen: Seen, noise: jax.Array, scale: jax.Array, b: jax.Array) -> 
     return z
 
 
-@partial(register_dataclass, static=("iterations",))
+@register_dataclass
 @dataclass(frozen=True)
 class MomentMatching:
     """The shift V A' (R + A V A')^-1 r by a few conjugate gradients.
@@ -119,16 +155,26 @@ class MomentMatching:
     learned score's V is neither symmetric nor positive at high noise; there the iterations stop, and one or two are
     better than many.
 
-    iterations: each costs one derivative product of the score.
+    Where the noise is small and V varies much, as of large images, the iterations are many; `near` makes them few. With
+    the spectrum of the data, seen through a convolution, one is nearly enough: of a stationary field it is all.
+
+    Args:
+        iterations: each costs one derivative product of the score. Another number compiles nothing anew.
+        near: a field of about the prior's covariance, by which the iterations are preconditioned: R + A V A' is
+            inverted in Fourier space with the field's V. For a `Convolve` over its grid and one noise for all of y.
+
+    Raises ValueError for iterations below 1 and, when it runs, for another operator or noise with `near`.
     """
 
-    iterations: int = 2
+    iterations: int = 1
+    near: "StationaryGaussianField | None" = None
 
     divides_by_noise: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if self.iterations < 1:
-            raise ValueError(f"MomentMatching: iterations must be at least 1, not {self.iterations}")
+        known = not isinstance(self.iterations, jax.core.Tracer)
+        if known and (self.iterations < 1 or jnp.result_type(self.iterations).kind not in "iu"):
+            raise ValueError(f"MomentMatching: iterations must be a whole number of at least 1, not {self.iterations}")
 
     @property
     def jvps(self) -> int:
@@ -142,7 +188,23 @@ class MomentMatching:
             moved = seen.covariance(seen.pull(p))
             return seen.variance * p + seen.push(moved), moved
 
-        return conjugate_gradients(product, seen.residual, self.iterations)[1]
+        if self.near is None:
+            return conjugate_gradients(product, seen.residual, self.iterations)[1]
+        return conjugate_gradients(product, seen.residual, self.iterations, _inverse_of(self.near, seen))[1]
+
+
+def _inverse_of(field: "StationaryGaussianField", seen: Seen) -> Product:
+    """The inverse of R + A C A' in Fourier space, C the covariance of the field's x_0 given x_t."""
+    operator, grid = seen.operator, field.shape
+    if not isinstance(operator, Convolve) or np.ndim(operator.kernel) != 2 or seen.residual.shape[1:3] != grid:
+        raise ValueError(f"MomentMatching: near is for a Convolve over the field's grid {grid}: leave it out")
+    if not seen.white:
+        raise ValueError("MomentMatching: near is for one noise for all of y: give a number, or leave near out")
+    dtype, channels = seen.residual.dtype, seen.residual.shape[3:]
+    power, gain = (v.reshape(1, *v.shape, *(1,) * len(channels)) for v in (field.spectrum, operator.gain(grid, dtype)))
+    ratio = seen.across(seen.ratio)
+    total = jnp.ravel(seen.variance)[0] + jnp.abs(gain) ** 2 * (power * ratio / (power + ratio)).astype(dtype)
+    return lambda r: jnp.fft.irfftn(jnp.fft.rfftn(r, axes=(1, 2)) / total, s=grid, axes=(1, 2))
 
 
 @dataclass(frozen=True)

@@ -85,11 +85,7 @@ class Observed(ComposedScore):
 
         Raises ValueError for a cond that holds no observation, or one of another shape.
         """
-        if not isinstance(cond, dict) or "y" not in cond or set(cond) - {"y", "cond"}:
-            raise ValueError(
-                'Observed: give the observation as cond={"y": y, "cond": None}, y with a row for each sample'
-            )
-        check_rows(cond["y"], x.shape[0])
+        y = self.given(x, cond)
         alpha, sigma = per_row(self.sde.alpha(t), x), per_row(self.sde.sigma(t), x)
 
         def score(z: jax.Array) -> jax.Array:
@@ -97,10 +93,21 @@ class Observed(ComposedScore):
 
         s, derivative = jax.linearize(score, x)
         denoised, ratio = denoiser_from_score(self.sde, s, x, t), (sigma / alpha) ** 2
-        y = jnp.asarray(cond["y"], x.dtype)
-        return s, self._linearised(denoised, y, ratio, lambda v: v + sigma**2 * derivative(v))
+        return s, self.linearised(denoised, y, ratio, lambda v: v + sigma**2 * derivative(v))
 
-    def _linearised(self, denoised: jax.Array, y: jax.Array, ratio: jax.Array, gain: Product) -> Seen:
+    def given(self, x: jax.Array, cond: PyTree) -> jax.Array:
+        """The observation y that the condition holds, in x's dtype.
+
+        Raises ValueError for a cond that holds none, or not one for each row of x.
+        """
+        if not isinstance(cond, dict) or "y" not in cond or set(cond) - {"y", "cond"}:
+            raise ValueError(
+                'Observed: give the observation as cond={"y": y, "cond": None}, y with a row for each sample'
+            )
+        check_rows(cond["y"], x.shape[0])
+        return jnp.asarray(cond["y"], x.dtype)
+
+    def linearised(self, denoised: jax.Array, y: jax.Array, ratio: jax.Array, gain: Product) -> Seen:
         """The observation, linearised about the denoiser; gain is v -> alpha J v."""
         expected, push = jax.linearize(self.operator, denoised)
         if y.shape != expected.shape:
@@ -114,7 +121,9 @@ class Observed(ComposedScore):
         if entries is not None:
             residual = jnp.where(entries[None], residual, 0)
         return Seen(
+            self.operator,
             residual,
+            not noise.ndim,
             jnp.broadcast_to(noise**2, residual.shape[1:])[None],
             push,
             lambda u: transpose(u)[0],

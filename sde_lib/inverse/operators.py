@@ -38,6 +38,21 @@ def check_operator(operator: object, where: str) -> None:
         )
 
 
+def check_affine(operator: ObservationOperator, shape: tuple[int, ...], where: str) -> None:
+    """Raise ValueError for an operator that is not linear, or linear and a constant, on points of this shape."""
+    a, b = np.random.default_rng(0).standard_normal((2, *shape))
+    points = jnp.asarray(np.stack([a, b, a + b, np.zeros(shape)]), jnp.float32)
+    found = operator(points)
+    if isinstance(found, jax.core.Tracer):
+        return
+    seen = np.asarray(found, float)
+    missed = np.abs(seen[0] + seen[1] - seen[2] - seen[3]).max(initial=0)
+    if not missed <= 1e-3 * np.abs(seen).max(initial=0):
+        raise ValueError(
+            f"{where}: the operator is not linear: give its derivative as Linear(matrix), or use a method of Observed"
+        )
+
+
 @partial(register_dataclass, static=("function",))
 @dataclass(frozen=True)
 class Operator(ObservationOperator):
@@ -103,7 +118,7 @@ class Mask(ObservationOperator):
             raise ValueError(f"Mask: the mask is {np.shape(self.mask)}, but x {x.shape[1:]}: give one entry for each")
         return x * jnp.asarray(self.mask, x.dtype)[None]
 
-    def entries(self) -> jax.Array | None:
+    def entries(self) -> jax.Array:
         return jnp.asarray(self.mask) != 0
 
 

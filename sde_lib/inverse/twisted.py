@@ -36,13 +36,16 @@ class TwistedSMC:
     falls below a share of the particles. A population's mean weight is an unbiased estimate of p(y).
 
     The result's `log_evidence` is log p(y) of each sample's population, (n,); `ess` the effective sample size at each
-    step before resampling, (steps + 1, n). Takes an `Observed`.
+    step before resampling, (steps + 1, n). With `keep` it holds the populations too, `particles` and their
+    `log_weights`: means over one are estimates of the posterior's, with an error that falls as 1/sqrt(particles). Takes
+    an `Observed`.
 
     Args:
         steps: how many.
         particles: for each sample.
         grid: where the steps are.
         threshold: resample below this share of effective particles.
+        keep: whether the result holds the populations.
 
     Raises ValueError for steps or particles below 1, and, when it runs, for a score that is not an `Observed`, a noise
     of 0, more entries of y than can be factorised, frames, and no particle left.
@@ -52,6 +55,7 @@ class TwistedSMC:
     particles: int = 64
     grid: Grid = field(default_factory=UniformLogSNR)
     threshold: float = 0.5
+    keep: bool = False
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.particles < 1:
@@ -81,7 +85,7 @@ class TwistedSMC:
             sigma[1:] * np.sqrt(-np.expm1(-2 * h)),
         )
         table = tuple(jnp.asarray(row, x.dtype) for row in rows)
-        x, log_evidence, ess = _run(
+        x, log_evidence, ess, population, log_weights = _run(
             score_fn, x, keys, cond, table, jnp.asarray(times[-1], x.dtype), jnp.asarray(self.threshold, x.dtype)
         )
         if not isinstance(log_evidence, jax.core.Tracer) and not bool(jnp.isfinite(log_evidence).all()):
@@ -89,7 +93,8 @@ class TwistedSMC:
                 "TwistedSMC: no particle is left of a population: give more particles, more steps or a larger noise"
             )
         calls = (self.steps + 1) * self.particles * score_fn.calls
-        return Samples(x, calls, log_evidence=log_evidence, ess=ess)
+        done = Samples(x, calls, log_evidence=log_evidence, ess=ess)
+        return done._replace(particles=population, log_weights=log_weights) if self.keep else done
 
 
 @jax.jit
@@ -101,7 +106,7 @@ def _run(
     table: tuple[jax.Array, ...],
     end: jax.Array,
     threshold: jax.Array,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> tuple[jax.Array, ...]:
     n, k = keys.shape[0], x.shape[0] // keys.shape[0]
     rows = jax.tree.map(lambda c: jnp.repeat(c, k, axis=0), cond)
     own_keys = jax.vmap(lambda key: jax.random.split(key, k))(keys).reshape(-1)
@@ -142,7 +147,10 @@ def _run(
     denoised, _, psi = look(x, end, last=True)
     mean, last = weighed(log_weights + psi)
     one = jax.vmap(jax.random.categorical)(fold_in_each(keys, _CHOICE), log_weights + psi)
-    return denoised[one + k * jnp.arange(n)], log_evidence + mean, jnp.concatenate([ess, last[None]])
+    population = denoised.reshape(n, k, *x.shape[1:])
+    normalised = jax.nn.log_softmax(log_weights + psi, axis=1)
+    x, ess = denoised[one + k * jnp.arange(n)], jnp.concatenate([ess, last[None]])
+    return x, log_evidence + mean, ess, population, normalised
 
 
 def systematic(key: jax.Array, log_weights: jax.Array) -> jax.Array:

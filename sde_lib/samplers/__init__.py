@@ -14,6 +14,7 @@ from sde_lib.samplers.exponential import (
     SDEDPMSolverPP2M,
     SDEDPMSolverPP2MHeun,
 )
+from sde_lib.samplers.fitted import FittedSampler, fit_table
 from sde_lib.samplers.grids import FlowTime, Grid, Karras, Quadratic, Times, UniformLogSNR, UniformT
 from sde_lib.samplers.heun import Heun
 from sde_lib.samplers.langevin import Langevin, LangevinSamples, langevin
@@ -38,6 +39,7 @@ __all__ = [
     "DPMSolverPP3MPublished",
     "EulerMaruyama",
     "ExponentialEuler",
+    "FittedSampler",
     "FlowTime",
     "Grid",
     "Heun",
@@ -66,6 +68,7 @@ __all__ = [
     "decode",
     "encode",
     "evaluations",
+    "fit_table",
     "flow_drift",
     "gaussian_kl",
     "gaussian_law",

@@ -53,6 +53,8 @@ class Samples(NamedTuple):
     log_evidence: (n,), of samplers that estimate it.
     ess: (steps + 1,), the effective sample size of weighted samples at each step; (steps + 1, n) where each sample has
         particles of its own. None of others.
+    particles, log_weights: (n, particles, *shape) and (n, particles), each sample's own population at the end and the
+        logarithms of its weights, which sum to 1; of `TwistedSMC(keep=True)`.
     """
 
     x: jax.Array
@@ -62,6 +64,8 @@ class Samples(NamedTuple):
     jvps: int = 0
     log_evidence: jax.Array | None = None
     ess: jax.Array | None = None
+    particles: jax.Array | None = None
+    log_weights: jax.Array | None = None
 
 
 class Sampler(Protocol):
@@ -140,19 +144,22 @@ def sample(
         noise_keys = fold_in_each(keys, _NOISE)
         done = sampler.run(take_rows(score_fn, rows), x, noise_keys, batch_cond, frames)
         path = done.path if done.path is None else done.path.astype(dtype)
-        products = jvps(score_fn) * done.nfe // calls(score_fn)
+        asked = sampler.asks(score_fn) if hasattr(sampler, "asks") else score_fn  # a part of it, of some samplers
+        products = jvps(asked) * done.nfe // calls(asked)
         batches.append(done._replace(x=done.x.astype(dtype), path=path, jvps=products))
     if len(batches) == 1:
         return batches[0]
     paths = [b.path for b in batches if b.path is not None]
     path = jnp.concatenate(paths, axis=1)[:, :n] if paths else None
     x = jnp.concatenate([b.x for b in batches])[:n]
-    evidence = [b.log_evidence for b in batches if b.log_evidence is not None]
-    log_evidence = jnp.concatenate(evidence)[:n] if evidence else None
+    log_evidence, population, log_weights = (
+        jnp.concatenate(kept)[:n] if (kept := [v for b in batches if (v := getattr(b, name)) is not None]) else None
+        for name in ("log_evidence", "particles", "log_weights")
+    )
     sizes = [b.ess for b in batches if b.ess is not None]
     ess = jnp.concatenate(sizes, axis=1)[:, :n] if sizes else None
     nfe, products = max(b.nfe for b in batches), max(b.jvps for b in batches)
-    return Samples(x, nfe, path, batches[0].times, products, log_evidence, ess)
+    return Samples(x, nfe, path, batches[0].times, products, log_evidence, ess, population, log_weights)
 
 
 def _of_particles(keys: jax.Array, particles: int) -> jax.Array:

@@ -5,7 +5,7 @@ its mean and covariance follow a recursion, here in float64. So it is with every
 is made of: guidance on Gaussians is.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import jax
@@ -14,11 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from sde_lib.batch import check_rows
+from sde_lib.composed import jumps
 from sde_lib.conversions import denoiser
 from sde_lib.samplers.linear import LinearSampler, table_of
 from sde_lib.score import ScoreFn, check_score
 from sde_lib.sde import SDE, host_sde
-from sde_lib.typing import PyTree
+from sde_lib.typing import PyTree, Scalar
 
 # The denoiser, or the noise where that is not asked for, as an affine function at each of N times, for g groups of k
 # entries each: (times (N,), denoised) -> gains (N, g, k, k), offsets (N, g, k).
@@ -75,13 +76,15 @@ def gaussian_law(
         centre, spread = _law(sampler, host_sde(score_fn), values[:, None, None], mu[:, None], prior, maps)
         return basis @ centre[:, 0], (basis * spread[:, 0, 0]) @ basis.T
     check_score(score_fn, "gaussian_law")
+    if hasattr(sampler, "gaussian_law"):
+        return sampler.gaussian_law(score_fn, np.asarray(mean, float), np.asarray(covariance, float), cond)
     if error is not exact:
         raise ValueError(
             "gaussian_law: error is for the exact score: give an SDE, or a score that has the error itself"
         )
     mu, start = np.asarray(mean, float), np.asarray(covariance, float)
-    maps = _maps_of(score_fn, len(mu), cond)
-    centre, spread = _law(sampler, host_sde(score_fn.sde), start[None], mu[None], prior, maps)
+    maps = maps_of(score_fn, len(mu), cond)
+    centre, spread = _law(sampler, host_sde(score_fn.sde), start[None], mu[None], prior, maps, jumps(score_fn))
     return centre[0], spread[0]
 
 
@@ -128,12 +131,13 @@ def _law(
     mu: np.ndarray,
     prior: tuple[npt.ArrayLike, float] | None,
     maps: Maps,
+    jumps: Sequence[Scalar] = (),
 ) -> tuple[np.ndarray, np.ndarray]:
     """The mean (g, k) and covariance (g, k, k) of the result, for g groups of k entries that do not touch each other.
 
-    covariance, mu: (g, k, k) and (g, k), of the data.
+    covariance, mu: (g, k, k) and (g, k), of the data. jumps: of the score, as for `table_of`.
     """
-    table = table_of(sampler, sde)
+    table = table_of(sampler, sde, jumps)
     (g, k), depth = mu.shape, table.b.shape[1]
     # The state of a group is (x, M_{-1}, .., M_{-(K-1)}), k entries each, jointly Gaussian.
     first, square = np.zeros((g, depth, k)), np.zeros((g, depth, k, depth, k))
@@ -167,16 +171,35 @@ def _law(
     return mean, variance
 
 
-def _maps_of(score_fn: ScoreFn, d: int, cond: PyTree) -> Maps:
-    """The maps of a score that is affine in x, read from it in float64."""
+def law_from(
+    sampler: LinearSampler, sde: SDE, mean: np.ndarray, covariance: np.ndarray, maps: Maps
+) -> tuple[np.ndarray, np.ndarray]:
+    """The law of the result from x at t_max of this mean and covariance, (d,) and (d, d)."""
+    alpha, sigma = sde.alpha(sde.t_max), sde.sigma(sde.t_max)
+    undiffused = (covariance - sigma**2 * np.eye(len(mean))) / alpha**2  # of which _law diffuses; no covariance itself
+    centre, spread = _law(sampler, sde, undiffused[None], mean[None] / alpha, None, maps)
+    return centre[0], spread[0]
+
+
+def affine_law(found: np.ndarray, d: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What a step that is affine in x and in standard normal noise makes of x: the gain, offset and covariance.
+
+    found: (d + noises + 1, d), its results for the basis of x, then of the noise, and for zero.
+    """
+    gain = (found[:-1] - found[-1]).T
+    return gain[:, :d], found[-1], gain[:, d:] @ gain[:, d:].T
+
+
+def maps_of(score_fn: ScoreFn, d: int, cond: PyTree) -> Maps:
+    """The maps of a score that is affine in x, read from it in float64, once for the same times."""
     check_rows(cond, 1)
+    known: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}
     # Zero, the basis, and another point, at which the map must hold.
     x = np.concatenate([np.zeros((1, d)), np.eye(d), np.linspace(-2, 3, d)[None]])
 
-    def maps(times: np.ndarray, denoised: bool) -> tuple[np.ndarray, np.ndarray]:
-        sde = host_sde(score_fn.sde)
+    def read(times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         with jax.enable_x64(True):
-            wide, rows = jax.tree.map(_in_float64, (score_fn, cond))
+            wide, rows = jax.tree.map(in_float64, (score_fn, cond))
             rows = jax.tree.map(lambda leaf: jnp.repeat(leaf, len(x), axis=0), rows)
             scores = np.asarray(_scores(wide, jnp.asarray(x), jnp.asarray(times, float), rows), float)
         offsets = scores[:, 0]
@@ -187,6 +210,13 @@ def _maps_of(score_fn: ScoreFn, d: int, cond: PyTree) -> Maps:
                 f"gaussian_law: {type(score_fn).__name__} is not affine in x, so that no Gaussian stays one: give a "
                 "score on Gaussians, or draw samples"
             )
+        return matrices, offsets
+
+    def maps(times: np.ndarray, denoised: bool) -> tuple[np.ndarray, np.ndarray]:
+        sde = host_sde(score_fn.sde)
+        if times.tobytes() not in known:
+            known[times.tobytes()] = read(times)
+        matrices, offsets = known[times.tobytes()]
         alpha, sigma = (np.asarray(f(times), float)[:, None, None] for f in (sde.alpha, sde.sigma))
         if denoised:
             return ((np.eye(d) + sigma**2 * matrices) / alpha)[:, None], (sigma**2 / alpha * offsets[:, None])
@@ -195,7 +225,7 @@ def _maps_of(score_fn: ScoreFn, d: int, cond: PyTree) -> Maps:
     return maps
 
 
-def _in_float64(leaf: PyTree) -> PyTree:
+def in_float64(leaf: PyTree) -> PyTree:
     return np.asarray(leaf, float) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) else leaf
 
 

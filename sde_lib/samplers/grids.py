@@ -4,8 +4,10 @@ A grid is a value, `grid(sde, steps)`. On an SDE of Python numbers it is compute
 recompiles a sampler.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from sde_lib.sde import SDE
 from sde_lib.typing import Array
@@ -104,6 +106,28 @@ def _through_log_snr(sde: SDE, log_snr: Array) -> Array:
     xp = sde.namespace(sde.t_min)
     inner = sde.time_of_log_snr(log_snr[1:-1])
     return xp.concatenate([xp.reshape(xp.asarray(sde.t_max), 1), inner, xp.reshape(xp.asarray(sde.t_min), 1)])
+
+
+def around_jumps(sde: SDE, times: np.ndarray, jumps: Sequence[float]) -> np.ndarray:
+    """The grid with its inner times moved, each within its step, so that jumps of the score lie in the middle of steps.
+
+    A multistep or Runge-Kutta method gives each value of the score the length of a step about its time: only where a
+    jump is in the middle of a step does it keep an order of 2. No time moves over a jump, so that as many as before lie
+    between two. Of two jumps in one step the second moves nothing, and one beyond the grid neither.
+
+    times: (steps + 1,). jumps: in log SNR.
+    """
+    last, log_snr = len(times) - 1, np.asarray(sde.log_snr(times), float)
+    inside = np.sort([at for at in jumps if log_snr[0] < at < log_snr[-1]])
+    if not len(inside):
+        return times
+    # The steps are counted by a continuous number: a jump at 7.2 of the old steps is at 7.5 of the new ones.
+    numbers = np.arange(last + 1.0)
+    places = np.interp(inside, log_snr, numbers)
+    middles, first = np.unique(np.floor(places) + 0.5, return_index=True)
+    moved = np.interp(numbers, [0, *middles, last], [0, *places[first], last])
+    inner = sde.time_of_log_snr(np.interp(moved[1:-1], numbers, log_snr))
+    return np.concatenate([times[:1], inner, times[-1:]])
 
 
 def check_grid(sde: SDE, times: Array) -> None:

@@ -12,7 +12,7 @@ extra calls are all of this form. The table is computed once, on the host in flo
 is an argument of the compiled scan: other constants, grids and settings of a method never recompile it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, NamedTuple, Self
@@ -22,11 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from sde_lib.batch import fold_in_each, normal_like
-from sde_lib.composed import network_calls
+from sde_lib.batch import fold_in_each, normal_like, row_keys
+from sde_lib.composed import jumps, network_calls
 from sde_lib.conversions import denoiser
 from sde_lib.samplers.base import Samples, watcher
-from sde_lib.samplers.grids import Grid, UniformT, check_grid
+from sde_lib.samplers.grids import Grid, Times, UniformT, around_jumps, check_grid
 from sde_lib.score import ScoreFn
 from sde_lib.sde import SDE, host_sde
 from sde_lib.typing import Array, PyTree, Scalar
@@ -120,19 +120,23 @@ class LinearSampler:
 
 
 @dataclass(frozen=True)
-class _ScanKind:
+class ScanKind:
     """The static part of a compiled scan, beside the shapes: one instance per kind of sampler."""
 
     model: Prediction
     correct: Correct
 
 
-def table_of(sampler: LinearSampler, sde: SDE) -> Table:
-    """The sampler's table for the SDE. Raises ValueError for steps or a grid that it cannot take."""
-    return _times_and_table(sampler, host_sde(sde))[1]
+def table_of(sampler: LinearSampler, sde: SDE, jumps: Sequence[Scalar] = ()) -> Table:
+    """The sampler's table for the SDE. Raises ValueError for steps or a grid that it cannot take.
+
+    jumps: the log SNR at which the score jumps. Of those that are numbers, the same for every sample, each lies in the
+    middle of a step, unless the grid is the caller's own `Times`.
+    """
+    return _times_and_table(sampler, host_sde(sde), jumps)[1]
 
 
-def _times_and_table(sampler: LinearSampler, sde: SDE) -> tuple[Array, Table]:
+def _times_and_table(sampler: LinearSampler, sde: SDE, jumps: Sequence[Scalar]) -> tuple[Array, Table]:
     if sampler.steps < sampler.min_steps:
         raise ValueError(f"{type(sampler).__name__}: steps must be at least {sampler.min_steps}, not {sampler.steps}")
     if isinstance(sampler.grid, type):
@@ -141,6 +145,8 @@ def _times_and_table(sampler: LinearSampler, sde: SDE) -> tuple[Array, Table]:
     times = sampler.grid(sde, sampler.steps)
     if isinstance(times, np.ndarray):  # traced times cannot be checked
         check_grid(sde, times)
+        shared = [float(at) for at in jumps if not isinstance(at, jax.core.Tracer) and np.ndim(at) == 0]
+        times = times if isinstance(sampler.grid, Times) else around_jumps(sde, times, shared)
     return times, sampler.update(sde, times)
 
 
@@ -173,13 +179,13 @@ def run_linear(
     often it calls the score in each.
     """
     sde = host_sde(score_fn.sde)
-    times, table = _times_and_table(sampler, sde)
+    times, table = _times_and_table(sampler, sde, jumps(score_fn))
     times, table, settings = jax.tree.map(partial(_as, x.dtype), (times, table, correction(sde, table)))
     kept, frame = kept_rows(frames, sampler.steps)
     last = kept * sampler.calls_per_step  # the row after which each frame is kept, as a count of rows done
     count = len(table.a)
     rows = (np.arange(count), table, settings, np.searchsorted(last, np.arange(1, count + 1)))
-    kind = _ScanKind(sampler.model, correct)
+    kind = ScanKind(sampler.model, correct)
     carry = _start(x, table.b.shape[1] - 1, len(kept))
     tell = None if isinstance(x, jax.core.Tracer) else watcher()
     parts = 1 if tell is None else next(k for k in range(MOST_PARTS, 0, -1) if count % k == 0)
@@ -229,6 +235,15 @@ def _start(x: jax.Array, past: int, frames: int) -> _Carry:
     return x, tuple(jnp.zeros_like(x) for _ in range(past)), path
 
 
+def scan_rows(
+    score_fn: ScoreFn, x: jax.Array, keys: jax.Array, cond: PyTree, table: Table, kind: ScanKind
+) -> jax.Array:
+    """The rows of a table from x, inside a compiled function of a sampler made of others; keys (n,)."""
+    count, depth = table.b.shape
+    rows = (jnp.arange(count), table, (), jnp.zeros(count, int))
+    return _scan(score_fn, (x, (jnp.zeros_like(x),) * (depth - 1), None), keys, cond, rows, kind)[0]
+
+
 @partial(jax.jit, static_argnames="kind")
 def _scan(
     score_fn: ScoreFn,
@@ -236,7 +251,7 @@ def _scan(
     keys: jax.Array,
     cond: PyTree,
     rows: tuple[jax.Array, Table, PyTree, jax.Array],
-    kind: _ScanKind,
+    kind: ScanKind,
 ) -> _Carry:
     # Every row writes to the slot of the next frame to come, so the frame's own row writes last: no branch, and no
     # stored path.
@@ -253,6 +268,16 @@ def _scan(
         return (x, known[: len(past)], None if path is None else path.at[slot].set(x)), None
 
     return jax.lax.scan(step, carry, rows)[0]
+
+
+def ends_of(
+    table: Table, score_fn: ScoreFn, x: jax.Array, cond: PyTree = None, model: Prediction = denoiser
+) -> jax.Array:
+    """Carry x (n, *shape) through the rows of a table that draws no noise; differentiable in the table."""
+    count = len(table.a)
+    keys = row_keys(jax.random.key(0), jnp.arange(len(x)))  # of which nothing is drawn
+    rows = (np.arange(count), table, (), np.zeros(count, int))
+    return _scan(score_fn, _start(x, table.b.shape[1] - 1, 0), keys, cond, rows, ScanKind(model, no_correction))[0]
 
 
 @jax.jit

@@ -15,7 +15,14 @@ import sde_lib.inverse
 import sde_lib.samplers
 
 ROOT = Path(__file__).parents[2]
-PUBLIC = {*sde_lib.__all__, *sde_lib.samplers.__all__, *sde_lib.guidance.__all__, *sde_lib.inverse.__all__, "samplers"}
+PUBLIC = {
+    *sde_lib.__all__,
+    *sde_lib.samplers.__all__,
+    *sde_lib.guidance.__all__,
+    *sde_lib.inverse.__all__,
+    "samplers",
+    "inverse",
+}
 
 
 def sources():

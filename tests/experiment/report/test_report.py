@@ -301,11 +301,14 @@ def test_no_picture_is_cut_at_its_edges(narrow: bool) -> None:
         )
 
     curves = {"em": SimpleNamespace(points=[point(11.0, 0.61), point(21.0, 0.58)])}
+    guided = [SimpleNamespace(scale=g, distance=floor, obeyed=0.9 + 0.01 * g) for g in (1.0, 5.0)]
+    by_kind = SimpleNamespace(points={"SDE": guided, "ODE": guided}, floor=floor, recognised=0.97)
     times = [(1 - 0.12 * i, 50 * 0.3**i) for i in range(9)]
     pictures = [
         report_plots.denoising_strip(rng.uniform(-1, 1, (9, 5, 8, 8, 1)), times, narrow=narrow),
         report_plots.denoising_strip(rng.normal(size=(9, 50, 2)), times, narrow=narrow),
         report_plots.quality_curves(curves, metrics, dict.fromkeys(metrics, floor), narrow=narrow),
+        report_plots.guidance_curves(by_kind, narrow=narrow),
         report_plots.quality_bars({"em": point(11.0, 0.3)}, metrics, dict.fromkeys(metrics, floor), narrow=narrow),
     ]
     for png in pictures:

@@ -25,6 +25,7 @@ from sde_lib import (
     Projected,
     RectifiedFlow,
     SubVP,
+    Told,
     denoiser,
     encode,
     log_prob,
@@ -280,6 +281,19 @@ def test_a_product_of_gaussians_scores_is_the_products_at_the_end():
     np.testing.assert_allclose(both(x, sde.t_min, np.zeros(5, int)), -precision * (x - mean), rtol=1e-4)
 
 
+def test_parts_of_a_product_are_told_their_own():
+    """p(x | a) p(x | b)/p(x), each row with a and b of its own, at three network calls; guidance of it is a product."""
+    score_fn, rows = class_score(VP()), {"a": LABELS, "b": 1 - LABELS, "": np.full(5, 2)}
+    both = Product([Told(score_fn, name) for name in rows], (1.0, 1.0, -1.0))
+    x = jax.random.normal(KEY, (5, 1))
+    parts = [score_fn(x, 0.4, rows[name]) for name in rows]
+    np.testing.assert_allclose(both(x, 0.4, rows), parts[0] + parts[1] - parts[2], rtol=1e-5)
+    count, drawn = score_fn.calls_of(lambda: sample(DPMSolverPP2M(steps=6), both, KEY, 5, (1,), cond=rows))
+    assert drawn.nfe == count / 5 == 18
+    assert not Told(score_fn, "a").is_guided and Told(both, "a").is_guided
+    both.check_product()
+
+
 def test_an_ode_stops_at_the_interval_and_goes_on():
     """With steps that end at the jumps its result is that of tighter tolerances, at a fraction of their calls."""
     guided = ClassifierFree(class_score(VP()), 3.0, 2, **INTERVAL)
@@ -332,6 +346,8 @@ MISTAKES = {
     "weights of others": (lambda x: Product((SCORE, SCORE), (1.0,)), "a weight for each"),
     "no scores": (lambda x: Product((), ()), "at least one"),
     "a projected score": (lambda x: Projected(SCORE), "ClassifierFree"),
+    "a part that nobody is told": (lambda x: Told(SCORE, "a")(x, 0.5, {"b": LABELS}), "with an entry 'a', not b"),
+    "a part of no dictionary": (lambda x: Told(SCORE, "a")(x, 0.5, LABELS), "must be a dictionary"),
     "a classifier of one number": (
         lambda x: ClassifierGuided(SCORE, lambda x, t, cond: jnp.sum(x), 2.0)(x, 0.5, LABELS),
         "one number for each",

@@ -25,7 +25,7 @@ from sde_lib import (
     SubVP,
     row_keys,
 )
-from sde_lib.samplers import DPMSolverPP2M, Heun, SDEDPMSolverPP2M, UniPC, gaussian_law
+from sde_lib.samplers import DPMSolverPP2M, Heun, SDEDPMSolverPP2M, Times, UniPC, gaussian_law, table_of
 from tests.oracles import class_score, two_peaks
 
 # With ranges so wide that the noise is infinite at one end and none at the other, to 1e-4.
@@ -89,19 +89,50 @@ def test_the_ode_and_the_sde_of_guidance_have_their_laws_and_not_the_tilted_one(
 
 
 @pytest.mark.parametrize("kind", SAMPLERS)
-@pytest.mark.parametrize(
-    "sde", [VP(), VE(1e-3, 1e3), SubVP(), RectifiedFlow(t_max=0.9995)], ids=lambda s: type(s).__name__
-)
+@pytest.mark.parametrize("sde", WIDE, ids=ids)
 @pytest.mark.parametrize("interval", [(0.3, 3.0), (1.0, 10.0)])
 def test_an_interval_has_one_law_on_every_sde(sde, kind, interval):
-    """In log SNR it does not move with the schedule. Its ends cost up to a step: the order is one."""
-    low, high = interval
-    guided = ClassifierFree(class_score(sde), 3.0, 2, -2 * np.log(high), -2 * np.log(low))
-    sampler = SAMPLERS[kind]
+    """In log SNR it does not move with the schedule."""
+    expected = closed_form(kind, 3.0, (1, 0.25), (0, 1), *interval)
+    np.testing.assert_allclose(law_in_interval(SAMPLERS[kind], sde, interval), expected, atol=3e-4)
+
+
+def law_in_interval(sampler, sde, interval):
+    """The mean and variance at a scale of 3, the interval being of sigma/alpha."""
+    low, high = -2 * np.log(interval[::-1])
+    guided = ClassifierFree(class_score(sde), 3.0, 2, low, high)
     mean, covariance = gaussian_law(sampler, guided, [1.0], [[0.25]], cond=ONE)
-    expected = closed_form(kind, 3.0, (1, 0.25), (0, 1), low, high)
-    np.testing.assert_allclose(covariance[0, 0], expected[1], atol=1e-3)
-    np.testing.assert_allclose(mean[0] / sde.alpha(sde.t_min), expected[0], atol=3e-3)  # of the range: docs/guidance.md
+    return mean[0], covariance[0, 0]
+
+
+@pytest.mark.parametrize("method", [DPMSolverPP2M, Heun, UniPC, SDEDPMSolverPP2M])
+def test_the_ends_of_an_interval_leave_a_method_its_order(method):
+    """Steps go over them in their middle: the error falls with the steps as without an interval, by the order 2."""
+    fine, *coarse = (np.array(law_in_interval(method(steps=n), VP(), (0.97, 9.0))) for n in (1600, 100, 400))
+    errors = [np.abs(law - fine).max() for law in coarse]
+    assert errors[0] < 2e-3 and errors[1] < errors[0] / 10
+
+
+def test_a_grid_has_jumps_in_the_middle_of_steps_and_no_more_times_between_them():
+    sde, sampler, jumps = VP(), DPMSolverPP2M(steps=30), (-1.3, 2.0, np.inf)
+    tables = [table_of(sampler, sde, at) for at in ((), jumps)]
+    plain, moved = (sde.log_snr(np.append(table.t, table.t_next[-1])) for table in tables)
+    for jump in jumps[:2]:
+        before = np.flatnonzero(moved < jump)[-1]
+        assert moved[before : before + 2].mean() == pytest.approx(jump, abs=0.02 * np.diff(moved).max())
+        assert np.sum(plain < jump) == np.sum(moved < jump)
+    assert np.all(np.diff(moved) > 0) and np.abs(moved - plain).max() < np.diff(plain).max()
+
+
+@pytest.mark.parametrize("jumps", [(-99.0, 99.0), (np.linspace(-1, 1, 5),)], ids=["beyond it", "of each row"])
+def test_a_grid_stays_where_no_jump_is_shared(jumps):
+    """Or a sample would depend on the others of its batch."""
+    np.testing.assert_array_equal(table_of(Heun(steps=9), VP(), jumps).t, table_of(Heun(steps=9), VP()).t)
+
+
+def test_the_callers_own_times_stay():
+    sampler = DPMSolverPP2M(steps=3, grid=Times((1.0, 0.6, 0.3, 0.1)))
+    np.testing.assert_array_equal(table_of(sampler, VP(), (0.0,)).t, [1.0, 0.6, 0.3])
 
 
 def test_autoguidance_repairs_a_smoothed_model_at_one_scale():

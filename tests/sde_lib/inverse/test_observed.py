@@ -77,7 +77,7 @@ def test_a_row_does_not_know_its_batch(method):
         np.testing.assert_array_equal(call(x[rows], t[rows], y[rows]), whole[rows])
 
 
-def test_another_observation_mask_noise_or_strength_compiles_nothing():
+def test_another_observation_mask_noise_strength_or_iterations_compile_nothing():
     traces = []
 
     @jax.jit
@@ -90,6 +90,9 @@ def test_another_observation_mask_noise_or_strength_compiles_nothing():
         score_fn = Observed(ExactScore(MIXTURE, VP()), Mask(mask), noise, Assimilation(noise))
         call(score_fn, x, jnp.full((2, 4), y))
     assert len(traces) == 1
+    for iterations in (1, 2, 9):
+        call(Observed(ExactScore(MIXTURE, VP()), Mask(MASK), 0.3, MomentMatching(iterations)), x, x)
+    assert len(traces) == 2
 
 
 def test_what_is_not_seen_has_no_effect():
@@ -131,6 +134,7 @@ PRIOR = ExactScore(MIXTURE, VP())
         (lambda: Observed(PRIOR, lambda x: x, 0.1), "wrap a function"),
         (lambda: Observed(PRIOR, Mask(MASK), 0.1, Jensen), "must be an object"),
         (lambda: MomentMatching(0), "at least 1"),
+        (lambda: MomentMatching(1.5), "whole number"),
         (lambda: Observed(PRIOR, Mask(MASK), 0.1)(jnp.ones((1, 4)), 0.3), "give the observation as cond="),
         (lambda: Observed(PRIOR, Mask(MASK), 0.1)(jnp.ones((1, 4)), 0.3, {"y": jnp.ones((1, 3))}), "y must be"),
         (lambda: Observed(PRIOR, Mask(MASK), 0.1)(jnp.ones((2, 4)), 0.3, {"y": jnp.ones((1, 4))}), "rows"),

@@ -40,15 +40,31 @@ def test_weights_of_modes_moments_and_evidence_are_the_exact_ones(case):
         np.testing.assert_allclose(drawn.std(0), true.std(0), rtol=0.2, atol=0.01)
 
 
+def test_the_error_of_a_population_falls_as_one_over_the_root_of_its_particles():
+    """Of the weights of modes, over 64 populations of 16 and of 64 particles each."""
+    operator, y, noise, method = CASES["the mean"]
+    posterior, _ = DATA.observe(operator, y, noise)
+    exact = np.asarray(DATA.posterior(posterior.sample(jax.random.key(1), 20_000)), float).mean(0)
+    rows, errors = {"y": jnp.full((64, 1), y[0]), "cond": None}, []
+    for particles in (16, 64):
+        sampler = TwistedSMC(40, particles, keep=True)
+        got = sample(sampler, Observed(PRIOR, operator, noise, method), jax.random.key(0), 64, (2,), cond=rows)
+        modes = np.asarray(DATA.posterior(got.particles.reshape(-1, 2))).reshape(64, particles, 3)
+        weights = np.einsum("nk,nkm->nm", np.exp(got.log_weights), modes)
+        errors.append(np.sqrt(np.mean((weights - exact) ** 2)))
+    np.testing.assert_allclose(errors[0] / errors[1], 2, rtol=0.25)
+
+
 def test_a_population_does_not_know_its_batch():
     operator, _, noise, method = CASES["the mean"]
-    score_fn, sampler = Observed(PRIOR, operator, noise, method), TwistedSMC(5, 4)
+    score_fn, sampler = Observed(PRIOR, operator, noise, method), TwistedSMC(5, 4, keep=True)
     rows = {"y": jnp.linspace(-1, 1, 6)[:, None], "cond": None}
     whole = sample(sampler, score_fn, jax.random.key(0), 6, (2,), cond=rows)
     parts = sample(sampler, score_fn, jax.random.key(0), 6, (2,), cond=rows, batch_size=3)
     np.testing.assert_allclose(parts.x, whole.x, atol=2e-3)  # products of matrices round by their rows
     np.testing.assert_allclose(parts.log_evidence, whole.log_evidence, atol=1e-2)
     np.testing.assert_allclose(parts.ess, whole.ess, rtol=1e-2)
+    np.testing.assert_allclose(parts.particles, whole.particles, atol=2e-3)
     assert (whole.nfe, whole.jvps) == (6 * 4, 6 * 4)
 
 

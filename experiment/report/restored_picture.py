@@ -1,0 +1,83 @@
+"""The picture of restored examples: images and volumes as such, series and vectors as lines."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from experiment.evaluation.restoration import Restored
+from experiment.evaluation.seen import Seen
+from experiment.plots.images import legend, pictures
+from experiment.plots.restoration import Lines, Map, restored_images, restored_lines
+from experiment.report.document import Figure
+
+Array = np.ndarray
+
+FILE = "examples.png"
+SHOWN, DRAWS_SHOWN, LINES_SHOWN = 6, 3, 4  # examples, draws of each; examples drawn as lines
+HIDDEN = 96  # the grey of what a mask hides
+
+
+def picture_of(run: Any, seen: Seen, found: Restored, arrays: Mapping[str, Array]) -> Figure:
+    """Draw the first examples. arrays: draws, mean, sd, truth and y, in the units of the data."""
+    shape = tuple(run.shape)
+    few = {name: arrays[name][:SHOWN] for name in ("draws", "mean", "sd", "truth", "y")}
+    if len(shape) < 3:
+        titles = [f"held-out example {i}" for i in found.index[:LINES_SHOWN]]
+        channel = ", the first channel" if len(shape) == 2 and shape[-1] > 1 else ""
+        caption = f"The first held-out examples{channel}, not selected: five draws of each."
+        return Figure(FILE, "examples", caption, restored_lines(_lines(seen, few, found.residuals), titles))
+    unit = "levels" if run.scaling.levels is not None else "standard deviations of the data"
+    caption = (
+        "The first held-out examples, not selected. The draws' standard deviation (sd) and truth - mean are in "
+        f"{unit}; the residual is y - A(draw 1), over the noise{legend(shape)}."
+    )
+    return Figure(FILE, "examples", caption, restored_images(_columns(run, seen, few, found.residuals[:SHOWN])))
+
+
+def _columns(run: Any, seen: Seen, few: Mapping[str, Array], residuals: Array) -> dict[str, Array | Map]:
+    shape, scaling = tuple(run.shape), run.scaling
+    unit = 1.0 if scaling.levels is not None else scaling.affine(shape)[1]
+    sd, wrong = _flat(few["sd"] / unit), _flat((few["truth"] - few["mean"]) / unit)
+    on_grid = few["y"].ndim == len(shape) + 1
+    columns: dict[str, Array | Map] = {}
+    if on_grid:
+        grey, entries = _grey(scaling, few["y"]), seen.operator.entries()
+        columns["observed"] = pictures(grey if entries is None else np.where(np.asarray(entries), grey, HIDDEN))
+    for i in range(min(DRAWS_SHOWN, few["draws"].shape[1])):
+        columns[f"draw {i + 1}"] = pictures(_grey(scaling, few["draws"][:, i]))
+    columns["mean"] = pictures(_grey(scaling, few["mean"]))
+    columns["truth"] = pictures(_grey(scaling, few["truth"]))
+    columns["sd"] = Map(sd, float(sd.max()) or 1.0)
+    columns["truth - mean"] = Map(wrong, float(np.abs(wrong).max()) or 1.0, signed=True)
+    if on_grid and np.isfinite(residuals).all():
+        columns["residual"] = Map(_flat(residuals[:, 0]), 3.0, signed=True)
+    return columns
+
+
+def _grey(scaling: Any, x: Array) -> Array:
+    """Grey values, uint8, of data in their units, levels among them that lie between and beyond the whole ones."""
+    return scaling.to_uint8(x if scaling.levels is None else np.clip(x, 0, scaling.levels - 1)).astype(np.uint8)
+
+
+def _flat(x: Array) -> Array:
+    """One number for each place, (n, h, w): the mean over channels; of a volume the middle slice."""
+    x = x.mean(axis=-1)
+    return x if x.ndim == 3 else x[:, x.shape[1] // 2]
+
+
+def _lines(seen: Seen, few: Mapping[str, Array], residuals: Array) -> Lines:
+    """Vectors as they are, and of series the first channel."""
+    series, entries, y = few["truth"].ndim == 3, seen.operator.entries(), few["y"]
+
+    def first(x: Array) -> Array:
+        return x[..., 0] if series else x
+
+    truth, draws = first(few["truth"]), first(few["draws"])
+    if entries is not None:
+        chosen = first(np.asarray(entries))
+        return Lines(truth, draws, first(y)[:, chosen], np.flatnonzero(chosen), first(residuals)[:, :, chosen])
+    if series and y.ndim == 3:
+        block = truth.shape[1] / y.shape[1]
+        return Lines(truth, draws, first(y), (np.arange(y.shape[1]) + 0.5) * block - 0.5, first(residuals))
+    return Lines(truth, draws, None, None, residuals)  # what a matrix gives lies at no place
