@@ -214,8 +214,8 @@ def test_vectors_from_a_file_are_drawn_in_their_units_and_guided(told: Path) -> 
     assert units is not None
     network = run.score_fn.score_fn
     inner = ClassifierFree(network, 2.0, np.full(1, np.nan, np.float32))
-    by_hand = sample(DDIM(steps=3), inner, jax.random.key(0), 4, (2,), cond=units.to_model(cond)).x
-    np.testing.assert_allclose(drawn.x, by_hand, rtol=0.02, atol=1e-3)  # large updates amplify the rounding
+    by_hand = sample(DDIM(steps=3, denoise=True), inner, jax.random.key(0), 4, (2,), cond=units.to_model(cond)).x
+    np.testing.assert_allclose(drawn.x, by_hand, rtol=1e-3, atol=1e-3)  # large updates amplify the rounding
     plain = run.sample("ddim", 4, cond=cond, steps=3).x
     assert np.abs(plain[:3] / drawn.x[:3] - 1).max() > 0.05
     np.testing.assert_allclose(plain[3], drawn.x[3], rtol=0.02)  # nothing, guided by nothing
