@@ -46,7 +46,7 @@ def restored_images(columns: Mapping[str, Array | Map]) -> Picture:
             if isinstance(column, Map):
                 figure.colorbar(shown, cax=last, orientation="horizontal").ax.tick_params(labelsize=7)
             else:
-                last.set_visible(False)
+                last.axis("off")
 
     return png(draw, 1.05 * len(columns), 1.12 * n + 0.7)
 
