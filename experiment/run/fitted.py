@@ -63,9 +63,8 @@ def load_fitted(run: Any, steps: int | None = None) -> RunsSampler:
     if not found:
         raise UserError(f"no sampler was fitted to {run.workdir}: make one by {remedy}")
     if steps is not None and steps not in found:
-        raise UserError(
-            f"--steps is {steps}: samplers of {', '.join(map(str, found))} steps were fitted; make it by {remedy}"
-        )
+        known = ", ".join(map(str, found))
+        raise UserError(f"fitted: none of {steps} steps, samplers of {known} steps were fitted; make it by {remedy}")
     return _read(run, folder / f"steps{steps or found[-1]}.npz", remedy)
 
 
