@@ -17,7 +17,9 @@ def define_flags() -> None:
     """Define the flags, only where this is the command: sample.py and evaluate.py have flags of the same names."""
     flags.DEFINE_string("out", "explorer.html", "The page's file.")
     flags.DEFINE_string(
-        "workdir", None, "A run on vectors of 2 numbers, whose learned field the page shows beside the exact one."
+        "workdir",
+        "",
+        "A run on vectors of 2 numbers, whose learned field the page shows beside the exact one. Default: none.",
     )
     flags.DEFINE_string("data", "", "Where the run's data lie now. Default: where they were when it was trained.")
     flags.DEFINE_string("cache", "", "Where prepared data are kept now. Default: the run's config.data.cache.")

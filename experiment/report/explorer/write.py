@@ -11,10 +11,10 @@ from experiment.report.explorer.page import explorer_page
 NOTEBOOKS = Path(__file__).parents[3] / "notebooks"
 
 
-def write_explorer(out: str, workdir: str | None = None, data: str = "", cache: str = "") -> list[str]:
+def write_explorer(out: str, workdir: str = "", data: str = "", cache: str = "") -> list[str]:
     """Do the whole of the command.
 
-    workdir: a run whose field is shown beside the exact one, None for none. data, cache: as for `load_run`.
+    workdir: a run whose field is shown beside the exact one, "" for none. data, cache: as for `load_run`.
 
     Returns:
         Lines that say what was written, the last of them its path.
@@ -26,7 +26,7 @@ def write_explorer(out: str, workdir: str | None = None, data: str = "", cache: 
         raise UserError(f"--out={out} is a folder: give the page's file in it, such as {path / 'explorer.html'}")
     check_folder(path.parent)
     run = None
-    if workdir is not None:
+    if workdir:
         # What needs JAX and a network is imported only for a run.
         from experiment.report.explorer.learned import run_data
         from experiment.run.load import in_float32, load_run
