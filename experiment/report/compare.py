@@ -100,9 +100,8 @@ def _read_all(found: Sequence[tuple[Path, dict[str, Any] | None]]) -> tuple[list
             print(left_out[-1], file=sys.stderr)
             continue
         runs.append(run)
-        for note in run.notes:
-            if "broken" in note or "cannot be read" in note:
-                print(f"{name}: {note}", file=sys.stderr)
+        for fault in run.faults:
+            print(f"{name}: {fault}", file=sys.stderr)
     if not runs:
         raise UserError("none of the runs can be read: restore a config.json, or give other runs")
     return runs, left_out

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from experiment.command_line.help import as_text
-from experiment.config import FOLLOWING
+from experiment.config import FOLLOWING, KEYS
 from experiment.evaluation.results import QUALITY, Floor, LikelihoodResult, plain
 from experiment.evaluation.text import number
-from experiment.report.runs import ComparedRun, Figures, FoundLikelihood
+from experiment.report.figures import Figures, FoundLikelihood
+from experiment.report.runs import ComparedRun
 from experiment.report.tables import Cell, Row, outside, plus_minus
 
 GAP = "–"
@@ -57,9 +58,9 @@ def differing(runs: Sequence[ComparedRun]) -> list[str]:
 
     What the data settle is not known of a run that is not begun, and the older name of a key is left out.
     """
-    keys = dict.fromkeys(key for run in runs for key in run.values)
+    there = {key for run in runs for key in run.values}
     found = []
-    for key in keys:
+    for key in (*(key for key in KEYS if key in there), *sorted(there - KEYS.keys())):
         values = [
             run.values.get(key)
             for run in runs
@@ -126,9 +127,9 @@ def notes_on(runs: Sequence[ComparedRun]) -> list[str]:
         )
     of_runs: dict[str, list[str]] = {}
     for run in runs:
-        for note in run.notes:
+        for note in (*(note[0].upper() + note[1:] for note in run.notes), *run.faults):
             of_runs.setdefault(note, []).append(run.name)
-    return notes + [f"{note[0].upper()}{note[1:]}: {', '.join(names)}." for note, names in of_runs.items()]
+    return notes + [f"{note}: {', '.join(names)}." for note, names in of_runs.items()]
 
 
 def config_table(runs: Sequence[ComparedRun]) -> tuple[list[str], list[Row]]:
@@ -172,7 +173,8 @@ def quality_table(group: Group, short: bool = False) -> tuple[list[str], list[Ro
         if not run.figures:
             if short:
                 continue
-            rows.append(Row(run.name, [Cell("not evaluated"), *[Cell(GAP)] * (2 + len(metrics))]))
+            state = "broken report" if run.has_report else "not evaluated"
+            rows.append(Row(run.name, [Cell(state), *[Cell(GAP)] * (2 + len(metrics))]))
             continue
         for name, sampler in run.figures.samplers.items():
             cost = [Cell(name), Cell(f"{sampler.nfe:,.0f}"), Cell(number(sampler.seconds))]
@@ -241,7 +243,7 @@ def run_json(run: ComparedRun, keys: Sequence[str]) -> dict[str, Any]:
         "samplers": _samplers(figures) if figures else None,
         "likelihoods": [{"file": it.file, "step": it.step, **plain(it.result)} for it in run.likelihoods],
         "fid": run.fid,
-        "notes": run.notes,
+        "notes": [*run.notes, *run.faults],
     }
 
 

@@ -3,10 +3,8 @@
 A file that is not there is a gap, and so is one that is broken, of which a note tells.
 """
 
-import dataclasses
 import json
 import math
-import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,72 +17,26 @@ from experiment.build.objects import abstract_network
 from experiment.common.errors import UserError, one_line, shown
 from experiment.common.files import read_regular
 from experiment.config import flatten
-from experiment.evaluation.results import (
-    QUALITY,
-    DataDescription,
-    Floor,
-    LikelihoodResult,
-    MetricDescription,
-    Value,
+from experiment.report.figures import (
+    FidFigures,
+    Figures,
+    FoundLikelihood,
+    read_fid,
+    read_likelihood,
+    read_report,
 )
 from experiment.run.directory import DataShape, RunDirectory
 from experiment.run.load import read_config
-from experiment.run.log import METRICS, read_metrics
+from experiment.run.log import METRICS, count_damaged, read_metrics
 from experiment.training.sweep_runs import FILE as SWEEP
 from experiment.training.sweep_runs import read_sweep
 
 R = TypeVar("R")
-MOST_BYTES = 2**28  # of a report.json
+REPORT = Path("report") / "report.json"
+MOST_BYTES = 2**28  # of it
 
 # The values of the config by which data are the same, and their model's space, in which distances are taken.
 OF_DATA = ("name", "path", "crop", "size", "centered", "simulations")
-
-
-@dataclass(frozen=True)
-class SamplerFigures:
-    """What a report says of a sampler: its cost for the samples of one seed, and its metrics by name."""
-
-    nfe: float
-    seconds: float
-    metrics: dict[str, Value]
-
-
-@dataclass(frozen=True)
-class Figures:
-    """What a report says of quality: at which step, by which protocol, with the floors. metrics: those of quality."""
-
-    checkpoint_step: int
-    score: str
-    dataset: DataDescription
-    protocol: dict[str, Any]
-    metrics: dict[str, MetricDescription]
-    floors: dict[str, Floor]
-    samplers: dict[str, SamplerFigures]
-
-
-@dataclass(frozen=True)
-class FoundLikelihood:
-    """A likelihood of held-out data, the file that holds it, and the step of the weights."""
-
-    file: str
-    step: int
-    result: LikelihoodResult
-
-
-@dataclass(frozen=True)
-class FidFigures:
-    """A row of fid.json."""
-
-    sampler: str
-    nfe: float
-    n: int
-    fid: float
-    kid: float
-    kid_sd: float
-    precision: float
-    recall: float
-    reference: str
-    checkpoint_step: int
 
 
 @dataclass(frozen=True)
@@ -93,7 +45,7 @@ class ComparedRun:
 
     values: of its config, by dotted name; of a sweep's run that is not begun, what it was to be. data: None before it
     is begun. step: of its newest checkpoint; steps: those it is to train, None where the data settle them. seconds: of
-    its logged updates. notes: what is missing, stale or broken.
+    its logged updates. notes: what is missing or stale; faults: what is broken.
     """
 
     name: str
@@ -110,6 +62,12 @@ class ComparedRun:
     likelihoods: list[FoundLikelihood] = field(default_factory=list)
     fid: list[FidFigures] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+
+    @property
+    def has_report(self) -> bool:
+        """Whether there is a report, broken as it may be."""
+        return (self.path / REPORT).exists()
 
     @property
     def finished(self) -> bool:
@@ -168,21 +126,24 @@ def read_run(path: Path, name: str, planned: Mapping[str, Any] | None = None) ->
 
     Raises UserError where its config cannot be read: then nothing is known of it.
     """
-    directory, notes = RunDirectory(path), list[str]()
+    directory, notes, faults = RunDirectory(path), list[str](), list[str]()
     if planned is not None and not directory.config_path.exists():
         values = {key: tuple(value) if isinstance(value, list) else value for key, value in planned.items()}
         return ComparedRun(name, path, values, steps=planned["train.steps"], notes=["not begun"])
     config, data = read_config(directory)
     step = (directory.checkpoints.steps() or [0])[-1]
-    parameters = _noted(notes, "its network", lambda: _parameters(config, data))
-    rows = _noted(notes, METRICS, lambda: read_metrics(path)) or []
+    parameters = _noted(faults, "its network", lambda: _parameters(config, data))
+    rows = _noted(faults, METRICS, lambda: read_metrics(path)) or []
+    damaged = _noted(faults, METRICS, lambda: count_damaged(path)) if rows else 0
+    if damaged:
+        faults.append(f"{METRICS} has {damaged} damaged line(s), left out")
     rates = [float(row["images_per_second"]) for row in rows if _is_rate(row.get("images_per_second"))]
-    found = _read(notes, path / "report" / "report.json", path, read_report)
+    found = _read(faults, path / REPORT, path, read_report)
     figures, of_report = found or (None, None)
     likelihoods = [of_report] if of_report else []
     for file in sorted((path / "likelihood").glob("*.json")):
-        likelihoods += [it for it in [_read(notes, file, path, read_likelihood)] if it]
-    fid = _read(notes, path / "fid" / "fid.json", path, read_fid) or []
+        likelihoods += [it for it in [_read(faults, file, path, read_likelihood)] if it]
+    fid = _read(faults, path / "fid" / "fid.json", path, read_fid) or []
     if step < config.train.steps:
         notes.insert(0, f"not finished, step {step:,} of {config.train.steps:,}" if step else "no checkpoint yet")
     notes += _stages(path, step, figures, likelihoods)
@@ -201,16 +162,16 @@ def read_run(path: Path, name: str, planned: Mapping[str, Any] | None = None) ->
         likelihoods=likelihoods,
         fid=fid,
         notes=notes,
+        faults=faults,
     )
 
 
 def _stages(path: Path, step: int, figures: Figures | None, likelihoods: Sequence[FoundLikelihood]) -> list[str]:
     """What is to be said of an evaluation that is missing, or of another step than the newest checkpoint's."""
-    if figures is None:
-        return ["not evaluated"]
-    stale = {f"report of step {figures.checkpoint_step:,}": figures.checkpoint_step}
+    stale = {f"report of step {figures.checkpoint_step:,}": figures.checkpoint_step} if figures else {}
     stale |= {f"{it.file} of step {it.step:,}": it.step for it in likelihoods}
-    return [f"{what}, trained to {step:,} since" for what, its in stale.items() if its != step]
+    missing = [] if (path / REPORT).exists() else ["not evaluated"]
+    return missing + [f"{what}, trained to {step:,} since" for what, its in stale.items() if its != step]
 
 
 def _is_rate(value: Any) -> bool:
@@ -233,86 +194,23 @@ def _parameters(config: Any, data: DataShape) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(weights))
 
 
-def _noted(notes: list[str], what: str, read: Callable[[], R]) -> R | None:
-    """What read() returns; where it cannot be read a note says so."""
+def _noted(faults: list[str], what: str, read: Callable[[], R]) -> R | None:
+    """What read() returns; None where it cannot be read, which joins the faults."""
     try:
         return read()
     except (UserError, OSError) as error:
-        notes.append(f"{what} cannot be read ({one_line(error)})")
+        faults.append(f"{what} cannot be read ({one_line(error)})")
         return None
 
 
-def _read(notes: list[str], file: Path, path: Path, read: Callable[[str, Any], R]) -> R | None:
-    """What `read` makes of the JSON file; None where there is none, and, with a note, where it is broken."""
+def _read(faults: list[str], file: Path, path: Path, read: Callable[[str, Any], R]) -> R | None:
+    """What `read` makes of the JSON file; None where there is none, and where it is broken."""
     if not file.exists():
         return None
     name = file.relative_to(path).as_posix()
     try:
         return read(name, json.loads(read_regular(file, MOST_BYTES)))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else one_line(error, 80)
-        notes.append(f"{shown(name)} is broken ({reason}), left out")
+        reason = f"no {error.args[0]}" if isinstance(error, KeyError) else one_line(error, 80)
+        faults.append(f"{shown(name)} is broken ({reason}), left out")
         return None
-
-
-def record(cls: type[R], found: Any) -> R:
-    """Make a record of those keys that it has. Raises TypeError, ValueError or KeyError for what it cannot be."""
-    hints, values = typing.get_type_hints(cls), {}
-    for it in dataclasses.fields(cls):  # type: ignore[arg-type]
-        if it.name not in found and it.default is not dataclasses.MISSING:
-            continue
-        value, hint = found[it.name], hints[it.name]
-        wanted = [kind for kind in (typing.get_args(hint) or (hint,)) if kind in (int, float, str, bool, type(None))]
-        if wanted and hint in (int, float, str, bool, float | None, int | None, str | None):
-            right = any(type(value) is kind or (kind is float and type(value) is int) for kind in wanted)
-            if not right:
-                raise ValueError(f"{it.name} is {shown(value)}")
-        values[it.name] = value
-    return cls(**values)
-
-
-def read_report(name: str, found: Any) -> tuple[Figures, FoundLikelihood]:
-    """Read the quality and the likelihood that report.json holds."""
-    step = found["checkpoint_step"]
-    if type(step) is not int:
-        raise ValueError(f"checkpoint_step is {shown(step)}")
-    metrics = {key: record(MetricDescription, it) for key, it in found["metrics"].items()}
-    metrics = {key: metric for key, metric in metrics.items() if metric.kind == QUALITY}
-    samplers = {
-        key: SamplerFigures(
-            float(it["nfe"]), float(it["seconds"]), {of: record(Value, it["metrics"][of]) for of in metrics}
-        )
-        for key, it in found["samplers"].items()
-    }
-    figures = Figures(
-        checkpoint_step=step,
-        score=str(found["score"]),
-        dataset=record(DataDescription, found["dataset"]),
-        protocol=dict(found["protocol"]),
-        metrics=metrics,
-        floors={key: record(Floor, found["floors"][key]) for key in metrics},
-        samplers=samplers,
-    )
-    return figures, FoundLikelihood(name, step, _likelihood(found["likelihood"]))
-
-
-def read_likelihood(name: str, found: Any) -> FoundLikelihood:
-    """Read a file of likelihood/."""
-    if type(found["step"]) is not int:
-        raise ValueError(f"step is {shown(found['step'])}")
-    return FoundLikelihood(name, found["step"], _likelihood(found))
-
-
-def _likelihood(found: Any) -> LikelihoodResult:
-    # The bounds are of other models, and are not compared.
-    return record(LikelihoodResult, {key: it for key, it in found.items() if key not in ("bound", "chain")})
-
-
-def read_fid(name: str, found: Any) -> list[FidFigures]:
-    """Read the rows of fid.json."""
-    rows = []
-    for row in found:
-        reference, network = row["reference"], row["network"]
-        told = f"{reference['images']:,} images of {reference['name']} ({reference['split']})"
-        rows.append(record(FidFigures, {**row, "reference": told, "checkpoint_step": network["checkpoint_step"]}))
-    return rows

@@ -22,6 +22,11 @@ def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
     return _rows(Path(workdir) / METRICS)[0]
 
 
+def count_damaged(workdir: str | Path) -> int:
+    """Count the whole lines of metrics.jsonl that are no rows."""
+    return _rows(Path(workdir) / METRICS)[1]
+
+
 def _rows(path: Path) -> tuple[list[dict[str, Any]], int]:
     """Read the rows, and count the whole lines that are none."""
     text = path.read_text(errors="replace") if path.is_file() else ""

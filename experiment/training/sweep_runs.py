@@ -88,7 +88,7 @@ def read_list(path: Path) -> list[dict[str, str]]:
         try:
             words = shlex.split(line, comments=True)
         except ValueError as error:
-            raise UserError(f"{here}: {error}: close the quotes, or double the backslash") from None
+            raise UserError(f"{here}: {error}: write it as in a shell") from None
         texts: dict[str, str] = {}
         for word in words:
             key, equals, text = word.lstrip("-").removeprefix("config.").partition("=")
@@ -125,7 +125,9 @@ def runs_of(
         grid[key] = values
     lines = list(listed) or [{}]
     if not grid and not listed:
-        raise UserError("a sweep of what? give --set KEY=V1,V2, once for each key, or --runs=FILE with one run a line")
+        raise UserError(
+            "there is nothing to sweep over: give --set KEY=V1,V2, once for each key, or --runs=FILE with one run a line"
+        )
     count = len(lines)
     for values in grid.values():
         count *= len(values)
@@ -197,7 +199,7 @@ def remember(folder: Path, base: Any, runs: Sequence[SweepRun]) -> None:
             changed = [f"{len(earlier)} runs there, {len(asked)} now: {', '.join(told) or 'with other values'}"]
         if changed:
             raise UserError(
-                f"{folder} belongs to another sweep: {'; '.join(changed[:3])}; repeat that one's command, or sweep "
+                f"{folder} belongs to another sweep: {'; '.join(changed[:3])}; give that one's command again, or sweep "
                 "into another --workdir"
             )
     origin = {"command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]), "git_commit": git_commit()}
