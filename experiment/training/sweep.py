@@ -21,6 +21,7 @@ from experiment.data.dataset import Dataset
 from experiment.data.load import configured_dataset
 from experiment.devices.hosts import one_host_only
 from experiment.run.directory import RunDirectory, with_absolute_path
+from experiment.run.tracking import check_tracker
 from experiment.training.sizing import follow_data
 from experiment.training.start import Start
 from experiment.training.sweep_processes import LOGS, Process, Sweep, SweepTraining, start_process
@@ -80,6 +81,7 @@ def check_runs(planned: Sweep) -> None:
         config, given = with_absolute_path(check_config(run.config)), (*planned.common, *run.texts)
         try:
             check_names(config)
+            check_tracker(config.train.log)
             unused_keys(config, given)
             if config.train.start and not RunDirectory(planned.path(run)).checkpoints.steps():
                 config = Start(config, planned.path(run)).config

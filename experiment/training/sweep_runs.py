@@ -126,7 +126,7 @@ def runs_of(
     lines = list(listed) or [{}]
     if not grid and not listed:
         raise UserError(
-            "there is nothing to sweep over: give --set KEY=V1,V2, once for each key, or --runs=FILE with one run a line"
+            "there is nothing to sweep over: give --set KEY=V1,V2 for each key, or --runs=FILE with a run a line"
         )
     count = len(lines)
     for values in grid.values():
