@@ -31,6 +31,7 @@ from experiment.plots.base import (
 )
 from experiment.plots.examples import draw_series, series_limits
 from experiment.plots.images import pictures
+from experiment.plots.training import running_median
 
 
 class Spread(Protocol):
@@ -386,8 +387,7 @@ def loss_curve(rows: Sequence[Mapping[str, float]], *, narrow: bool = False) -> 
     """Training loss over steps from rows {"step", "loss"}: as logged, and its running median."""
     steps, loss = (np.array([row[key] for row in rows], float) for key in ("step", "loss"))
     width = max(1, len(loss) // 20) | 1
-    padded = np.pad(loss, width // 2, mode="edge")
-    smooth = np.median(np.lib.stride_tricks.sliding_window_view(padded, width), axis=1)
+    smooth = running_median(loss, width)
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
