@@ -20,7 +20,6 @@ from experiment.plots.base import (
     NARROW,
     WIDE,
     Array,
-    common_limit,
     cycle,
     draw_cloud,
     line_style,
@@ -31,6 +30,7 @@ from experiment.plots.base import (
 )
 from experiment.plots.examples import draw_series, series_limits
 from experiment.plots.images import pictures
+from experiment.plots.limits import common_limit
 
 
 class Spread(Protocol):
