@@ -17,7 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from experiment.plots.images import Array, Picture, tile
+from experiment.plots.images import Array, Box, Picture, tile
 from experiment.plots.limits import Limits, common_limit, common_ranges
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -54,6 +54,13 @@ def png(draw: Callable[[Figure], None], width: float, height: float) -> Picture:
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png")
         return Picture(buffer.getvalue())
+
+
+def box_of(axes: Axes, left: float = 0.0, top: float = 0.0, right: float = 1.0, bottom: float = 1.0) -> Box:
+    """Where a part of the axes, in shares of its width and height from the upper left, is on the drawn figure."""
+    extent, height = axes.get_window_extent(), axes.figure.bbox.height
+    x, y = extent.x0 + left * extent.width, height - extent.y1 + top * extent.height
+    return round(x), round(y), round((right - left) * extent.width), round((bottom - top) * extent.height)
 
 
 def literal(text: str) -> str:

@@ -22,10 +22,11 @@ from tests.oracles import random_mixture
 
 LAW = random_mixture(seed=3, d=16, spread=0.5)
 PLANE = random_mixture(seed=1, d=2)
+STANDARD = VP()
 EM = EulerMaruyama(steps=6, denoise=True)
 
 
-def run_of(shape: tuple[int, ...], sde: Any = VP(), **scaling: Any) -> Any:
+def run_of(shape: tuple[int, ...], sde: Any = STANDARD, **scaling: Any) -> Any:
     """A run whose score is exact."""
     law = PLANE if shape == (2,) else LAW
     config, score_fn = whole_config({}), ExactScore(law, sde)
@@ -49,9 +50,8 @@ def written(run: Any, sampler: Any, n: int, folder: Path, batch_size: int = 256)
     frames, times, loop = frames_of(gif)
     assert loop == 0 and len(set(times[:-1])) == 1 and times[-1] >= 10 * times[0]
     assert facts["bytes"] == len(gif) and facts["file"] == "path.gif"
-    assert (
-        line == f"{folder / 'path.gif'}: {len(frames)} frames of {facts['samples']} samples, {len(gif) / 1e3:,.0f} kB"
-    )
+    told = f"{len(frames)} frames of {facts['samples']} samples, {len(gif) / 1e3:,.0f} kB"
+    assert line == f"{folder / 'path.gif'}: {told}"
     return draws, facts, frames, times
 
 
