@@ -29,10 +29,10 @@ FLOORS = (
     {"training"},
     {"evaluation", "published"},
     {"report"},
-    {"latents", "restore", "reconstruct_ema", "import_score_sde", "import_diffusers", "fit_sampler"},
+    {"latents", "restore", "reconstruct_ema", "import_score_sde", "import_diffusers", "fit_sampler", "explorer"},
 )
 NEVER = {"evaluation": {"training", "report"}}  # whatever the floors allow
-COMMANDS = ("latents", "restore", "reconstruct_ema", "import_score_sde", "import_diffusers", "fit_sampler")
+COMMANDS = ("latents", "restore", "reconstruct_ema", "import_score_sde", "import_diffusers", "fit_sampler", "explorer")
 
 
 def imports(source: str) -> set[str]:

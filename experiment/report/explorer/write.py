@@ -1,0 +1,35 @@
+"""The whole of `python -m experiment.explorer`."""
+
+import os
+from pathlib import Path
+
+from experiment.common.errors import UserError
+from experiment.common.files import check_folder, user_path, write_text
+from experiment.report.explorer.page import explorer_page
+
+NOTEBOOKS = Path(__file__).parents[3] / "notebooks"
+
+
+def write_explorer(out: str) -> list[str]:
+    """Do the whole of the command.
+
+    Returns:
+        Lines that say what was written, the last of them its path.
+
+    Raises UserError for a file that cannot be written.
+    """
+    path = user_path(out, "--out")
+    if path.is_dir():
+        raise UserError(f"--out={out} is a folder: give the page's file in it, such as {path / 'explorer.html'}")
+    check_folder(path.parent)
+    page = explorer_page(way_to(NOTEBOOKS, path.parent))
+    write_text(path, page)
+    return [f"The explorer, {len(page.encode()) / 1e3:,.0f} kB: open it in a browser.", str(path)]
+
+
+def way_to(folder: Path, start: Path) -> str:
+    """The link to a folder from a page in `start`: relative where it can be, so that both may move together."""
+    try:
+        return Path(os.path.relpath(folder, start.resolve())).as_posix()
+    except ValueError:  # another drive
+        return folder.as_uri()
