@@ -21,7 +21,7 @@ from experiment.common.errors import UserError
 from experiment.data.scaling import Scaling
 from experiment.evaluation.seen import Seen
 from experiment.run.conditions import conditions_of, take
-from experiment.sampling import check_samples_fit, draw
+from experiment.run.sampling import check_samples_fit, draw
 from sde_lib.inverse import Observed
 
 Array = np.ndarray
@@ -109,7 +109,7 @@ def draw_given(
 
     A conditional network is told what it is told of the example in training.
 
-    Raises UserError for more than fits into memory, and as `experiment.sampling.draw`.
+    Raises UserError for more than fits into memory, and as `experiment.run.sampling.draw`.
     """
     check_samples_fit(len(index) * draws * getattr(sampler, "particles", 1), run.shape)
     of_model, told = seen.noise_to_model(noise), conditions_of(run, run.dataset.test, index)

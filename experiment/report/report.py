@@ -18,7 +18,7 @@ from experiment.report.document import Figure, document_of
 from experiment.report.page import html_page
 from experiment.run.earlier import keep_earlier
 from experiment.run.log import read_metrics
-from experiment.sampling import pictured
+from experiment.run.sampling import pictured
 
 GRID_IMAGES = 64
 

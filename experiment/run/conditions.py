@@ -18,7 +18,7 @@ from experiment.common.files import user_path
 from experiment.data.conditions import byte_rows, condition_rows
 from experiment.data.dataset import Split
 from experiment.data.npz import embeddings_in, read_npz
-from experiment.sampling import class_labels
+from experiment.run.sampling import class_labels
 from models import Embeddings, Kind, Label, Text, Vector
 
 Array = np.ndarray

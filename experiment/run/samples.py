@@ -18,7 +18,7 @@ from experiment.run.earlier import keep_earlier
 from experiment.run.fitted import sampler_of
 from experiment.run.guidance import Guidance, guided
 from experiment.run.load import load_run
-from experiment.sampling import as_data, check_samples_fit, draw, expected_seconds, picture_of, told
+from experiment.run.sampling import as_data, check_samples_fit, draw, expected_seconds, picture_of, told
 
 Array = np.ndarray
 

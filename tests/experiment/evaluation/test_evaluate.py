@@ -30,7 +30,7 @@ from experiment.plots import evaluation as report_plots
 from experiment.report.tables import text_table
 from experiment.run.load import load_run
 from experiment.run.samples import draw_to_files, write_samples
-from experiment.sampling import draw, padded
+from experiment.run.sampling import draw, padded
 from sde_lib import VP, EulerMaruyama, ExactScore, ProbabilityFlow
 from sde_lib import sample as draw_samples
 from sde_lib.samplers import DDIM, DPMSolverPP3M, Heun, UniPC
