@@ -39,7 +39,7 @@ from experiment.data.dataset import Dataset, Split
 from experiment.data.simulators import SIMULATORS, Simulator, simulations
 from experiment.data.whitening import Whitening, fit_whitening
 from experiment.evaluation.c2st import c2st
-from experiment.evaluation.calibration import ranks_of, uniformity
+from experiment.evaluation.calibration import bins_of, ranks_of, uniformity
 from experiment.training.trainer import averaged, ema_decay
 from sde_lib import NetworkScore, denoising_score_matching, likelihood_weighting, log_prob, sample, uniform_log_snr
 from sde_lib.samplers import DPMSolverPP2M
@@ -355,13 +355,15 @@ def held_out(task: str, count: int, n: int) -> list[Reference]:
     return [(x, np.asarray(exact(jax.random.key(i), jnp.asarray(x), n))) for i, x in enumerate(xs)]
 
 
-def calibrated(posterior: Posterior, task: str) -> list[float]:
+def calibrated(posterior: Posterior, task: str) -> dict[str, Any]:
     """The p-value of each parameter, that the ranks of new truths among draws at their x are uniform."""
     theta, x = simulations(task, PAIRS, PAIRS_SEED)
     draws = posterior.draw(np.repeat(x, RANKED, axis=0), jax.random.key(PAIRS_SEED))
     p = uniformity(ranks_of(theta, draws.reshape(PAIRS, RANKED, -1)), RANKED).tolist()
-    print(f"ranks at {PAIRS:,} new observations: p {', '.join(f'{value:.3f}' for value in p)}", flush=True)
-    return p
+    bins = bins_of(PAIRS, RANKED)
+    told = f"ranks at {PAIRS:,} new observations, {RANKED} draws at each, {bins} bins"
+    print(f"{told}: p {', '.join(f'{value:.3f}' for value in p)}", flush=True)
+    return {"p": p, "observations": PAIRS, "draws": RANKED, "bins": bins}
 
 
 def main() -> None:
@@ -394,9 +396,10 @@ def measure(given: argparse.Namespace) -> None:
     known = references(given.reference, given.task)[: given.observations]
     given.workdir.mkdir(parents=True, exist_ok=True)
     posterior = fitted(given.task, given.simulations, given.steps, given.workdir)
-    result: dict[str, Any] = {"simulations": given.simulations}
+    updates = given.steps or sbi.get_config().train.steps
+    result: dict[str, Any] = {"simulations": given.simulations, "most_updates": updates}
     if given.calibration:
-        result["ranks_p"] = calibrated(posterior, given.task)
+        result["ranks"] = calibrated(posterior, given.task)
     if given.held_out:
         own = held_out(given.task, given.held_out, given.n or len(known[0][1]))
         result["held_out"] = compared(posterior, own, None, given.kl, "held-out observation")
