@@ -16,7 +16,7 @@ from scipy.special import chdtrc
 from experiment.build.conditions import condition_kind
 from experiment.evaluation.results import Calibration
 from experiment.run.conditions import conditions_of, take
-from experiment.sampling import as_data, draw, expected_seconds
+from experiment.run.sampling import as_data, draw, expected_seconds
 from models import Vector
 
 Array = np.ndarray

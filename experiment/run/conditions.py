@@ -18,7 +18,7 @@ from experiment.common.files import user_path
 from experiment.data.conditions import byte_rows, condition_rows
 from experiment.data.dataset import Split
 from experiment.data.npz import embeddings_in, read_npz
-from experiment.sampling import class_labels
+from experiment.run.sampling import class_labels
 from models import Embeddings, Kind, Label, Text, Vector
 
 Array = np.ndarray
@@ -67,6 +67,20 @@ def conditions(run: Any, n: int, seed: int, asked: Asked | None = None) -> Any:
     test = run.dataset.test
     index = np.random.RandomState(seed).randint(len(test), size=n)
     return condition_rows(kind, test.rows(index))
+
+
+def told_or_nothing(run: Any, n: int, asked: Asked) -> Any:
+    """What was asked for, as `conditions`; where nothing was, None, which tells the network nothing.
+
+    Raises UserError also where the network never learned what nothing is.
+    """
+    if asked.flags:
+        return conditions(run, n, 0, asked)
+    condition = run.config.model.condition
+    if condition != "none" and not run.config.train.cond_dropout:
+        flags = " or ".join(f"--{flag}" for flag in FLAGS[condition])
+        raise UserError(f"{NO_DROPOUT}, so it must be told what each is of: give {flags}, or {DROP_REMEDY}")
+    return None
 
 
 FLAGS = {"none": (), "label": ("label",), "vector": ("cond",), "text": ("prompt", "cond")}

@@ -26,7 +26,7 @@ from experiment.run.fitted import sampler_of
 from experiment.run.guidance import Guidance, guided
 from experiment.run.log import last_rate
 from experiment.run.observations import together
-from experiment.sampling import Draws, as_data, check_samples_fit, draw
+from experiment.run.sampling import Draws, as_data, check_samples_fit, draw
 from sde_lib import NetworkScore
 
 _CALLS_OF_AN_UPDATE = 3  # forward, and backward, which takes about twice as long

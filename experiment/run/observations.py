@@ -9,7 +9,7 @@ import numpy as np
 from experiment.common.errors import UserError
 from experiment.run.conditions import DROP_REMEDY, kind_of_run
 from experiment.run.guidance import Guidance
-from experiment.sampling import draw
+from experiment.run.sampling import draw
 from models import Vector
 
 DRAWS = 2000  # given each observation, and given none: their covariances weigh the scores

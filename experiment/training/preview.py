@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from experiment.devices.sharding import put_rows, round_up
-from experiment.sampling import as_data, picture_of
+from experiment.run.sampling import as_data, picture_of
 from experiment.training.trainer import State, Trainer
 from models.conditions import nothing_rows
 from sde_lib import NetworkScore, sample
