@@ -33,7 +33,7 @@ class Start:
     difference.
     """
 
-    def __init__(self, config: Any, workdir: Path, key: str):
+    def __init__(self, config: Any, workdir: Path, key: str = "start"):
         self._directory, self._key = RunDirectory(config.train[key]), f"config.train.{key}"
         self.path = self._directory.path.absolute()
         if self.path.resolve() == workdir.resolve():
@@ -93,7 +93,7 @@ class Start:
 class Teacher(Start):
     """The run that config.train.teacher names: besides, its score is one of the same data under the same SDE."""
 
-    def __init__(self, config: Any, workdir: Path, key: str):
+    def __init__(self, config: Any, workdir: Path, key: str = "start"):
         super().__init__(config, workdir, key)
         changes = differences(self._theirs, self.config)
         for section, what in (("sde.", "SDE"), ("data.centered", "scale of the images")):
