@@ -174,6 +174,7 @@ class TrainSection:
         None, "of flow_map: the loss of its jumps; None: lagrangian", choices=("lagrangian", "semigroup")
     )
     teacher: str = key("", "of flow_map: a run whose flow is learned, and whose weights training starts from")
+    log: str = key("", "beside the run's own log, one at wandb or mlflow", choices=("", "wandb", "mlflow"))
     start: str = key("", "a run whose averaged weights training starts from, with a fresh optimizer")
     fsdp: int = key(1, "devices that weights, averages and moments are split over", low=1)
     steps_per_call: int = key(1, "updates in one call of the device; on CPU always 1", low=1, high=10_000)
@@ -222,6 +223,7 @@ FREE_ON_RESUME = (
     "module",
     "train.steps",
     "train.log_every",
+    "train.log",
     "train.checkpoint_every",
     "train.keep",
     "train.snapshot_every",

@@ -199,6 +199,19 @@ class Trainer:
         seed = jnp.uint32(self.config.seed)
         return self._step.lower(state, self._put_window(window), self.batch(step), seed).compile()
 
+    def lowered(self) -> jax.stages.Lowered:
+        """Lower the update by shapes alone, also for a mesh of devices that are not here."""
+        size, rows, whole = self.config.train.batch_size, over_batch(self.mesh), replicated(self.mesh)
+
+        def like(source: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((size, *source.shape[1:]), source.dtype, sharding=rows)
+
+        batch = {"x": like(self.dataset.train.x if self.standardised is None else self.standardised)}
+        if self.told is not None:
+            batch["cond"] = jax.tree.map(like, self.told)
+        window = {name: jax.ShapeDtypeStruct((), dtype, sharding=whole) for name, dtype in self._window_types().items()}
+        return self._step.lower(self.like, window, batch, jax.ShapeDtypeStruct((), jnp.uint32, sharding=whole))
+
     def batch(self, step: int, steps: int = 0) -> dict[str, jax.Array]:
         """Put batch `step` on the mesh: integer levels for images, floats standardised.
 
@@ -381,10 +394,12 @@ class Trainer:
         """The log's sums before any step."""
         return empty_window(self.objective.named)
 
+    def _window_types(self) -> dict[str, Any]:
+        return {name: jnp.int32 if type(zero) is int else jnp.float32 for name, zero in self.empty_window().items()}
+
     def _put_window(self, window: dict[str, float]) -> Window:
-        counts = ("steps", "bad_step")
-        sums = {k: np.asarray(v, jnp.int32 if k in counts else jnp.float32) for k, v in window.items()}
-        return jax.device_put(sums, replicated(self.mesh))
+        types = self._window_types()
+        return jax.device_put({k: np.asarray(window[k], t) for k, t in types.items()}, replicated(self.mesh))
 
     def _row(self, step: int, seen: dict[str, float], clock: Clock) -> dict[str, float]:
         return {
