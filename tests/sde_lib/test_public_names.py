@@ -24,6 +24,7 @@ PUBLIC = {
     *sde_lib.inverse.__all__,
     "samplers",
     "inverse",
+    "flow_map",
 }
 
 
