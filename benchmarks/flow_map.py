@@ -6,8 +6,8 @@ toy: a mixture of four Gaussians in two dimensions under the rectified flow; a p
 root mean square error of one jump, in units where the data have about 0.94, and the total variation of its modes'
 weights from those of the exact map, on 4,096 latents. About half a minute a row on two CPU cores.
 
-digits: a run that learned a flow map beside the score run that taught it: sliced W2 and the AUC of a classifier at equal
-calls, with the noise floor, and the bits/dim of both. A few minutes.
+digits: a run that learned a flow map beside the score run that taught it: sliced W2 and the AUC of a classifier at
+equal calls, with the noise floor, and the bits/dim of both. A few minutes.
 """
 
 import argparse
