@@ -124,7 +124,7 @@ def _settle_objective(train: dict[str, Any]) -> None:
                 "config.train.start is set beside config.train.teacher, from which training starts: leave it out"
             )
         return
-    for name in ("flow_map_loss", "teacher"):
+    for name in ("teacher", "flow_map_loss"):
         if train[name]:
             raise UserError(
                 f"config.train.{name} is {quoted(train[name])}, and the score is learned, not a flow map: add"
