@@ -3,9 +3,9 @@
     python sample.py --workdir=runs/digits --sampler=ddim --n=64
         [--steps=50] [--eta=1] [--grid=karras] [--seed=0] [--out=DIR]
         [--label=3 | --prompt="a thick seven" | --cond=FILE.npz]
-        [--guidance=2] [--guidance_interval=LO,HI] [--guide=RUN]
+        [--guidance=2] [--guidance_interval=LO,HI] [--guide=RUN] [--gif]
 
-Writes samples.npz and grid.png to WORKDIR/samples/SAMPLER/, or to DIR.
+Writes samples.npz and grid.png to WORKDIR/samples/SAMPLER/, or to DIR; with --gif path.gif too.
 """
 
 import experiment.command_line.start  # noqa: F401
@@ -43,6 +43,9 @@ GUIDE = flags.DEFINE_string(
     "guide", None, "A run of the same data whose score is guided past, instead of without condition."
 )
 SEED = flags.DEFINE_integer("seed", 0, "Sample i depends on (seed, i) alone; 0 to 2^32 - 1.")
+GIF = flags.DEFINE_bool(
+    "gif", False, "Write path.gif too, the way from noise to the first samples: images in a grid, or points of a plane."
+)
 OUT = flags.DEFINE_string("out", None, "Folder for samples.npz and grid.png. Default: WORKDIR/samples/SAMPLER.")
 
 
@@ -59,7 +62,7 @@ def main() -> int:
     settings = {"steps": STEPS.value, "eta": ETA.value, "grid": GRID.value}
     told = {"label": cli.whole_numbers("label", LABEL.value), "prompt": PROMPT.value, "cond": COND.value}
     guidance = Guidance(GUIDANCE.value, interval(GUIDANCE_INTERVAL.value), GUIDE.value)
-    given = {"seed": SEED.value, "out": OUT.value, "guidance": guidance, **told, **settings}
+    given = {"seed": SEED.value, "out": OUT.value, "gif": GIF.value, "guidance": guidance, **told, **settings}
     print(draw_to_files(WORKDIR.value, SAMPLER.value, N.value, **given))
     return 0
 

@@ -17,7 +17,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from experiment.plots.images import Array, Picture, tile
+from experiment.plots.images import Array, Box, Picture, tile
+from experiment.plots.limits import Limits, common_limit, common_ranges
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 INK, FAINT, FLOOR = "#22262b", "#c9ced6", "#8a919c"
@@ -55,6 +56,13 @@ def png(draw: Callable[[Figure], None], width: float, height: float) -> Picture:
         return Picture(buffer.getvalue())
 
 
+def box_of(axes: Axes, left: float = 0.0, top: float = 0.0, right: float = 1.0, bottom: float = 1.0) -> Box:
+    """Where a part of the axes, in shares of its width and height from the upper left, is on the drawn figure."""
+    extent, height = axes.get_window_extent(), axes.figure.bbox.height
+    x, y = extent.x0 + left * extent.width, height - extent.y1 + top * extent.height
+    return round(x), round(y), round((right - left) * extent.width), round((bottom - top) * extent.height)
+
+
 def literal(text: str) -> str:
     """The text as it is, where matplotlib would take what stands between two dollars for mathematics."""
     return text.replace("$", r"\$")
@@ -90,9 +98,6 @@ def scatter(sets: Mapping[str, Array], limit: float | None = None, columns: int 
     return png(draw, 4.1 * columns, 4.2 * rows)
 
 
-Limits = float | tuple[tuple[float, float], tuple[float, float]]  # of a square about 0, or of x and of y
-
-
 def draw_cloud(axes: Axes, points: Array, limits: Limits, colour: str) -> None:
     shown = np.asarray(points)[:SCATTER_POINTS]
     second = shown[:, 1] if shown.shape[1] > 1 else np.zeros(len(shown))
@@ -103,20 +108,6 @@ def draw_cloud(axes: Axes, points: Array, limits: Limits, colour: str) -> None:
         axes.set_box_aspect(1)
     else:
         axes.set(xlim=(-limits, limits), ylim=(-limits, limits), aspect="equal")
-
-
-def common_limit(clouds: Any) -> float:
-    """Half the side of a square about 0 that holds all but a few outliers of each cloud."""
-    return max(1.15 * float(np.quantile(np.abs(np.asarray(points)[:, :2]), 0.998)) for points in clouds)
-
-
-def common_ranges(clouds: Any) -> tuple[tuple[float, float], tuple[float, float]]:
-    """For each of the first two coordinates the range that holds all but a few outliers of the clouds."""
-    ends = [np.quantile(np.asarray(points, float)[:, :2], [0.002, 0.998], axis=0) for points in clouds]
-    low, high = np.min([e[0] for e in ends], axis=0), np.max([e[1] for e in ends], axis=0)
-    margin = np.where(high > low, 0.1 * (high - low), 1.0)
-    ranges = [(float(a), float(b)) for a, b in zip(low - margin, high + margin, strict=True)]
-    return ranges[0], ranges[1] if len(ranges) > 1 else (-1.0, 1.0)
 
 
 def panels_in_a_row(figure: Any, columns: int) -> list[Axes]:

@@ -27,13 +27,14 @@ from experiment.build.objects import (
     build_sde,
 )
 from experiment.common.errors import UserError
+from experiment.data.augmentation import augment
 from experiment.data.batches import batch_indices
 from experiment.data.conditions import check_cond_units, condition_rows
 from experiment.data.dataset import Split
 from experiment.data.scaling import Scaling, random_flip
 from experiment.devices.sharding import OverBatch, make_mesh, over_batch, put_rows, replicated, weight_shardings
 from experiment.training.clock import Clock
-from models import Vector
+from models import Augmented, Vector
 from sde_lib import NetworkScore, power_ema_decay
 
 State = dict[str, Any]
@@ -43,7 +44,11 @@ Window = dict[str, jax.Array]
 # few enough to answer a signal.
 IN_FLIGHT = 2
 
-_DROP = 0  # what the key of a step's data is folded with, for the conditions that are dropped
+# What the key of a step's data is folded with: for the conditions that are dropped, and for augmentations.
+_DROP, _AUGMENT = range(2)
+
+
+WINDOW = {"loss": jnp.float32, "grad_norm": jnp.float32, "steps": jnp.int32, "bad_step": jnp.int32}
 
 
 def empty_window() -> dict[str, float]:
@@ -153,6 +158,8 @@ class Trainer:
         check_cond_units(self.config, self.dataset)
         if self.config.data.flip and len(self.dataset.shape) != 3:
             raise UserError("config.data.flip mirrors images, and this data set holds none: set it to false")
+        if self.config.data.augment and len(self.dataset.shape) != 3:
+            raise UserError("config.data.augment transforms images, and this data set holds none: set it to 0")
         if train.batch_size % (train.accumulate * devices):
             raise UserError(
                 f"config.train.batch_size is {train.batch_size}: it must be divisible by"
@@ -193,6 +200,19 @@ class Trainer:
         """Compile the update of this state; `run` finds it compiled."""
         seed = jnp.uint32(self.config.seed)
         return self._step.lower(state, self._put_window(window), self.batch(step), seed).compile()
+
+    def lowered(self) -> jax.stages.Lowered:
+        """Lower the update by shapes alone, also for a mesh of devices that are not here."""
+        size, rows, whole = self.config.train.batch_size, over_batch(self.mesh), replicated(self.mesh)
+
+        def like(source: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((size, *source.shape[1:]), source.dtype, sharding=rows)
+
+        batch = {"x": like(self.dataset.train.x if self.standardised is None else self.standardised)}
+        if self.told is not None:
+            batch["cond"] = jax.tree.map(like, self.told)
+        window = {name: jax.ShapeDtypeStruct((), dtype, sharding=whole) for name, dtype in WINDOW.items()}
+        return self._step.lower(self.like, window, batch, jax.ShapeDtypeStruct((), jnp.uint32, sharding=whole))
 
     def batch(self, step: int, steps: int = 0) -> dict[str, jax.Array]:
         """Put batch `step` on the mesh: integer levels for images, floats standardised.
@@ -279,6 +299,9 @@ class Trainer:
         batch = {**batch, "x": self.prepare(batch["x"], key_data)}
         if "cond" in batch:
             batch["cond"] = self.drop(batch["cond"], jax.random.fold_in(key_data, _DROP))
+        if probability := self.config.data.augment:
+            batch["x"], labels = augment(batch["x"], jax.random.fold_in(key_data, _AUGMENT), probability)
+            batch["cond"] = Augmented(batch.get("cond"), labels)
         loss, (losses, u), grad = self.loss_and_grad(state["params"], state["learned"], batch, key_loss)
         updates, opt_state = self.optimizer.update(grad, state["opt_state"], state["params"])
         params = optax.apply_updates(state["params"], updates)
@@ -376,8 +399,7 @@ class Trainer:
                 clock.restart()
 
     def _put_window(self, window: dict[str, float]) -> Window:
-        types = {"loss": jnp.float32, "grad_norm": jnp.float32, "steps": jnp.int32, "bad_step": jnp.int32}
-        return jax.device_put({k: np.asarray(window[k], t) for k, t in types.items()}, replicated(self.mesh))
+        return jax.device_put({k: np.asarray(window[k], t) for k, t in WINDOW.items()}, replicated(self.mesh))
 
     def _row(self, step: int, seen: dict[str, float], clock: Clock) -> dict[str, float]:
         return {
