@@ -19,6 +19,10 @@ MAY_IMPORT = {
 }
 
 
+COMMANDS = (
+    *("latents", "restore", "reconstruct_ema", "import_score_sde", "import_diffusers", "fit_sampler"),
+    *("sweep", "compare", "explorer"),
+)
 # The floors of experiment/, from the ground up: a file imports from floors below its own, or from its own room.
 FLOORS = (
     {"common", "plots"},
@@ -29,10 +33,9 @@ FLOORS = (
     {"training"},
     {"evaluation", "published"},
     {"report"},
-    {"latents", "restore", "reconstruct_ema", "import_score_sde", "import_diffusers", "fit_sampler", "explorer"},
+    set(COMMANDS),
 )
 NEVER = {"evaluation": {"training", "report"}}  # whatever the floors allow
-COMMANDS = ("latents", "restore", "reconstruct_ema", "import_score_sde", "import_diffusers", "fit_sampler", "explorer")
 
 
 def imports(source: str) -> set[str]:

@@ -164,6 +164,7 @@ class TrainSection:
     preview_every: int = key(
         1000, "updates between held-out losses, with pictures of samples in TensorBoard; 0: none", low=0
     )
+    log: str = key("", "beside the run's own log, one at wandb or mlflow", choices=("", "wandb", "mlflow"))
     start: str = key("", "a run whose averaged weights training starts from, with a fresh optimizer")
     fsdp: int = key(1, "devices that weights, averages and moments are split over", low=1)
     steps_per_call: int = key(1, "updates in one call of the device; on CPU always 1", low=1, high=10_000)
@@ -212,6 +213,7 @@ FREE_ON_RESUME = (
     "module",
     "train.steps",
     "train.log_every",
+    "train.log",
     "train.checkpoint_every",
     "train.keep",
     "train.snapshot_every",

@@ -27,6 +27,7 @@ from experiment.plots.base import (
     png,
 )
 from experiment.plots.images import Box, PlacedPicture
+from experiment.plots.training import running_median
 
 _BAR = 0.55  # the width of a bar, of the distance of two
 
@@ -346,8 +347,7 @@ def loss_curve(rows: Sequence[Mapping[str, float]], *, narrow: bool = False) -> 
     """Training loss over steps from rows {"step", "loss"}: as logged, and its running median."""
     steps, loss = (np.array([row[key] for row in rows], float) for key in ("step", "loss"))
     width = max(1, len(loss) // 20) | 1
-    padded = np.pad(loss, width // 2, mode="edge")
-    smooth = np.median(np.lib.stride_tricks.sliding_window_view(padded, width), axis=1)
+    smooth = running_median(loss, width)
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()

@@ -156,10 +156,11 @@ def _quality(report: Report) -> str:
         f" {protocol.splits} random splits of the {protocol.reference} split; samples are held against parts of the"
         f" same size. NFE: network calls per sample. Seconds: for {protocol.n:,} samples, without compilation."
     )
-    return _table(caption, *table_rows(report, QUALITY))
+    return table_of(caption, *table_rows(report, QUALITY))
 
 
-def _table(caption: str, header: Sequence[str], rows: Sequence[Row]) -> str:
+def table_of(caption: str, header: Sequence[str], rows: Sequence[Row]) -> str:
+    """A table of these rows under its header, with a caption."""
     body = "".join(
         f"<tr{' class=floor' if row.is_floor else ''}><th>{escape(row.name)}</th>"
         + "".join(f"<td{' class=outside' if cell.outside else ''}>{escape(cell.text)}</td>" for cell in row.cells)
@@ -198,7 +199,7 @@ def _guidance(found: GuidanceResult) -> str:
             "the held-out examples it recognises the share in the last row."
         )
     caption += " A scale of 1 is no guidance. Of a larger one the SDE and the ODE sample two distributions."
-    return _table(caption, *guidance_rows(found))
+    return table_of(caption, *guidance_rows(found))
 
 
 def _exact(exact: ExactResult) -> str:
@@ -216,7 +217,7 @@ def _body(rows: Sequence[Sequence[str]]) -> str:
 def _memorisation(report: Report) -> str:
     meanings = " ".join(metric.meaning for metric in report.metrics_of(MEMORISATION).values())
     caption = meanings + " The floor: half of the held-out examples against the other half."
-    return _table(caption, *table_rows(report, MEMORISATION))
+    return table_of(caption, *table_rows(report, MEMORISATION))
 
 
 def _likelihood(found: LikelihoodResult) -> str:
@@ -248,12 +249,14 @@ def _origin(document: Document) -> str:
 
 def facts_of(facts: Mapping[str, object], config: Mapping[str, object]) -> str:
     """A table of facts, and the whole config behind a fold."""
-    rows = "".join(f"<tr><th>{escape(k)}</th><td>{escape(str(v))}</td></tr>" for k, v in facts.items())
     whole = escape(json.dumps(config, indent=2))
-    return (
-        f'<div class="scroll"><table class="facts"><tbody>{rows}</tbody></table></div>'
-        f"<details><summary>The whole config</summary><pre>{whole}</pre></details>"
-    )
+    return f"{facts_table(facts)}<details><summary>The whole config</summary><pre>{whole}</pre></details>"
+
+
+def facts_table(facts: Mapping[str, object]) -> str:
+    """A table of facts, each with its name."""
+    rows = "".join(f"<tr><th>{escape(k)}</th><td>{escape(str(v))}</td></tr>" for k, v in facts.items())
+    return f'<div class="scroll"><table class="facts"><tbody>{rows}</tbody></table></div>'
 
 
 def _settings(sampler: SamplerResult) -> str:

@@ -69,6 +69,20 @@ def conditions(run: Any, n: int, seed: int, asked: Asked | None = None) -> Any:
     return condition_rows(kind, test.rows(index))
 
 
+def told_or_nothing(run: Any, n: int, asked: Asked) -> Any:
+    """What was asked for, as `conditions`; where nothing was, None, which tells the network nothing.
+
+    Raises UserError also where the network never learned what nothing is.
+    """
+    if asked.flags:
+        return conditions(run, n, 0, asked)
+    condition = run.config.model.condition
+    if condition != "none" and not run.config.train.cond_dropout:
+        flags = " or ".join(f"--{flag}" for flag in FLAGS[condition])
+        raise UserError(f"{NO_DROPOUT}, so it must be told what each is of: give {flags}, or {DROP_REMEDY}")
+    return None
+
+
 FLAGS = {"none": (), "label": ("label",), "vector": ("cond",), "text": ("prompt", "cond")}
 WANTED = {"label": "label", "prompt": "text", "cond": "vector"}
 

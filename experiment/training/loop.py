@@ -23,6 +23,7 @@ from experiment.data.load import configured_dataset
 from experiment.devices.hosts import all_or_none, first_host, joined, say
 from experiment.run.directory import DataShape, RunDirectory, with_absolute_path
 from experiment.run.log import RunLog
+from experiment.run.tracking import check_tracker
 from experiment.training.memory import check_state, check_step, out_of_memory
 from experiment.training.preview import Preview
 from experiment.training.sizing import follow_data
@@ -88,6 +89,8 @@ def train(config: Any, workdir: str | Path, given: Iterable[str] = ()) -> int:
         with all_or_none():
             config = with_absolute_path(check_config(config))
             check_names(config)
+            if first_host():
+                check_tracker(config.train.log)
             directory = RunDirectory(workdir, config.train.keep)
             config = directory.with_its_sizes(config)
             directory.check_belongs(config)
@@ -181,7 +184,7 @@ class _Training:
                     check_step(self._trainer, state, window, start)  # compiles: until then a signal ends the process
                 self._signals.listen()
                 if first_host():
-                    self._log = stack.enter_context(RunLog(self._directory.path, start))
+                    self._log = stack.enter_context(RunLog(self._directory.path, start, settings.log))
                     self._log.show_config(self._trainer.config, start)
                 for now in self._trainer.run(state, window, self._signals.here, called):
                     self._write(now, bar)

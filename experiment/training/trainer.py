@@ -46,6 +46,9 @@ IN_FLIGHT = 2
 _DROP = 0  # what the key of a step's data is folded with, for the conditions that are dropped
 
 
+WINDOW = {"loss": jnp.float32, "grad_norm": jnp.float32, "steps": jnp.int32, "bad_step": jnp.int32}
+
+
 def empty_window() -> dict[str, float]:
     """The sums of the log before any step: losses, gradient norms, steps; and the first step not finite, or -1."""
     return {"loss": 0.0, "grad_norm": 0.0, "steps": 0, "bad_step": -1}
@@ -193,6 +196,19 @@ class Trainer:
         """Compile the update of this state; `run` finds it compiled."""
         seed = jnp.uint32(self.config.seed)
         return self._step.lower(state, self._put_window(window), self.batch(step), seed).compile()
+
+    def lowered(self) -> jax.stages.Lowered:
+        """Lower the update by shapes alone, also for a mesh of devices that are not here."""
+        size, rows, whole = self.config.train.batch_size, over_batch(self.mesh), replicated(self.mesh)
+
+        def like(source: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((size, *source.shape[1:]), source.dtype, sharding=rows)
+
+        batch = {"x": like(self.dataset.train.x if self.standardised is None else self.standardised)}
+        if self.told is not None:
+            batch["cond"] = jax.tree.map(like, self.told)
+        window = {name: jax.ShapeDtypeStruct((), dtype, sharding=whole) for name, dtype in WINDOW.items()}
+        return self._step.lower(self.like, window, batch, jax.ShapeDtypeStruct((), jnp.uint32, sharding=whole))
 
     def batch(self, step: int, steps: int = 0) -> dict[str, jax.Array]:
         """Put batch `step` on the mesh: integer levels for images, floats standardised.
@@ -376,8 +392,7 @@ class Trainer:
                 clock.restart()
 
     def _put_window(self, window: dict[str, float]) -> Window:
-        types = {"loss": jnp.float32, "grad_norm": jnp.float32, "steps": jnp.int32, "bad_step": jnp.int32}
-        return jax.device_put({k: np.asarray(window[k], t) for k, t in types.items()}, replicated(self.mesh))
+        return jax.device_put({k: np.asarray(window[k], t) for k, t in WINDOW.items()}, replicated(self.mesh))
 
     def _row(self, step: int, seen: dict[str, float], clock: Clock) -> dict[str, float]:
         return {

@@ -6,6 +6,7 @@ import {noiseCompassFigure} from "./figures/noise_compass.mjs";
 import {pathsFigure} from "./figures/paths.mjs";
 import {posteriorFigure} from "./figures/posterior.mjs";
 import {reverseFigure} from "./figures/reverse.mjs";
+import {runFigure} from "./figures/run.mjs";
 import {schedulesFigure} from "./figures/schedules.mjs";
 
 const read = (id) => JSON.parse(document.getElementById(id).textContent);
@@ -47,8 +48,10 @@ const figures = {
   posterior: posteriorFigure,
 };
 
-// One after the other, so that the page is there at once.
+// One after the other, so that the page is there at once; a page of a run begins with it.
+const run = document.getElementById("run-data") && read("run-data");
 const waiting = Object.entries(figures).map(([id, figure]) => () => figure(document.getElementById(id), page));
+if (run) waiting.unshift(() => runFigure(document.getElementById("run"), page, run));
 const next = () => {
   waiting.shift()?.();
   if (waiting.length) setTimeout(next, 0);

@@ -146,7 +146,9 @@ def explorer_page(notebooks: str, run: Mapping[str, Any] | None = None) -> str:
     section = "" if run is None else (HERE / "run_section.html").read_text()
     parts = {
         "run_section": "" if run is None else fill(section, {name: escape(str(v)) for name, v in run["words"].items()}),
-        "run_data": "" if run is None else f'<script type="application/json" id="run">{data(run["data"])}</script>',
+        "run_data": ""
+        if run is None
+        else f'<script type="application/json" id="run-data">{data(run["data"])}</script>',
         "style": (HERE / "style.css").read_text(),
         "script": script(),
         "numbers": data(numbers()),

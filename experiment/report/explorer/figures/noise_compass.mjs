@@ -8,7 +8,7 @@ const CELLS = 56;
 export function noiseCompassFigure(section, page) {
   const score = mixtureScore(page.eight);
   const grid = gridOver(page.plane, CELLS);
-  let held = [-2, 1.6];
+  let held = [0.3, 1.8];
   let shade = null;
 
   const walk = (share, from) => {
@@ -33,7 +33,11 @@ export function noiseCompassFigure(section, page) {
     s.clear();
     s.heat(shade.map((value) => 0.6 * value), CELLS, CELLS, ink.first);
     s.line(page.outline, ink.soft, {dash: [4, 5], width: 1});
-    for (const other of ACCURACIES) s.line(walk(other, now), ink.soft, {width: 1.2, opacity: 0.8});
+    for (const other of ACCURACIES) {
+      const thin = walk(other, now);
+      s.line(thin, ink.soft, {width: 1.2});
+      s.circle(...thin.at(-1), 2.5, ink.soft, {fill: true});
+    }
     s.line(path, ink.second, {width: 2.2});
     s.circle(...path.at(-1), 4, ink.second, {fill: true});
     s.circle(...guess, 5, ink.third, {width: 2});

@@ -181,6 +181,7 @@ class Browser:
 
     def screenshot(self, path: Path, selector: str) -> None:
         """A picture of an element."""
+        self.box(selector)
         rectangle = self.js(
             f"(() => {{const b = document.querySelector('{selector}').getBoundingClientRect(); return {{x: b.left, "
             "y: b.top + scrollY, width: b.width, height: b.height, scale: 1};})()"

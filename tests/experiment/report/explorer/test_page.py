@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from experiment.report.explorer.page import explorer_page, figure_eight, mixture_of, script
 from sde_lib import VP, CosineVP, ExactScore, GaussianMixture, RectifiedFlow
 from sde_lib.inverse import Linear
-from tests.commands import ROOT
+from tests.commands import ROOT, fresh
 from tests.experiment.report.explorer.browser import CHROMIUM, Browser
 
 PAGE = ROOT / "docs" / "explorer" / "index.html"
@@ -34,9 +35,14 @@ def eight() -> GaussianMixture:
 def opened(chromium: Browser) -> Browser:
     """The page, with all that it computes at first done."""
     chromium.open(PAGE)
-    for section, name in (("paths", "ode-shares"), ("guidance", "ode-drawn"), ("posterior", "drawn-mean")):
-        chromium.wait(f"!['', '…'].includes(document.querySelector('#{section} [data-read=\"{name}\"]').textContent)")
+    loaded(chromium)
     return chromium
+
+
+def loaded(browser: Browser) -> None:
+    """Wait until all that the page computes at first is there."""
+    for section, name in (("paths", "ode-shares"), ("guidance", "ode-drawn"), ("posterior", "drawn-mean")):
+        browser.wait(f"!['', '…'].includes(document.querySelector('#{section} [data-read=\"{name}\"]').textContent)")
 
 
 def floats(text: str) -> list[float]:
@@ -62,6 +68,15 @@ def test_the_page_is_one_small_file_that_names_no_other() -> None:
     links = re.findall(r'href="([^"#][^"]*)"', page)
     assert len([link for link in links if link.endswith(".ipynb")]) == len(FIGURES)
     assert all((PAGE.parent / link).is_file() for link in links if link != "data:,")
+
+
+def test_the_command_writes_the_page_with_links_that_lead_to_the_notebooks(tmp_path: Path) -> None:
+    done = fresh("-m", "experiment.explorer", f"--out={tmp_path / 'new' / 'page.html'}")
+    assert done.status == 0, done.err
+    page = (tmp_path / "new" / "page.html").read_text()
+    links = re.findall(r'href="([^"]*)/4_forward', page)
+    assert page == explorer_page(links[0])
+    assert (tmp_path / "new" / links[0]).resolve() == ROOT / "notebooks"
 
 
 def test_modules_are_laid_in_their_order_without_import_or_export() -> None:
