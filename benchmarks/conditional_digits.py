@@ -28,7 +28,7 @@ from experiment.data.digit_captions import DIGITS, HELD_OUT, SLANT, THICKNESS, W
 from experiment.data.load import load_dataset
 from experiment.evaluation.metrics import sliced_wasserstein
 from experiment.run.load import load_run
-from experiment.sampling import as_data
+from experiment.run.sampling import as_data
 from experiment.training.loop import train
 from sde_lib import Product, Told, sample
 

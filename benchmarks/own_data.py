@@ -25,7 +25,7 @@ from experiment.cli import convolutions_on_all_cores
 from experiment.config import load_config, whole_config
 from experiment.evaluation.likelihood import LikelihoodSettings, likelihood
 from experiment.run.load import load_run
-from experiment.sampling import draw
+from experiment.run.sampling import draw
 from experiment.training.loop import train
 from sde_lib.fields import exact_radial_spectrum, power_law_field, radial_spectrum
 

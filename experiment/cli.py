@@ -40,18 +40,18 @@ def run_app(main: Callable[..., int | None], config: str = "", positional: tuple
     other exception is a bug and keeps its traceback.
 
     Args:
-        main: the command, main(*positional arguments), or main(config, keys) for one with a config: the config, whole
-            and checked, and the keys that the command line set. It reads its flags from absl.
-        config: for a command with --config=FILE and --config.section.key=value, the default file, beside the
-            command's own.
+        main: the command, main(*positional arguments), or main(config, given) for one with a config: the config, whole
+            and checked, and {key: text} of the keys that the command line set. It reads its flags from absl.
+        config: for a command with --config=FILE and --config.section.key=value, the default file, in this checkout.
         positional: what the arguments that are no flags are called, such as ("CHECKPOINT", "RUN"): all must be given.
+            One that ends with ".." stands for one or more.
     """
     with mistakes_in_one_line():
         # Lines come at once, into a file or pipe too; a name that is no text is written escaped.
         for stream in (sys.stdout, sys.stderr):
             stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
         _quiet()
-        config_file = str(Path(sys.argv[0]).resolve().parent / config) if config else ""
+        config_file = str(Path(__file__).parents[1] / config) if config else ""
         arguments = parse_flags(
             sys.argv, config_file, positional=positional, about=sys.modules["__main__"].__doc__ or ""
         )
@@ -103,7 +103,7 @@ def parse_flags(
 
     Returns:
         What main is called with: the arguments that are no flags, as many as `positional` names, or the config, whole
-        and checked, and the keys that the command line set.
+        and checked, and {key: text} of the keys that the command line set.
     """
     own = _own_flags(values)
     if any(argument in _HELP for argument in argv[1:]):
@@ -119,7 +119,8 @@ def parse_flags(
         rest = values([argv[0], *arguments])[1:]
     except flags.Error as error:
         raise UserError(f"{shown(str(error))}: see --help") from None
-    if len(rest) > len(positional):
+    more = bool(positional) and positional[-1].endswith("..")
+    if len(rest) > len(positional) and not more:
         raise UserError(f"unexpected argument {quoted(rest[len(positional)])}: flags are written --name=value")
     if len(rest) < len(positional):
         raise UserError(
@@ -131,7 +132,7 @@ def parse_flags(
     if printed:
         print(json.dumps(found.to_dict(), indent=2))
         sys.exit(0)
-    return [found, tuple(given.overrides)]
+    return [found, given.overrides]
 
 
 def _own_flags(values: flags.FlagValues) -> list[str]:

@@ -1,4 +1,4 @@
-"""Restore held-out examples from a part, a blur or any linear view of them, by a run's score as the prior.
+"""Restore held-out examples, or what you observed, from a part, a blur or any linear view, by a run's score.
 
     python -m experiment.restore --workdir=runs/digits --operator=mask --noise=1.7
         [--seen=left|box|random|FILE] [--method=moment_matching] [--draws=15] [--n=40]
@@ -6,6 +6,8 @@
     python -m experiment.restore --workdir=runs/digits --operator=downsample --factor=4 --noise=1.7
     python -m experiment.restore --workdir=runs/digits --operator=blur --width=1 --noise=1.7
     python -m experiment.restore --workdir=runs/digits --matrix=FILE.npz --noise=1.7
+    python -m experiment.restore --workdir=runs/digits --observed=FILE.npz --seen=left --noise=1.7
+        [--label=3 | --prompt="a thick seven" | --cond=FILE.npz]
 
 Writes WORKDIR/restore/OPERATOR/: restored.npz, restore.json, examples.png and restore.html.
 
@@ -47,8 +49,17 @@ def define_flags() -> None:
         None,
         "Of moment_matching: each costs a derivative product. Default: 1; a blur of smooth fields wants more.",
     )
+    flags.DEFINE_string(
+        "observed",
+        None,
+        "Your own observations instead of held-out examples: an .npz with y (n, *seen), or one, in the data's levels "
+        "or units; or a picture.",
+    )
+    flags.DEFINE_list("label", None, "With --observed: the class of each, in turn.")
+    flags.DEFINE_multi_string("prompt", None, "With --observed: what each is, in turn.")
+    flags.DEFINE_string("cond", None, "With --observed: an .npz with cond, a row for each, or with embeddings.")
     flags.DEFINE_integer("draws", 15, "Draws for each example.")
-    flags.DEFINE_integer("n", 40, "Held-out examples, the first ones.")
+    flags.DEFINE_integer("n", 40, "Held-out examples or observations, the first ones.")
     flags.DEFINE_string("sampler", None, "A sampler by name, as of sample.py. Default: sde_dpmpp_2m.")
     flags.DEFINE_integer("steps", None, "Steps of the sampler. Default: 100; the run's own with --sampler.")
     flags.DEFINE_float("eta", None, "How much noise: 0 is the ODE, 1 the reverse SDE. Default: the sampler's own.")
@@ -67,6 +78,7 @@ def main() -> int:
 
     values = flags.FLAGS
     given = {name: values[name].value for name in SETTINGS}
+    given["label"] = cli.whole_numbers("label", given["label"])
     print(*restore_run(values.workdir, given, values.out, values.data, values.cache), sep="\n")
     return 0
 

@@ -22,6 +22,7 @@ def run(argv: list[str], env: dict[str, str], out: str, err: str) -> int:
         os.dup2(os.open(path, flags | os.O_CREAT), number)
     os.environ.update(env)
     sys.argv = argv
+    before = sys.stdin, sys.stdout, sys.stderr  # noqa: F841 - of a forked server's own they would close their files
     sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w", buffering=1)
     try:
         runpy.run_path(argv[0], run_name="__main__")

@@ -82,7 +82,7 @@ def main() -> None:
     workdir = part.scratch / "run"
     train(part, workdir, max(part.left() - (50 if part.tiny else JUDGING), 20))
     from experiment import load_run, plots
-    from experiment.sampling import draw
+    from experiment.run.sampling import draw
     from sde_lib.samplers import UniPC
 
     run = load_run(workdir)

@@ -2,7 +2,6 @@
 
 import os
 import runpy
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,16 +56,23 @@ def whole_config(given: Given) -> Any:
 
     Raises UserError for a file that gives no config, an unknown key, and a value that its key does not take.
     """
-    values = flatten(read_config_file(given.file))
-    module = given.overrides.get("module", values.get("module"))
+    return overridden(flatten(read_config_file(given.file)), given.overrides)
+
+
+def overridden(values: Mapping[str, Any], overrides: Mapping[str, str]) -> Any:
+    """Return the whole, checked config of flat values, under overrides as the command line gives them.
+
+    Raises UserError for an unknown key, and a value that its key does not take.
+    """
+    module = overrides.get("module", values.get("module"))
     if module:
         adopt(module)  # it may bring keys
-    for name in given.overrides:
+    for name in overrides:
         check_key(name)
-    read = {name: read_text(name, text) for name, text in given.overrides.items()}
-    if "model.condition" in read:  # its older name may be in the file
-        values.pop("model.class_conditional", None)
-    return check_config(nested({**values, **read}))
+    read = {name: read_text(name, text) for name, text in overrides.items()}
+    # Its older name may be in the file.
+    kept = {k: v for k, v in values.items() if not (k == "model.class_conditional" and "model.condition" in read)}
+    return check_config(nested({**kept, **read}))
 
 
 def read_config_file(name: str) -> Any:
@@ -99,6 +105,6 @@ def _no_file(name: str) -> str:
         return f"config file {shown(name)} is a folder: give a file in it, such as a run's config.json"
     if path.exists():
         return f"config file {shown(name)} is no ordinary file: give one with get_config(), or a .json"
-    there = sorted(Path(sys.argv[0]).resolve().parent.glob("configs/[!_]*.py"))
+    there = sorted(Path(__file__).parents[2].glob("configs/[!_]*.py"))
     names = ", ".join(os.path.relpath(path) for path in there if path.name != "base.py")
     return f"config file {quoted(name)} does not exist; there are {names}"

@@ -51,7 +51,7 @@ def describe(name: str) -> str:
     article = {int: "an int", float: "a float", bool: "true or false", str: "a string"}[kind]
     words = f"a tuple, each entry {article}" if many else article
     if field.metadata["choices"]:
-        words = "one of " + ", ".join(field.metadata["choices"])
+        words = "one of " + ", ".join(choice or '""' for choice in field.metadata["choices"])
     limits = field.metadata["ranges"].items()
     words += "".join(f", {word} {_number(limit)}" for word, limit in limits if limit is not None)
     return words + (", or None" if optional else "")

@@ -16,7 +16,7 @@ import numpy as np
 from experiment.common.progress import progress
 from experiment.devices.sharding import mesh_here, round_up
 from experiment.run.load import in_float32
-from experiment.sampling import GUESSED_CALLS, padded, seconds_per_call, solver_remedy
+from experiment.run.sampling import GUESSED_CALLS, padded, seconds_per_call, solver_remedy
 from sde_lib import Exact, Hutchinson, UniformDequantization, log_prob, row_keys
 
 Array = np.ndarray

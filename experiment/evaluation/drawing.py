@@ -10,7 +10,7 @@ import numpy as np
 from experiment.evaluation.points import Point
 from experiment.evaluation.settings import Settings
 from experiment.run.conditions import conditions
-from experiment.sampling import Draws, draw, draw_batch
+from experiment.run.sampling import Draws, draw, draw_batch
 
 Array = np.ndarray
 

@@ -35,7 +35,7 @@ from experiment.evaluation.results import (
 )
 from experiment.evaluation.settings import FOLDS, Settings
 from experiment.run.load import Run
-from experiment.sampling import check_samples_fit, expected_seconds, told
+from experiment.run.sampling import check_samples_fit, expected_seconds, told
 from sde_lib import ExactScore
 
 Array = np.ndarray

@@ -28,7 +28,7 @@ from experiment.evaluation.points import points_at, read_budgets, settings_of
 from experiment.evaluation.results import plain
 from experiment.evaluation.settings import FromConfig
 from experiment.evaluation.text import fitted, number
-from experiment.sampling import check_samples_fit, expected_seconds, told
+from experiment.run.sampling import check_samples_fit, expected_seconds, told
 
 Array = np.ndarray
 

@@ -20,7 +20,7 @@ from experiment.evaluation.results import GuidancePoint, GuidanceResult
 from experiment.evaluation.settings import Settings
 from experiment.run.conditions import DROP_REMEDY, NO_DROPOUT, conditions_of
 from experiment.run.guidance import Guidance, guided
-from experiment.sampling import draw, expected_seconds
+from experiment.run.sampling import draw, expected_seconds
 
 Array = np.ndarray
 

@@ -59,7 +59,7 @@ def in_batches(run: Any, solve: Callable[..., Any], x: Array, cond: Any, descrip
         Each of the arrays, joined over the batches, and the mean NFE.
     """
     from experiment.common.progress import progress
-    from experiment.sampling import GUESSED_CALLS, padded, seconds_per_call, solver_remedy
+    from experiment.run.sampling import GUESSED_CALLS, padded, seconds_per_call, solver_remedy
 
     n, found, calls = len(x), [], 0
     size = min(run.config.eval.batch_size, n)
@@ -210,7 +210,7 @@ def decode_latents(run: Any, folder: Path, *, decode: str) -> str:
 def interpolate_examples(run: Any, folder: Path, *, interpolate: list[str], points: int = 9, seed: int = 0) -> str:
     """Draw a path of so many points between two held-out examples, ends included (--interpolate)."""
     from experiment.plots import likelihood as plots
-    from experiment.sampling import pictured
+    from experiment.run.sampling import pictured
     from sde_lib import decode, encode, spherical_interpolation
 
     test, scaling = run.dataset.test, run.scaling
@@ -274,7 +274,7 @@ def score_examples(
     from experiment.evaluation.results import plain
     from experiment.plots import likelihood as plots
     from experiment.run.earlier import keep_earlier
-    from experiment.sampling import pictured
+    from experiment.run.sampling import pictured
     from sde_lib import latent_typicality, typicality
 
     n, probes = n or run.config.eval.likelihood_n, probes or run.config.eval.probes

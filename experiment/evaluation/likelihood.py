@@ -35,7 +35,7 @@ from experiment.evaluation.settings import FromConfig
 from experiment.run.conditions import conditions_of
 from experiment.run.earlier import keep_earlier
 from experiment.run.load import in_float32
-from experiment.sampling import GUESSED_CALLS, padded, seconds_per_call, solver_remedy, told
+from experiment.run.sampling import GUESSED_CALLS, padded, seconds_per_call, solver_remedy, told
 from sde_lib import (
     DiagonalGaussian,
     Hutchinson,

@@ -1,4 +1,4 @@
-"""Restoration of held-out examples from what is seen of them, by a run's score, and how well it is calibrated.
+"""Restoration of examples from what is seen of them, by a run's score, and how well it is calibrated.
 
 Each example is seen through an operator and Gaussian noise, y = A(x) + n, and drawn several times given y. Were the
 draws from the exact posterior, the truth would be one more of them:
@@ -6,7 +6,8 @@ draws from the exact posterior, the truth would be one more of them:
     rmse of the draws' mean = spread sqrt(1 + 1/k),    each rank of the truth among k draws is as likely as another,
     rms of y - A(draw) = noise.
 
-So all three are known, whatever the data, and what is measured beside them says what the restoration is worth.
+So all three are known, whatever the data, and what is measured beside them says what the restoration is worth. Of a
+user's own observations there is no truth: the last alone is measured.
 """
 
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from experiment.common.errors import UserError
 from experiment.data.scaling import Scaling
 from experiment.evaluation.seen import Seen
 from experiment.run.conditions import conditions_of, take
-from experiment.sampling import check_samples_fit, draw
+from experiment.run.sampling import check_samples_fit, draw
 from sde_lib.inverse import Observed
 
 Array = np.ndarray
@@ -41,6 +42,8 @@ class Estimate:
 class Calibration:
     """How well draws agree with truths, over the entries that were asked for.
 
+    Where there are no truths rmse and ratio are None, and coverage is empty.
+
     rmse: of the draws' mean. spread: the draws' standard deviation, rms over entries. Both in levels, or in standard
     deviations of the data.
     ratio: rmse/(spread sqrt(1 + 1/k)). coverage: how many truths lie in the central share of their posterior, by
@@ -48,9 +51,9 @@ class Calibration:
     from the exact posterior, whatever the number of draws.
     """
 
-    rmse: Estimate
+    rmse: Estimate | None
     spread: Estimate
-    ratio: Estimate
+    ratio: Estimate | None
     coverage: dict[float, Estimate]
     residual: Estimate
 
@@ -59,13 +62,11 @@ class Calibration:
 class Restored:
     """Restored examples, in the model's space.
 
-    index: (n,), of the held-out examples. truth: (n, *shape). y: (n, *seen). draws: (n, k, *shape). residuals:
-    (n, k, *seen), y - A(draw) over the noise; NaN where there is none. nfe, jvps: network calls and derivative products
-    for each draw. seconds: with compilation.
+    y: (n, *seen). draws: (n, k, *shape). residuals: (n, k, *seen), y - A(draw) over the noise; NaN where there is none.
+    nfe, jvps: network calls and derivative products for each draw. seconds: with compilation. truth: (n, *shape); None
+    where nobody knows it.
     """
 
-    index: Array
-    truth: Array
     y: Array
     draws: Array
     residuals: Array
@@ -73,6 +74,7 @@ class Restored:
     nfe: float
     jvps: float
     seconds: float
+    truth: Array | None = None
 
 
 def restore_examples(
@@ -88,9 +90,9 @@ def restore_examples(
         raise UserError(f"{run.dataset.name} has no held-out examples: train on data with a held-out split")
     index = np.arange(min(n, len(run.dataset.test)))
     truth = held_out(run, index, seed)
-    return draw_given(
-        run, seen, look(seen, noise, truth, index, seed), noise, method, sampler, truth, index, draws, seed
-    )
+    told = conditions_of(run, run.dataset.test, index)
+    y = look(seen, noise, truth, index, seed)
+    return replace(draw_given(run, seen, y, noise, method, sampler, told, draws, seed), truth=truth)
 
 
 def draw_given(
@@ -100,21 +102,20 @@ def draw_given(
     noise: float,
     method: Any,
     sampler: Any,
-    truth: Array,
-    index: Array,
+    told: Any,
     draws: int,
     seed: int = 0,
 ) -> Restored:
-    """Draw the held-out examples of these numbers given y (n, *seen), which is in the model's space.
+    """Draw examples given y (n, *seen), which is in the model's space.
 
-    A conditional network is told what it is told of the example in training.
+    told: what a conditional network is told of each, a pytree with n rows; None for nothing.
 
-    Raises UserError for more than fits into memory, and as `experiment.sampling.draw`.
+    Raises UserError for more than fits into memory, and as `experiment.run.sampling.draw`.
     """
-    check_samples_fit(len(index) * draws * getattr(sampler, "particles", 1), run.shape)
-    of_model, told = seen.noise_to_model(noise), conditions_of(run, run.dataset.test, index)
+    check_samples_fit(len(y) * draws * getattr(sampler, "particles", 1), run.shape)
+    of_model = seen.noise_to_model(noise)
     score_fn = Observed(run.score_fn, seen.operator, of_model, method)
-    rows = np.repeat(np.arange(len(index)), draws)
+    rows = np.repeat(np.arange(len(y)), draws)
     cond = {"y": y[rows], "cond": take(told, rows)}
     prior_given_y, size = replace(run, score_fn=score_fn), run.config.sample.batch_size
     start = perf_counter()
@@ -124,12 +125,12 @@ def draw_given(
         if not str(error).startswith("TwistedSMC"):
             raise
         raise UserError(str(error)) from error
-    seconds, x = perf_counter() - start, found.x.reshape(len(index), draws, *run.shape)
+    seconds, x = perf_counter() - start, found.x.reshape(len(y), draws, *run.shape)
     residuals = np.stack([y - np.asarray(seen.operator(jnp.asarray(x[:, i]))) for i in range(draws)], axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         residuals = residuals / np.where(of_model > 0, of_model, np.nan)
     jvps = found.nfe / score_fn.calls * score_fn.jvps
-    return Restored(index, truth, y, x, residuals, told, found.nfe, jvps, seconds)
+    return Restored(y, x, residuals, told, found.nfe, jvps, seconds)
 
 
 def held_out(run: Any, index: Array, seed: int) -> Array:
@@ -162,22 +163,19 @@ def calibration_of(restored: Restored, seen: Seen, scaling: Scaling) -> Calibrat
 
     Data with levels are measured as levels: where in its bin a number lies is no part of them.
     """
-    x, truth = (whole(scaling, z).astype(np.float64) for z in (restored.draws, restored.truth))
-    x, truth, k = x[:, :, seen.open], truth[:, seen.open], x.shape[1]
-    wrong = np.mean((x.mean(axis=1) - truth) ** 2, axis=1)
+    x, one = whole(scaling, restored.draws).astype(np.float64)[:, :, seen.open], np.ones(len(restored.draws))
     variance = np.mean(x.var(axis=1, ddof=1), axis=1)
     entries = seen.operator.entries()
     left = restored.residuals if entries is None else restored.residuals[:, :, np.asarray(entries)]
     left = np.mean(left.reshape(len(x), -1) ** 2, axis=1)
+    spread, residual = root_of_ratio(variance, one), root_of_ratio(left, one)
+    if restored.truth is None:
+        return Calibration(None, spread, None, {}, residual)
+    truth = whole(scaling, restored.truth).astype(np.float64)[:, seen.open]
+    wrong = np.mean((x.mean(axis=1) - truth) ** 2, axis=1)
     inside = {share: _mean(np.mean(covered(x, truth, share), axis=1)) for share in CENTRAL}
-    one = np.ones(len(x))
-    return Calibration(
-        root_of_ratio(wrong, one),
-        root_of_ratio(variance, one),
-        root_of_ratio(wrong, (1 + 1 / k) * variance),
-        inside,
-        root_of_ratio(left, one),
-    )
+    rmse, ratio = root_of_ratio(wrong, one), root_of_ratio(wrong, (1 + 1 / x.shape[1]) * variance)
+    return Calibration(rmse, spread, ratio, inside, residual)
 
 
 def whole(scaling: Scaling, z: Array) -> Array:

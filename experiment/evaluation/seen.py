@@ -140,13 +140,7 @@ def read_mask(name: str, shape: tuple[int, ...]) -> Array:
     if path.suffix in (".npz", ".npy"):
         mask = read_array(path, "--seen", "mask")
     else:
-        try:
-            with Image.open(io.BytesIO(read_regular(path, LARGEST_PICTURE))) as image:
-                # Its header tells the size before anything is decoded.
-                fits = image.size[::-1] == shape[:-1]
-                mask = np.asarray(image.convert("L")) > 127 if fits else np.empty(image.size[::-1])
-        except Exception as error:  # Pillow raises a dozen kinds for what is damaged
-            raise UserError(f"cannot read --seen={path} ({one_line(error, 100)}): give a PNG, or an .npz") from None
+        mask = _picture(path, "--seen", "L", shape[:-1]) > 127
     if mask.shape not in (shape, shape[:-1]):
         raise UserError(f"--seen={path}: the mask is {mask.shape}, and an example {shape}: give one entry for each")
     if not np.isin(mask, (0, 1)).all():
@@ -154,10 +148,52 @@ def read_mask(name: str, shape: tuple[int, ...]) -> Array:
     return np.broadcast_to(mask.astype(bool).reshape(mask.shape + (1,) * (len(shape) - mask.ndim)), shape)
 
 
-def read_array(path: Path, flag: str, key: str) -> Array:
+def _picture(path: Path, flag: str, mode: str, grid: tuple[int, ...]) -> Array:
+    """Read a picture in Pillow's mode, uint8; of another size than the grid, an array of that size that is empty.
+
+    Raises UserError for what is none.
+    """
+    try:
+        with Image.open(io.BytesIO(read_regular(path, LARGEST_PICTURE))) as image:
+            # Its header tells the size before anything is decoded.
+            return np.asarray(image.convert(mode)) if image.size[::-1] == grid else np.empty(image.size[::-1], np.uint8)
+    except Exception as error:  # Pillow raises a dozen kinds for what is damaged
+        raise UserError(f"cannot read {flag}={path} ({one_line(error, 100)}): give a PNG, or an .npz") from None
+
+
+def read_observed(name: str, seen: Seen, scaling: Scaling) -> Array:
+    """Read a user's own observations, y (n, *seen) or one of them, in the units of the data, into the model's space.
+
+    From an .npy, an .npz that has them as y, or a picture of images of 256 levels. What a mask hides may hold anything.
+    Raises UserError for what the operator cannot have seen.
+    """
+    path, shape = user_path(name, "--observed"), seen.offset.shape
+    if not path.is_file():
+        raise UserError(f"--observed={path}: there is no such file: give an .npz, an .npy or a picture")
+    if path.suffix in (".npz", ".npy"):
+        y = read_array(path, "--observed", "y", finite=False)
+    elif scaling.levels != 256 or len(shape) != 3 or shape[2] not in (1, 3):
+        raise UserError(f"--observed={path}: what is seen here is {shape}, no picture of 256 levels: give an .npz")
+    else:
+        y = _picture(path, "--observed", "L" if shape[2] == 1 else "RGB", shape[:2])
+        y = y.reshape(shape) if y.size == math.prod(shape) else y
+    y = y[None] if y.shape == shape else y
+    if y.shape[1:] != shape or not len(y):
+        n = ", ".join(["n", *map(str, shape)])
+        raise UserError(f"--observed={path}: y is {y.shape}, and the operator sees {shape} of an example: give ({n})")
+    entries = seen.operator.entries()
+    y = y if entries is None else np.where(np.asarray(entries), y, seen.offset)
+    if not np.isfinite(y).all():
+        raise UserError(
+            f"--observed={path}: y is not finite where it was seen: give a mask that hides those places, --seen=FILE"
+        )
+    return seen.to_model(y)
+
+
+def read_array(path: Path, flag: str, key: str, finite: bool = True) -> Array:
     """Read the array of an .npy, or that of an .npz which has this name or is the only one.
 
-    Raises UserError for a damaged file, and one that holds no such array, of real and finite numbers.
+    Raises UserError for a damaged file, and one that holds no such array, of real and, if asked, finite numbers.
     """
     if path.suffix == ".npy":
         try:
@@ -170,7 +206,7 @@ def read_array(path: Path, flag: str, key: str) -> Array:
         if key not in arrays and len(arrays) != 1:
             raise UserError(f"{flag}={path}: there is no {key} among {', '.join(arrays) or 'no arrays'}: save it so")
         found = arrays.get(key, next(iter(arrays.values())))
-    if found.dtype.kind not in "biuf" or not np.isfinite(found).all():
+    if found.dtype.kind not in "biuf" or (finite and not np.isfinite(found).all()):
         raise UserError(f"{flag}={path}: {key} is {found.dtype} of shape {found.shape}: give real, finite numbers")
     return found
 

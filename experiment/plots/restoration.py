@@ -55,11 +55,11 @@ def restored_images(columns: Mapping[str, Array | Map]) -> Picture:
 class Lines:
     """Restored vectors or series, one channel of them, and what was seen.
 
-    truth: (n, l). draws: (n, k, l). y: (n, m) seen at `places` (m,), or None where it lies at none. residuals:
+    truth: (n, l), or None. draws: (n, k, l). y: (n, m) seen at `places` (m,), or None where it lies at none. residuals:
     (n, k, m), over the noise.
     """
 
-    truth: Array
+    truth: Array | None
     draws: Array
     y: Array | None
     places: Array | None
@@ -68,7 +68,7 @@ class Lines:
 
 def restored_lines(found: Lines, titles: list[str]) -> Picture:
     """Draw a row for each example: its draws, their mean ± 2 sd, truth and observation; beside it the residuals."""
-    x, several = np.arange(found.truth.shape[1]), found.truth.shape[1] > 40
+    x, several = np.arange(found.draws.shape[2]), found.draws.shape[2] > 40
     mark, size = ("", 0) if several else ("o", 2.5)
 
     def draw(figure: Figure) -> None:
@@ -80,7 +80,8 @@ def restored_lines(found: Lines, titles: list[str]) -> Picture:
                 label = "draws" if j == 0 else None
                 axes.plot(x, line, lw=0.7, marker=mark, ms=size, color=COLOURS[5], alpha=0.8, label=label)
             axes.plot(x, mean, lw=1.3, color=COLOURS[0], label="mean")
-            axes.plot(x, found.truth[i], lw=1.3, ls="--", color=INK, label="truth")
+            if found.truth is not None:
+                axes.plot(x, found.truth[i], lw=1.3, ls="--", color=INK, label="truth")
             if found.y is not None:
                 axes.plot(found.places, found.y[i], "x", ms=4 if several else 6, color=COLOURS[1], label="observation")
             axes.set_title(titles[i], fontsize=9)

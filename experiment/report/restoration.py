@@ -17,14 +17,22 @@ from experiment.common.files import check_folder, user_path, write_bytes, write_
 from experiment.common.progress import say_start
 from experiment.common.provenance import provenance
 from experiment.config import check_flag, check_seed
-from experiment.evaluation.restoration import Calibration, Estimate, Restored, calibration_of, restore_examples
+from experiment.evaluation.restoration import (
+    Calibration,
+    Estimate,
+    Restored,
+    calibration_of,
+    draw_given,
+    restore_examples,
+)
 from experiment.evaluation.results import plain
-from experiment.evaluation.seen import OPERATORS, Asked, Seen, operator_list, see
+from experiment.evaluation.seen import OPERATORS, Asked, Seen, operator_list, read_observed, see
 from experiment.report.document import Figure
 from experiment.report.page import captioned, facts_of, figure_of, head_of, page_of
 from experiment.report.restored_picture import picture_of
 from experiment.report.tables import plus_minus
-from experiment.run.conditions import arrays_of, kind_of_run
+from experiment.run.conditions import Asked as Told
+from experiment.run.conditions import arrays_of, kind_of_run, told_or_nothing
 from experiment.run.earlier import keep_earlier
 from experiment.run.load import in_float32, load_run
 
@@ -46,6 +54,7 @@ MEANINGS = {
 SETTINGS = (
     *("operator", "seen", "share", "factor", "width", "matrix", "noise", "method", "iterations"),
     *("sampler", "steps", "eta", "grid", "particles", "n", "draws", "seed"),
+    *("observed", "label", "prompt", "cond"),
 )
 
 
@@ -75,10 +84,19 @@ def restore_run(
     seen = see(operator, chosen, tuple(run.shape), run.scaling, given["seed"])
     folder = user_path(out, "--out") if out else run.workdir / "restore" / operator
     check_folder(folder)
-    n = min(given["n"], len(run.dataset.test))
-    what = f"{n:,} held-out examples, {seen.words} seen, noise {_noise_words(run, seen, noise)}"
-    say_start(f"{operator}: {what}; {run.workdir} at step {run.step}")
-    found = restore_examples(run, seen, noise, method, sampler, n=n, draws=given["draws"], seed=given["seed"])
+    sees = f"{seen.words} seen, noise {_noise_words(run, seen, noise)}"
+    if given["observed"] is None:
+        n = min(given["n"], len(run.dataset.test))
+        what = f"{n:,} held-out examples, {sees}"
+        say_start(f"{operator}: {what}; {run.workdir} at step {run.step}")
+        found = restore_examples(run, seen, noise, method, sampler, n=n, draws=given["draws"], seed=given["seed"])
+    else:
+        y = read_observed(given["observed"], seen, run.scaling)[: given["n"]]
+        n = len(y)
+        told = told_or_nothing(run, n, Told(given["label"], given["prompt"], given["cond"]))
+        what = f"{n:,} observation{'s'[: n != 1]} of {Path(given['observed']).name}, {sees}"
+        say_start(f"{operator}: {what}; {run.workdir} at step {run.step}")
+        found = draw_given(run, seen, y, noise, method, sampler, told, given["draws"], given["seed"])
     figures = calibration_of(found, seen, run.scaling)
     notes = notes_of(run, seen, noise, method, figures)
     settings = {
@@ -92,6 +110,7 @@ def restore_run(
         "draws": given["draws"],
         "seed": given["seed"],
         "step": run.step,
+        **{name: given[name] for name in ("observed", "label", "prompt", "cond") if given[name] is not None},
     }
     aside = write_restoration(run, seen, found, figures, settings, what, notes, folder)
     cost = f"{found.nfe:,.0f} NFE and {found.jvps:,.0f} derivative products a draw, {found.seconds:.1f} s"
@@ -120,6 +139,9 @@ def _checked(given: Mapping[str, Any]) -> tuple[str, Asked]:
     if not 0 <= given["noise"] < np.inf:
         raise UserError(f"--noise is {given['noise']:g}: give a standard deviation, 0 or above")
     check_flag("n", given["n"], least=1)
+    for name in ("label", "prompt", "cond"):
+        if given[name] is not None and given["observed"] is None:
+            raise UserError(f"--{name} goes with --observed: held-out examples come with what they are: leave it out")
     if given["draws"] == 1:
         raise UserError("--draws is 1, and one draw has no spread: give at least 2, such as --draws=15")
     for name, least in (("draws", 2), ("iterations", 1), ("particles", 1)):
@@ -157,6 +179,8 @@ def _noise_words(run: Any, seen: Seen, noise: float) -> str:
 
 def figure_lines(found: Calibration) -> list[str]:
     """The figures of the calibration as lines for a terminal."""
+    if found.ratio is None:
+        return [f"residual over noise {_told(found.residual)} (exact posterior: 1)"]
     shares = ", ".join(f"{share:.0%}: {_told(estimate)}" for share, estimate in found.coverage.items())
     return [
         f"rmse over spread {_told(found.ratio)}; residual over noise {_told(found.residual)} (exact posterior: 1)",
@@ -209,12 +233,12 @@ def write_restoration(
         "draws": draws,
         "mean": of_draws.mean(axis=1),
         "sd": of_draws.std(axis=1, ddof=1),
-        "truth": np.asarray(run.scaling.to_data(found.truth)),
         "y": seen.to_data(found.y),
-        "index": found.index,
         "open": seen.open,
         **arrays_of(kind_of_run(run), found.cond, texts="captions"),
     }
+    if found.truth is not None:
+        arrays |= {"truth": np.asarray(run.scaling.to_data(found.truth)), "index": np.arange(len(found.truth))}
     document = plain(
         {
             **settings,
@@ -248,7 +272,7 @@ def write_restoration(
 def _page(run: Any, document: Mapping[str, Any], figures: Calibration, what: str, figure: Figure) -> str:
     k = document["draws"]
     rows = [
-        ("rmse over spread", "1", figures.ratio),
+        *([("rmse over spread", "1", figures.ratio)] if figures.ratio else []),
         *((f"coverage of the central {share:.0%}", f"{share:g}", it) for share, it in figures.coverage.items()),
         ("residual over noise", "1", figures.residual),
     ]
@@ -258,17 +282,22 @@ def _page(run: Any, document: Mapping[str, Any], figures: Calibration, what: str
     )
     width = "levels" if run.scaling.levels is not None else "standard deviations of the data"
     caption = (
-        f"± standard error over {document['n']:,} examples, {k} draws of each. The draws' mean is off by "
-        f"{figures.rmse.value or 0:.3g} {width}, root mean square over the entries asked for, and their "
-        f"standard deviation is {figures.spread.value or 0:.3g}."
+        f"± standard error over {document['n']:,} examples, {k} draws of each. The draws' standard deviation is "
+        f"{figures.spread.value or 0:.3g} {width}, root mean square over the entries asked for"
+        + (f", and their mean is off by {figures.rmse.value or 0:.3g}." if figures.rmse else ".")
     )
-    meanings = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in MEANINGS.items())
+    meanings = "".join(
+        f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>"
+        for name, text in MEANINGS.items()
+        if figures.ratio or name == "residual over noise"
+    )
     facts = {
         name: document[name] for name in ("command", "seen", "noise", "method", "sampler", "nfe", "jvps", "seconds")
     }
     facts |= {"seed": document["seed"], "device": document["device"], "git commit": document["git_commit"]}
     facts["versions"] = ", ".join(f"{package} {version}" for package, version in document["versions"].items())
-    told = "" if kind_of_run(run) is None else " The network was told what each example is."
+    known = "observed" not in document or not {"label", "prompt", "cond"}.isdisjoint(document)
+    told = " The network was told what each example is." if known and kind_of_run(run) is not None else ""
     lead = f"{document['workdir']} at step {run.step:,}: {what}; {k} draws of each.{told}"
     table = captioned(caption, ["", "exact posterior", "measured"], body)
     title, notes = f"{run.dataset.name}: {document['operator']}", document["notes"]

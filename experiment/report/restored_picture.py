@@ -19,18 +19,20 @@ HIDDEN = 96  # the grey of what a mask hides
 
 
 def picture_of(run: Any, seen: Seen, found: Restored, arrays: Mapping[str, Array]) -> Figure:
-    """Draw the first examples. arrays: draws, mean, sd, truth and y, in the units of the data."""
+    """Draw the first examples. arrays: draws, mean, sd, y and truth, if known, in the units of the data."""
     shape = tuple(run.shape)
-    few = {name: arrays[name][:SHOWN] for name in ("draws", "mean", "sd", "truth", "y")}
+    few = {name: arrays[name][:SHOWN] for name in ("draws", "mean", "sd", "truth", "y") if name in arrays}
+    what = "held-out examples, not selected" if "truth" in few else "observations"
     if len(shape) < 3:
-        titles = [f"held-out example {i}" for i in found.index[:LINES_SHOWN]]
+        one = "held-out example" if "truth" in few else "observation"
+        titles = [f"{one} {i}" for i in range(len(found.y))[:LINES_SHOWN]]
         channel = ", the first channel" if len(shape) == 2 and shape[-1] > 1 else ""
-        caption = f"The first held-out examples{channel}, not selected: five draws of each."
+        caption = f"The first {what}{channel}: five draws of each."
         return Figure(FILE, "examples", caption, restored_lines(_lines(seen, few, found.residuals), titles))
     unit = "levels" if run.scaling.levels is not None else "standard deviations of the data"
+    both = "standard deviation (sd) and truth - mean are" if "truth" in few else "standard deviation (sd) is"
     caption = (
-        "The first held-out examples, not selected. The draws' standard deviation (sd) and truth - mean are in "
-        f"{unit}; the residual is y - A(draw 1), over the noise{legend(shape)}."
+        f"The first {what}. The draws' {both} in {unit}; the residual is y - A(draw 1), over the noise{legend(shape)}."
     )
     return Figure(FILE, "examples", caption, restored_images(_columns(run, seen, few, found.residuals[:SHOWN])))
 
@@ -38,7 +40,7 @@ def picture_of(run: Any, seen: Seen, found: Restored, arrays: Mapping[str, Array
 def _columns(run: Any, seen: Seen, few: Mapping[str, Array], residuals: Array) -> dict[str, Array | Map]:
     shape, scaling = tuple(run.shape), run.scaling
     unit = 1.0 if scaling.levels is not None else scaling.affine(shape)[1]
-    sd, wrong = _flat(few["sd"] / unit), _flat((few["truth"] - few["mean"]) / unit)
+    sd = _flat(few["sd"] / unit)
     on_grid = few["y"].ndim == len(shape) + 1
     columns: dict[str, Array | Map] = {}
     if on_grid:
@@ -47,9 +49,12 @@ def _columns(run: Any, seen: Seen, few: Mapping[str, Array], residuals: Array) -
     for i in range(min(DRAWS_SHOWN, few["draws"].shape[1])):
         columns[f"draw {i + 1}"] = pictures(_grey(scaling, few["draws"][:, i]))
     columns["mean"] = pictures(_grey(scaling, few["mean"]))
-    columns["truth"] = pictures(_grey(scaling, few["truth"]))
+    if "truth" in few:
+        columns["truth"] = pictures(_grey(scaling, few["truth"]))
     columns["sd"] = Map(sd, float(sd.max()) or 1.0)
-    columns["truth - mean"] = Map(wrong, float(np.abs(wrong).max()) or 1.0, signed=True)
+    if "truth" in few:
+        wrong = _flat((few["truth"] - few["mean"]) / unit)
+        columns["truth - mean"] = Map(wrong, float(np.abs(wrong).max()) or 1.0, signed=True)
     if on_grid and np.isfinite(residuals).all():
         columns["residual"] = Map(_flat(residuals[:, 0]), 3.0, signed=True)
     return columns
@@ -68,16 +73,16 @@ def _flat(x: Array) -> Array:
 
 def _lines(seen: Seen, few: Mapping[str, Array], residuals: Array) -> Lines:
     """Vectors as they are, and of series the first channel."""
-    series, entries, y = few["truth"].ndim == 3, seen.operator.entries(), few["y"]
+    series, entries, y = few["mean"].ndim == 3, seen.operator.entries(), few["y"]
 
     def first(x: Array) -> Array:
         return x[..., 0] if series else x
 
-    truth, draws = first(few["truth"]), first(few["draws"])
+    truth, draws = first(few["truth"]) if "truth" in few else None, first(few["draws"])
     if entries is not None:
         chosen = first(np.asarray(entries))
         return Lines(truth, draws, first(y)[:, chosen], np.flatnonzero(chosen), first(residuals)[:, :, chosen])
     if series and y.ndim == 3:
-        block = truth.shape[1] / y.shape[1]
+        block = draws.shape[2] / y.shape[1]
         return Lines(truth, draws, first(y), (np.arange(y.shape[1]) + 0.5) * block - 0.5, first(residuals))
     return Lines(truth, draws, None, None, residuals)  # what a matrix gives lies at no place

@@ -1,4 +1,7 @@
-"""The log of a run, metrics.jsonl and TensorBoard events. A resumed run's log is the uninterrupted one's."""
+"""The log of a run, metrics.jsonl and TensorBoard events, and where the user has it a tracking service's.
+
+A resumed run's log is the uninterrupted one's.
+"""
 
 import io
 import json
@@ -10,6 +13,7 @@ from typing import Any
 
 from experiment.common.errors import UserError, shown
 from experiment.common.files import write_text
+from experiment.run.tracking import Tracking
 
 METRICS, EVENTS, DAMAGED = "metrics.jsonl", "tensorboard", ".damaged"
 
@@ -20,6 +24,11 @@ def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
     Left out are a line cut short, and what else is no row.
     """
     return _rows(Path(workdir) / METRICS)[0]
+
+
+def count_damaged(workdir: str | Path) -> int:
+    """Count the whole lines of metrics.jsonl that are no rows."""
+    return _rows(Path(workdir) / METRICS)[1]
 
 
 def _rows(path: Path) -> tuple[list[dict[str, Any]], int]:
@@ -51,12 +60,16 @@ def last_rate(workdir: str | Path) -> float | None:
 class RunLog:
     """The open log, to append rows to.
 
-    Opening it at step k drops the rows that an interrupted process logged after the checkpoint of step k.
+    Opening it at step k drops the rows that an interrupted process logged after the checkpoint of step k; a tracking
+    service keeps these, and they are not logged there again.
+
+    tracker: the service, config.train.log.
     """
 
-    def __init__(self, workdir: Path, step: int):
+    def __init__(self, workdir: Path, step: int, tracker: str = ""):
         from tensorboardX import SummaryWriter
 
+        self._tracking = Tracking(tracker, workdir)
         path = workdir / METRICS
         rows, damaged = _rows(path)
         if damaged:
@@ -66,7 +79,10 @@ class RunLog:
                 f"{shown(str(path))} has {damaged} damaged line(s), left out: it is kept as {kept.name}",
                 file=sys.stderr,
             )
+        self._tracked = step if self._tracking.is_new else max((row["step"] for row in rows), default=0)
         rows = [row for row in rows if row["step"] <= step]
+        for row in rows if self._tracking.is_new else ():
+            self._tracking.write(row)
         write_text(workdir / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
         self._file = open(workdir / METRICS, "a")
         if (workdir / EVENTS).exists() and not (workdir / EVENTS).is_dir():
@@ -75,6 +91,8 @@ class RunLog:
 
     def write(self, row: dict[str, float]) -> None:
         """Append one row, at row["step"]."""
+        if row["step"] > self._tracked:
+            self._tracking.write(row)
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
         for name, value in row.items():
@@ -82,21 +100,25 @@ class RunLog:
                 self._events.add_scalar(f"train/{name}", value, int(row["step"]))
 
     def show_config(self, config: Any, step: int) -> None:
-        """Write the whole config as a text for TensorBoard."""
+        """Write the whole config, as a text for TensorBoard."""
         lines = json.dumps(config.to_dict(), indent=2).splitlines()
         self._events.add_text("config", "".join(f"    {line}\n" for line in lines), step)
+        self._tracking.config(config)
 
     def show_samples(self, png: bytes, step: int) -> None:
-        """Write a picture of samples for TensorBoard."""
+        """Write a picture of samples; metrics.jsonl has none."""
         import numpy as np
         from PIL import Image
 
         pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
         self._events.add_image("samples", pixels, step, dataformats="HWC")
+        if step >= self._tracked:
+            self._tracking.picture(pixels, step)
 
     def __enter__(self) -> "RunLog":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         self._file.close()
         self._events.close()
+        self._tracking.close(failed=kind is not None)

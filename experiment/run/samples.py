@@ -18,7 +18,9 @@ from experiment.run.earlier import keep_earlier
 from experiment.run.fitted import sampler_of
 from experiment.run.guidance import Guidance, guided
 from experiment.run.load import load_run
-from experiment.sampling import as_data, check_samples_fit, draw, expected_seconds, picture_of, told
+from experiment.run.moving import GIF, Kept, path_to_keep, write_moving
+from experiment.run.observations import together
+from experiment.run.sampling import as_data, check_samples_fit, draw, expected_seconds, picture_of, told
 
 Array = np.ndarray
 
@@ -34,20 +36,22 @@ def draw_to_files(
     cond: str | None = None,
     guidance: Guidance | None = None,
     out: str | None = None,
+    gif: bool = False,
     **settings: Any,
 ) -> str:
     """Draw n samples of the run into samples/<name>/ (or `out`): samples.npz, grid.png and settings.json.
 
     arr_0 of samples.npz is uint8 (n, h, w, c), 0..255, or floats in the data's units. What a conditional network was
-    told is beside it: arr_1, the classes, int (n,); cond (n, m); prompts, strings (n,); or embeddings and mask. label,
-    prompt, cond: what to draw, in turn, or a file that says it; without them it is as `conditions` has it.
-    guidance: of the score.
+    told is beside it: arr_1, the classes, int (n,); cond (n, m) or observations (k, m); prompts, strings (n,); or
+    embeddings and mask. label, prompt, cond: what to draw, in turn, or a file that says it; without them it is as
+    `conditions` has it. guidance: of the score. gif: write path.gif too, the way from noise to the first samples.
     settings: steps, eta, grid, as for `make_sampler`. settings.json says what was asked for; samples of other settings
-    that lie there are kept beside the folder. Returns a line that says what was done, and one before it where some were
-    kept.
+    that lie there are kept beside the folder. Returns a line that says what was done, one before it where some were
+    kept, and one after it of the GIF.
 
     Raises UserError for an unknown sampler or setting, a number out of range or beyond memory, a missing run, a class
-    that it does not have, a folder that cannot be written, and samples that are not finite.
+    that it does not have, a folder that cannot be written, samples that are not finite, and a GIF of data that have
+    none.
     """
     import jax
 
@@ -59,21 +63,27 @@ def draw_to_files(
     run = guided(load_run(workdir), guidance or Guidance())
     sampler = sampler_of(run, name, **settings)
     check_samples_fit(n, run.shape)
+    kept_path = path_to_keep(run, sampler, n) if gif else Kept(0, 0)
     rows = conditions(run, n, seed, Asked(label, prompt, cond))
     check_folder(folder)
+    run = together(run, sampler, rows, guidance or Guidance(), seed)
     seconds = expected_seconds(run, sampler, n)
     say_start(f"{name}: {n:,} samples of {run.workdir} at step {run.step}{told(run, seconds)}")
     start = perf_counter()
-    draws = draw(run, sampler, jax.random.key(seed), n, run.config.sample.batch_size, name, rows)
+    size, key = run.config.sample.batch_size, jax.random.key(seed)
+    draws = draw(run, sampler, key, n, size, name, rows, frames=kept_path.frames, shown=kept_path.shown)
     seconds = perf_counter() - start
     beside = arrays_of(kind_of_run(run), rows, labels="arr_1")
     asked = {"sampler": repr(sampler), "n": n, "seed": seed, "steps": getattr(sampler, "steps", None)}
     asked |= {"step": run.step, "guidance": repr(guidance or Guidance()), "told": _digest(beside)}
     kept = _keep_earlier(folder, asked)
     write_samples(run, draws.x, folder, beside)
+    facts, line = write_moving(run, *draws.path, folder) if draws.path else (_earlier_gif(folder), "")
+    asked |= {"gif": facts} if facts else {}
     write_bytes(folder / "settings.json", json.dumps(asked, indent=1).encode())
     cost = f"{draws.nfe:,.0f} NFE, {seconds:.1f} s with compilation"
-    return "\n".join([*kept, f"{name}: {n} samples, {cost}, step {run.step}: {folder / 'samples.npz'}"])
+    done = f"{name}: {n} samples, {cost}, step {run.step}: {folder / 'samples.npz'}"
+    return "\n".join([*kept, done, *[line] * gif])
 
 
 def _digest(beside: Mapping[str, Array]) -> str:
@@ -88,7 +98,20 @@ def _keep_earlier(folder: Path, asked: Mapping[str, Any]) -> list[str]:
     """Set the folder's samples aside where they are of other settings, and of unknown ones; see `keep_earlier`."""
     if (folder / "samples.npz").is_file() and not (folder / "settings.json").is_file():
         write_bytes(folder / "settings.json", b"{}")  # of a run before settings were kept
-    return keep_earlier(folder, "settings.json", asked, dict, lambda _: ("samples.npz", "grid.png"), "samples.npz")
+
+    def settings(document: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in document.items() if key != "gif"}  # the samples are the same
+
+    files = ("samples.npz", "grid.png", GIF)
+    return keep_earlier(folder, "settings.json", asked, settings, lambda _: files, "samples.npz")
+
+
+def _earlier_gif(folder: Path) -> Any:
+    """What settings.json says of a GIF of the same samples that lies there from an earlier call; None without one."""
+    try:
+        return json.loads((folder / "settings.json").read_text()).get("gif") if (folder / GIF).is_file() else None
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def write_samples(run: Any, x: Array, folder: Path, beside: Mapping[str, Array] | None = None) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import experiment.report.restoration
 from experiment.common.errors import UserError
@@ -26,7 +27,7 @@ from experiment.evaluation.restoration import (
     restore_examples,
     root_of_ratio,
 )
-from experiment.evaluation.seen import Asked, see
+from experiment.evaluation.seen import Asked, read_observed, see
 from experiment.report.restoration import SETTINGS, notes_of, restore_run
 from sde_lib import VP, ExactScore, GaussianMixture, register_dataclass
 from sde_lib.inverse import MomentMatching, Proximal
@@ -117,10 +118,8 @@ def test_draws_from_the_exact_posterior_are_calibrated_and_others_are_not(
     truth = held_out(run, index, 0)
     y = look(seen, noise, truth, index, 0)
     np.testing.assert_array_equal(y, found.y)
-    narrow, wide = (
-        calibration_of(draw_given(run, seen, y, factor * noise, EXACT, SAMPLER, truth, index, K), seen, run.scaling)
-        for factor in (0.1, 4.0)
-    )
+    narrow, wide = (draw_given(run, seen, y, factor * noise, EXACT, SAMPLER, None, K) for factor in (0.1, 4.0))
+    narrow, wide = (calibration_of(replace(one, truth=truth), seen, run.scaling) for one in (narrow, wide))
     assert 0.75 - narrow.coverage[0.75].value > 3 * narrow.coverage[0.75].error
     assert narrow.ratio.value - 1 > 2 * narrow.ratio.error
     assert 1 - wide.residual.value > 20 * wide.residual.error
@@ -135,7 +134,7 @@ def test_levels_and_the_model_s_units_give_the_same_draws(run: Exact) -> None:
     for one, noise in ((of_levels, NOISE * 17 / 2), (of_numbers, NOISE)):
         seen = see("downsample", Asked(factor=2), SHAPE, one.scaling)
         y = seen.to_model(seen.to_data(look(seen, noise, z, index, 0)))  # by way of a file in the data's units
-        found.append(draw_given(one, seen, y, noise, EXACT, SAMPLER, z, index, K))
+        found.append(replace(draw_given(one, seen, y, noise, EXACT, SAMPLER, None, K), truth=z))
     np.testing.assert_allclose(found[0].y, found[1].y, atol=1e-6)
     np.testing.assert_allclose(found[0].draws, found[1].draws, atol=1e-4)
     figures = [calibration_of(one, seen, Scaling(levels)) for one, levels in zip(found, (17, None), strict=True)]
@@ -205,6 +204,47 @@ def test_the_files_hold_what_the_figures_are_of(restore: Any, run: Exact, tmp_pa
     assert (kept / "restored.npz").read_bytes() == first and (kept / "restore.html").is_file()
 
 
+@pytest.mark.parametrize("operator", ["mask", "downsample", "blur"])
+def test_own_observations_are_restored_as_the_examples_they_were_seen_of(
+    restore: Any, tmp_path: Path, operator: str
+) -> None:
+    """Of y in the data's units, NaN where nothing was seen, the draws are the same, with no word of a truth."""
+    flags = {"operator": operator, "factor": 2 if operator == "downsample" else None}
+    restore(**flags)
+    first = np.load(tmp_path / "run" / "restore" / operator / "restored.npz")
+    y = np.where(first["open"], np.nan, first["y"]) if operator == "mask" else first["y"]
+    np.savez(tmp_path / "seen.npz", y=y)
+    lines = restore(observed=str(tmp_path / "seen.npz"), **flags)
+    assert "2 observations of seen.npz" in lines[-3] and lines[-2].startswith("residual over noise")
+    folder = tmp_path / "run" / "restore" / operator
+    saved, report = np.load(folder / "restored.npz"), json.loads((folder / "restore.json").read_text())
+    np.testing.assert_allclose(saved["draws"], first["draws"], rtol=2e-4, atol=2e-4 * STD)
+    np.testing.assert_allclose(saved["y"], first["y"], rtol=1e-5)
+    assert "truth" not in saved and "index" not in saved
+    assert report["figures"]["rmse"] is None and report["figures"]["coverage"] == {}
+    page = (folder / "restore.html").read_text()
+    assert "coverage" not in page and "rmse" not in page and "held-out" not in page
+    np.save(tmp_path / "one.npy", y[1])  # one alone, which is drawn by the first one's noise
+    assert "1 observation of one.npy" in restore(observed=str(tmp_path / "one.npy"), **flags)[-3]
+
+
+def test_a_picture_of_256_levels_is_an_observation(restore: Any, run: Exact, tmp_path: Path) -> None:
+    grey = np.arange(16, dtype=np.uint8).reshape(4, 4) * 16
+    Image.fromarray(grey).save(tmp_path / "seen.png")
+    asked, scaling = Asked(seen="left"), Scaling(256)
+    y = read_observed(str(tmp_path / "seen.png"), see("mask", asked, SHAPE, scaling), scaling)
+    np.testing.assert_allclose(y[0, :, :2, 0], np.asarray(scaling.to_model(grey[None, ..., None]))[0, :, :2, 0])
+    assert not y[0, :, 2:].any()
+    with pytest.raises(UserError, match=r"no picture of 256 levels: give an .npz"):
+        restore(observed=str(tmp_path / "seen.png"))
+    halved = see("downsample", Asked(factor=2), SHAPE, scaling)
+    with pytest.raises(UserError, match=r"sees \(2, 2, 1\) of an example: give \(n, 2, 2, 1\)"):
+        read_observed(str(tmp_path / "seen.png"), halved, scaling)
+    np.save(tmp_path / "seen.npy", np.full((2, 2, 1), np.nan))
+    with pytest.raises(UserError, match=r"y is not finite where it was seen: give a mask that hides those"):
+        read_observed(str(tmp_path / "seen.npy"), halved, scaling)
+
+
 def test_without_noise_there_is_no_residual_over_it(restore: Any) -> None:
     assert "residual over noise –" in restore(operator="mask", method="projection", noise=0.0)[-3]
 
@@ -247,6 +287,9 @@ def test_particles_draw_by_twisted_smc(restore: Any) -> None:
         ({"particles": 4, "sampler": "em"}, "--sampler is not for --particles"),
         ({"steps": 0}, "--steps is 0"),
         ({"seed": -1}, "--seed is -1"),
+        ({"observed": "nothing.npz"}, "--observed=nothing.npz: there is no such file: give"),
+        ({"observed": __file__}, "no picture of 256 levels: give an .npz"),
+        ({"label": [3]}, "--label goes with --observed: .* leave it out"),
         ({"n": 10**9, "draws": 10**6}, "of memory, and this machine has .* give a smaller --n"),
     ],
 )
@@ -273,3 +316,11 @@ def test_the_command_on_a_labelled_run_of_vectors(tmp_path: Path) -> None:
     assert done.out.splitlines()[-1] == str(folder / "restore" / "mask" / "restore.html")
     saved = np.load(folder / "restore" / "mask" / "restored.npz")
     assert saved["draws"].shape == (4, 2, 2) and saved["labels"].shape == (4,)
+    np.save(tmp_path / "seen.npy", np.array([[0.3, np.nan], [-0.2, np.nan], [0.1, np.nan]]))
+    flags = ["--noise=0.3", f"--observed={tmp_path / 'seen.npy'}", "--draws=2", "--steps=5"]
+    command = [ROOT / "experiment" / "restore.py", f"--workdir={folder}", *flags]
+    done = Command(*command, "--label=1,0").wait()
+    assert done.status == 0, done.err
+    assert np.load(folder / "restore" / "mask" / "restored.npz")["labels"].tolist() == [1, 0, 1]
+    done = Command(*command).wait()
+    assert done.status == 2 and "it must be told what each is of: give --label, or train with" in done.err

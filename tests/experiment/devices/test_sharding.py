@@ -20,7 +20,7 @@ from experiment.devices.sharding import weight_shardings
 from experiment.evaluation.likelihood import LikelihoodSettings, likelihood
 from experiment.run.load import load_run
 from experiment.run.log import read_metrics
-from experiment.sampling import draw_batch
+from experiment.run.sampling import draw_batch
 from tests.commands import Command, Done, train_flags, trained
 
 KEYS = {"model_width": 64, "train_batch_size": 32, "train_log_every": 1, "train_lr": 0.01, "train_checkpoint_every": 25}
@@ -96,7 +96,7 @@ from experiment.data.dataset import Dataset, Split
 from experiment.evaluation.likelihood import LikelihoodSettings, likelihood
 from experiment.run.load import load_run
 from experiment.build.samplers import make_sampler
-from experiment.sampling import draw_batch
+from experiment.run.sampling import draw_batch
 from sde_lib.samplers import watched
 from experiment.devices.sharding import make_mesh, put_rows, weight_shardings
 from experiment.training.trainer import Trainer, empty_window

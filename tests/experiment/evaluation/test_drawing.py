@@ -13,7 +13,7 @@ from experiment.evaluation import drawing
 from experiment.evaluation.drawing import STRIP_FRAMES, STRIP_POINTS, draw_point, draw_strip
 from experiment.evaluation.points import Point
 from experiment.evaluation.settings import Settings
-from experiment.sampling import Draws
+from experiment.run.sampling import Draws
 from sde_lib import VE, VP, ExactScore
 from sde_lib.samplers import DDIM, Heun, UniPC
 from tests.oracles import normal

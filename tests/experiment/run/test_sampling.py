@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiment import sampling
 from experiment.common.errors import UserError
 from experiment.config import whole_config
 from experiment.devices import memory
-from experiment.sampling import check_samples_fit, class_labels, draw
+from experiment.run import sampling
+from experiment.run.sampling import check_samples_fit, class_labels, draw
 
 RUN = SimpleNamespace(score_fn=None, config=whole_config({}))  # whose batches a test draws itself
 

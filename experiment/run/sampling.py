@@ -34,6 +34,8 @@ class Draws:
         batch_seconds: wall time of each batch, with compilation in the first.
         labels: (n,) the classes; None where the network is not told any. cond: what it is told, whatever that is.
         data: as the data are: uint8 images (n, h, w, c), 0..255, or floats in their units; None where nobody asked.
+        path: that of the first m samples in the model's space, (frames, m, *shape), the last frame being they, and the
+            frames' times; None where nobody asked.
     """
 
     x: Array
@@ -42,21 +44,37 @@ class Draws:
     labels: Array | None = None
     data: Array | None = None
     cond: Any = None
+    path: tuple[Array, Array] | None = None
 
 
-def draw(run: Any, sampler: Any, key: jax.Array, n: int, batch_size: int, description: str, cond: Any = None) -> Draws:
+def draw(
+    run: Any,
+    sampler: Any,
+    key: jax.Array,
+    n: int,
+    batch_size: int,
+    description: str,
+    cond: Any = None,
+    *,
+    frames: int = 0,
+    shown: int = 0,
+) -> Draws:
     """Draw n samples of the run's score; sample i depends on (key, i) alone.
 
-    cond: a pytree of arrays with n rows, for a conditional network. Raises UserError where an adaptive solver gives up,
-    and for samples that are not finite.
+    cond: a pytree of arrays with n rows, for a conditional network. frames: of the path, which is kept of the first
+    `shown` samples. Raises UserError where an adaptive solver gives up, and for samples that are not finite.
     """
     batch_size, total, found, seconds = min(batch_size, n), 0, [], []
+    paths, times = [], np.zeros(0)
     with progress(n, description, seconds=expected_seconds(run, sampler, n)) as work:
         work.note("compiling")
         for first in range(0, n, batch_size):
             start, kept = perf_counter(), min(batch_size, n - first)
             with watched(partial(_tell, work, first, kept)):
-                result = draw_batch(run, sampler, key, first, batch_size, cond)
+                result = draw_batch(run, sampler, key, first, batch_size, cond, frames)
+            if first < shown:
+                paths.append(np.asarray(result.path[:, : min(kept, shown - first)]))
+                times = np.asarray(result.times)
             found.append(np.asarray(result.x)[:kept])
             seconds.append(perf_counter() - start)
             total += kept * result.nfe
@@ -68,7 +86,8 @@ def draw(run: Any, sampler: Any, key: jax.Array, n: int, batch_size: int, descri
             f"{description} drew samples that are not finite: train longer, or give it more steps (config.sample.steps)"
         )
     labels = cond if run.config.model.condition == "label" else None
-    return Draws(x, total / n, seconds, labels, cond=cond)
+    path = (np.concatenate(paths, axis=1), times) if paths else None
+    return Draws(x, total / n, seconds, labels, cond=cond, path=path)
 
 
 def _tell(work: Work, first: int, kept: int, done: int, calls: int) -> None:
@@ -84,7 +103,8 @@ def draw_batch(run: Any, sampler: Any, key: jax.Array, first: int, size: int, co
     drawn = round_up(size, mesh_here())
     cond = jax.tree.map(lambda rows: padded(rows[first : first + drawn], drawn), cond)
     with solver_remedy():
-        result = sample(sampler, run.score_fn, key, drawn, tuple(run.shape), cond=cond, first=first, frames=frames)
+        taken = run.flow_map if hasattr(sampler, "takes") else run.score_fn
+        result = sample(sampler, taken, key, drawn, tuple(run.shape), cond=cond, first=first, frames=frames)
         jax.block_until_ready(result.x)
     if drawn == size:
         return result
