@@ -1,4 +1,4 @@
-"""Quality over score calls from 1 to 32 on a run: python benchmarks/few_steps.py --workdir=RUN [--map=RUN] [--json=FILE]
+"""Quality over score calls from 1 to 32: python benchmarks/few_steps.py --workdir=RUN [--map=RUN] [--json=FILE]
 
 The sliced Wasserstein-2 distance of 500 samples from 500 training examples, in the model's space, for samplers on their
 own grids without a last denoising, for those fitted to the run (`python -m experiment.fit_sampler`), and for a flow map
