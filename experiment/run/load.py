@@ -11,13 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiment.build.objective import flow_map_of
 from experiment.build.objects import abstract_network, build_score, check_names, compute_dtype
+from experiment.build.samplers import FLOW_MAP
 from experiment.common.errors import UserError
 from experiment.common.files import user_path
 from experiment.config import check_flag, check_seed, load_config
 from experiment.data.dataset import Dataset
 from experiment.data.scaling import Scaling
-from experiment.data.units import StandardizedScore
+from experiment.data.units import StandardizedFlowMap, StandardizedScore
 from experiment.devices.hosts import one_host_only, say
 from experiment.devices.sharding import OverBatch, mesh_here, weight_shardings
 from experiment.run.conditions import Asked, conditions
@@ -27,7 +29,7 @@ from experiment.run.guidance import Guidance, guided
 from experiment.run.log import last_rate
 from experiment.run.observations import together
 from experiment.run.sampling import Draws, as_data, check_samples_fit, draw
-from sde_lib import NetworkScore
+from sde_lib import ExactFlowMap, ExactScore, NetworkFlowMap, NetworkScore
 
 _CALLS_OF_AN_UPDATE = 3  # forward, and backward, which takes about twice as long
 
@@ -65,6 +67,25 @@ class Run:
     def num_classes(self) -> int:
         """The number of the data's classes; 0 without labels."""
         return self.data_shape.num_classes
+
+    @property
+    def flow_map(self) -> NetworkFlowMap | StandardizedFlowMap | ExactFlowMap:
+        """The flow map of which `score_fn` is the diagonal, for `FlowMapSampler`.
+
+        Raises UserError for a run that learned a score alone, and for a score that is guided.
+        """
+        if self.config.train.objective != "flow_map":
+            raise UserError(
+                f"{FLOW_MAP}: {self.workdir} learned a score and no flow map: train one with python train.py "
+                f"--config.train.objective=flow_map --config.train.teacher={self.workdir}, or choose another sampler"
+            )
+        if isinstance(self.score_fn, ExactScore):
+            return ExactFlowMap(self.score_fn.distribution, self.score_fn.sde)
+        if isinstance(self.score_fn, StandardizedScore):
+            return self.score_fn.flow_map()
+        if isinstance(self.score_fn, NetworkScore):
+            return flow_map_of(self.score_fn)
+        raise UserError(f"{FLOW_MAP}: --guidance guides a score, which this sampler does not take: leave it out")
 
     @cached_property
     def class_counts(self) -> tuple[int, ...]:
@@ -232,3 +253,11 @@ def load_score(workdir: str | Path) -> NetworkScore | StandardizedScore:
     in the user's units: it standardises them by its `cond_units`.
     """
     return load_run(workdir).score_fn
+
+
+def load_flow_map(workdir: str | Path) -> NetworkFlowMap | StandardizedFlowMap:
+    """Load the flow map of a run that learned one, flow_map(x, t, s); its `score` is what `load_score` gives.
+
+    Raises UserError for a run that learned a score alone.
+    """
+    return load_run(workdir).flow_map  # type: ignore[return-value]  # no run's own score is exact
