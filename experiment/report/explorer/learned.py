@@ -89,7 +89,6 @@ def run_data(run: Any) -> dict[str, Any]:
             "run": run.workdir.name,
             "step": f"{run.step:,}",
             "data": run.dataset.name,
-            "left": _left(exact),
             "cells": CELLS,
             "stops": STOPS,
             "middle": 2 * STOPS // 3,
@@ -108,10 +107,6 @@ def run_data(run: Any) -> dict[str, Any]:
             "exact": None if exact is None else _mixture(exact),
         },
     }
-
-
-def _left(exact: Any) -> str:
-    return "Examples of the data" if exact is None else "Exact"
 
 
 def _mixture(exact: Any) -> dict[str, Any]:

@@ -225,6 +225,7 @@ def test_the_page_of_a_run_shows_it(chromium: Browser, tmp_path: Path) -> None:
     chromium.wait("document.querySelector('#run [data-read=learned-log]').textContent")
     assert chromium.js("document.querySelector('#run h2').textContent") == "What a <run> learned"
     assert chromium.js("document.querySelectorAll('nav li').length") == 9
+    assert chromium.js("document.querySelector('#run figcaption').textContent") == "Exact"
     run = load_run(folder)
     chromium.set("#run-stop", 6)
     chromium.drag("#run canvas", [(0.5, 0.5), (0.6, 0.4)])
@@ -239,10 +240,16 @@ def floats(text: str) -> list[float]:
     return [float(number) for number in text.strip("()").split(",")]
 
 
-def test_examples_stand_in_for_what_is_not_known() -> None:
+@needs_browser
+def test_examples_stand_in_for_what_is_not_known(chromium: Browser, tmp_path: Path) -> None:
     run = run_of(NetworkScore(*network(), VP(), EpsilonPrediction()))
     with no_densities():
         found = run_data(run)
     assert found["data"]["exact"] is None
     np.testing.assert_allclose(found["data"]["choices"][0]["examples"], run.dataset.test.x, atol=6e-4)
-    assert "Examples of the data" in explorer_page("notebooks", found)
+    (tmp_path / "page.html").write_text(explorer_page("notebooks", found))
+    chromium.open(tmp_path / "page.html")
+    chromium.wait("document.querySelector('#run [data-read=learned-log]').textContent")
+    assert chromium.js("document.querySelector('#run figcaption').textContent") == "Examples of the data, noised"
+    assert [chromium.read("run", name) for name in ("exact", "exact-log", "apart")] == ["not known"] * 3
+    assert chromium.messages == []
