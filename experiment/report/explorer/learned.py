@@ -29,7 +29,7 @@ STOPS = 12  # densities after the first, whose is the prior's
 CELLS = 32  # of the grid of densities, along a side
 CLASSES, TOLD = 10, 4  # choices that are shown, of classes and of other conditions
 EXAMPLES = 400  # shown of each choice
-TOLERANCE = 1e-4  # of the densities' solves: they are right to a hundredth of a nat
+TOLERANCE = 1e-4  # of the densities' solves
 DEPTH_OF_LOG, PARTS = 40.0, 32_000  # densities are kept down to e^-40 of the largest, in so many parts
 
 
