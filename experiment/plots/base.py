@@ -77,11 +77,18 @@ def show_image(axes: Axes, image: Array) -> None:
     axes.spines[:].set_visible(False)
 
 
-def scatter(sets: Mapping[str, Array], limit: float | None = None, columns: int = 2, *, square: bool = True) -> Picture:
+def scatter(
+    sets: Mapping[str, Array],
+    limit: float | None = None,
+    columns: int = 2,
+    *,
+    square: bool = True,
+    outline: Array | None = None,
+) -> Picture:
     """Draw the first two coordinates of point clouds {name: (n, d)}, each in its panel, all on the same axes.
 
     The axes go to ± limit, by default to the limit that holds all of the clouds but a few outliers; without `square`,
-    each coordinate has a range of its own.
+    each coordinate has a range of its own. outline: (k, 2), a closed curve, dashed behind the points.
     """
     limits: Limits = limit or (common_limit if square else common_ranges)(sets.values())
     columns = min(len(sets), columns)
@@ -91,6 +98,8 @@ def scatter(sets: Mapping[str, Array], limit: float | None = None, columns: int 
         panels = figure.subplots(rows, columns, squeeze=False).ravel()
         for axes, (name, points), colour in zip(panels, sets.items(), (INK, *cycle(len(sets) - 1)), strict=False):
             draw_cloud(axes, points, limits, colour)
+            if outline is not None:
+                axes.plot(*np.concatenate([outline, outline[:1]]).T, "--", color=FLOOR, lw=1.1, zorder=1)
             axes.set(title=name, xlabel="x₁", ylabel="x₂")
         for axes in panels[len(sets) :]:
             axes.set_visible(False)
