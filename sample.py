@@ -30,7 +30,10 @@ PROMPT = flags.DEFINE_multi_string(
     "prompt", None, "What to draw, as in --prompt='a thick seven'; given several times, in turn."
 )
 COND = flags.DEFINE_string(
-    "cond", None, "An .npz with cond: (m,), or (n, m) with a row for each sample; or with embeddings and their mask."
+    "cond",
+    None,
+    "An .npz with cond: (m,), or (n, m) with a row for each sample; with embeddings and their mask; or with "
+    "observations (k, m), k independent ones of every sample.",
 )
 GUIDANCE = flags.DEFINE_float(
     "guidance",

@@ -132,7 +132,7 @@ def check_names(config: Any) -> None:
 
 
 # What every network and parameterisation is given beside the keys of its section, as far as it takes them.
-GIVEN = ("shape", "num_classes", "kind", "jumps", "dtype", "centered", "rngs", "noise_label")
+GIVEN = ("shape", "num_classes", "kind", "jumps", "dtype", "centered", "augmented", "rngs", "noise_label")
 
 
 def parameters(cls: type) -> list[str]:
@@ -210,9 +210,15 @@ def build_network(config: Any, dataset: Any, rngs: Any = None) -> tuple[Callable
         "jumps": config.train.objective == "flow_map",
         "dtype": compute_dtype(config.model.dtype),
         "centered": config.data.centered,
+        "augmented": bool(config.data.augment),
         "rngs": rngs or nnx.Rngs(config.seed),
     }
     cls = choose(MODELS, config.model.name, "config.model.name")
+    if config.data.augment and "augmented" not in parameters(cls):
+        raise UserError(
+            f"config.data.augment: {cls.__name__} takes no augmented: set it to 0, or choose unet, dit or ncsnpp as "
+            "config.model.name"
+        )
     needed = "num_classes" if labelled else "kind"
     if kind is not None and needed not in parameters(cls):
         raise UserError(

@@ -110,6 +110,12 @@ class DataSection:
     )
     dequantize: bool = key(True, "uniform noise of one level added in training")
     flip: bool = key(False, "images flipped left to right at random in training")
+    augment: float = key(
+        0.0,
+        "the probability of each geometric augmentation of images in training, which the network is told; 0: none",
+        low=0,
+        high=1,
+    )
     cache: str = key("", 'where prepared data are kept; "": the user\'s cache folder')
     centered: bool = key(True, "images in [-1, 1); false: in [0, 1)")
     crop: int = key(0, "pixels per side of a central crop, before anything else; 0: none", low=0, high=2**16)

@@ -27,6 +27,7 @@ from experiment.run.directory import DataShape, RunDirectory, data_shape_of
 from experiment.run.fitted import sampler_of
 from experiment.run.guidance import Guidance, guided
 from experiment.run.log import last_rate
+from experiment.run.observations import together
 from experiment.run.sampling import Draws, as_data, check_samples_fit, draw
 from sde_lib import ExactFlowMap, ExactScore, NetworkFlowMap, NetworkScore
 
@@ -143,9 +144,9 @@ class Run:
         """Draw n samples, the same that sample.py draws.
 
         sampler: a name of its list, with the run's settings and those given, such as steps=50, or a sampler of
-        `sde_lib`. label, prompt: the class or the text to draw, or several in turn; cond: vectors (m,) or (n, m), or
-        embeddings with their mask. Without any of them the data's are drawn. guidance, guidance_interval, guide: as the
-        flags of sample.py.
+        `sde_lib`. label, prompt: the class or the text to draw, or several in turn; cond: vectors (m,) or (n, m),
+        embeddings with their mask, or {"observations": (k, m)}, k independent ones of every sample. Without any of them
+        the data's are drawn. guidance, guidance_interval, guide: as the flags of sample.py.
 
         Returns:
             The samples: x in the model's space, and data as samples.npz has them, with their labels and cost.
@@ -161,7 +162,8 @@ class Run:
         chosen = None if label is None else [int(one) for one in np.atleast_1d(np.asarray(label))]
         prompts = [prompt] if isinstance(prompt, str) else prompt
         told = conditions(self, n, seed, Asked(chosen, prompts, cond))
-        run = guided(self, Guidance(guidance, guidance_interval, guide))
+        asked = Guidance(guidance, guidance_interval, guide)
+        run = together(guided(self, asked), sampler, told, asked, seed)
         draws = draw(run, sampler, jax.random.key(seed), n, self.config.sample.batch_size, name, told)
         return replace(draws, data=as_data(self.scaling, draws.x))
 

@@ -27,13 +27,14 @@ from experiment.build.objects import (
     build_sde,
 )
 from experiment.common.errors import UserError
+from experiment.data.augmentation import augment
 from experiment.data.batches import batch_indices
 from experiment.data.conditions import check_cond_units, condition_rows
 from experiment.data.dataset import Split
 from experiment.data.scaling import Scaling, random_flip
 from experiment.devices.sharding import OverBatch, make_mesh, over_batch, put_rows, replicated, weight_shardings
 from experiment.training.clock import Clock
-from models import Vector
+from models import Augmented, Vector
 from sde_lib import NetworkScore, power_ema_decay
 
 State = dict[str, Any]
@@ -44,7 +45,8 @@ Seen = tuple[jax.Array, jax.Array, dict[str, jax.Array]]  # of each example: its
 # few enough to answer a signal.
 IN_FLIGHT = 2
 
-_DROP = 0  # what the key of a step's data is folded with, for the conditions that are dropped
+# What the key of a step's data is folded with: for the conditions that are dropped, and for augmentations.
+_DROP, _AUGMENT = range(2)
 
 
 def empty_window(named: Iterable[str] = ()) -> dict[str, float]:
@@ -158,6 +160,8 @@ class Trainer:
         check_cond_units(self.config, self.dataset)
         if self.config.data.flip and len(self.dataset.shape) != 3:
             raise UserError("config.data.flip mirrors images, and this data set holds none: set it to false")
+        if self.config.data.augment and len(self.dataset.shape) != 3:
+            raise UserError("config.data.augment transforms images, and this data set holds none: set it to 0")
         if train.batch_size % (train.accumulate * devices):
             raise UserError(
                 f"config.train.batch_size is {train.batch_size}: it must be divisible by"
@@ -293,6 +297,9 @@ class Trainer:
         batch = {**batch, "x": self.prepare(batch["x"], key_data)}
         if "cond" in batch:
             batch["cond"] = self.drop(batch["cond"], jax.random.fold_in(key_data, _DROP))
+        if probability := self.config.data.augment:
+            batch["x"], labels = augment(batch["x"], jax.random.fold_in(key_data, _AUGMENT), probability)
+            batch["cond"] = Augmented(batch.get("cond"), labels)
         loss, (losses, u, named), grad = self.loss_and_grad(state["params"], state["learned"], batch, key_loss)
         updates, opt_state = self.optimizer.update(grad, state["opt_state"], state["params"])
         params = optax.apply_updates(state["params"], updates)

@@ -138,6 +138,7 @@ DEFAULTS = {
     "data.path": "",
     "data.dequantize": True,
     "data.flip": False,
+    "data.augment": 0.0,
     "data.cache": "",
     "data.centered": True,
     "data.crop": 0,
