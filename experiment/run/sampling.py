@@ -50,30 +50,50 @@ def draw(run: Any, sampler: Any, key: jax.Array, n: int, batch_size: int, descri
     cond: a pytree of arrays with n rows, for a conditional network. Raises UserError where an adaptive solver gives up,
     and for samples that are not finite.
     """
-    batch_size, total, found, seconds = min(batch_size, n), 0, [], []
+    batch_size, total, found, seconds = min(batch_size, n), 0.0, [], []
     with progress(n, description, seconds=expected_seconds(run, sampler, n)) as work:
         work.note("compiling")
         for first in range(0, n, batch_size):
             start, kept = perf_counter(), min(batch_size, n - first)
-            with watched(partial(_tell, work, first, kept)):
-                result = draw_batch(run, sampler, key, first, batch_size, cond)
-            found.append(np.asarray(result.x)[:kept])
+            x, nfe = draw_rows(run, sampler, key, first, kept, batch_size, description, cond, work)
+            found.append(x)
             seconds.append(perf_counter() - start)
-            total += kept * result.nfe
-            work.note("")
-            work.at(first + kept)
-    x = np.concatenate(found)
+            total += kept * nfe
+    labels = cond if run.config.model.condition == "label" else None
+    return Draws(np.concatenate(found), total / n, seconds, labels, cond=cond)
+
+
+def draw_rows(
+    run: Any,
+    sampler: Any,
+    key: jax.Array,
+    first: int,
+    kept: int,
+    batch_size: int,
+    description: str,
+    cond: Any,
+    work: Work,
+) -> tuple[Array, float]:
+    """Draw a batch of samples from `first` on, and keep some: x (kept, *shape) in the model's space, and the NFE.
+
+    work: of all samples, which is told how far it is. Raises UserError as `draw` does.
+    """
+    before = work.done
+    with watched(partial(_tell, work, before, kept)):
+        result = draw_batch(run, sampler, key, first, batch_size, cond)
+    x = np.asarray(result.x)[:kept]
     if not np.isfinite(x).all():
         raise UserError(
             f"{description} drew samples that are not finite: train longer, or give it more steps (config.sample.steps)"
         )
-    labels = cond if run.config.model.condition == "label" else None
-    return Draws(x, total / n, seconds, labels, cond=cond)
-
-
-def _tell(work: Work, first: int, kept: int, done: int, calls: int) -> None:
     work.note("")
-    work.at(first + kept * done / calls)
+    work.at(before + kept)
+    return x, float(result.nfe)
+
+
+def _tell(work: Work, before: float, kept: int, done: int, calls: int) -> None:
+    work.note("")
+    work.at(before + kept * done / calls)
 
 
 def draw_batch(run: Any, sampler: Any, key: jax.Array, first: int, size: int, cond: Any = None, frames: int = 0) -> Any:
