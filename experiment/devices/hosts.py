@@ -12,6 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,9 +146,28 @@ def place_of_process() -> Place:
     )
 
 
+_SHARED: ContextVar[bool] = ContextVar("shared", default=False)
+
+
+@contextlib.contextmanager
+def shared_out() -> Iterator[Place]:
+    """Inside, a run may be read by each of several processes: what calls this shares its work out among them.
+
+    Yields this process's place. Raises UserError as `place_of_process` does.
+    """
+    token = _SHARED.set(True)
+    try:
+        yield place_of_process()
+    finally:
+        _SHARED.reset(token)
+
+
 def one_host_only(what: str) -> None:
-    """Refuse to go on among several processes. Raises UserError where the environment says that there are several."""
-    if several():
+    """Refuse to go on among several processes, but for work that is `shared_out`.
+
+    Raises UserError where the environment says that there are several.
+    """
+    if not _SHARED.get() and several():
         raise UserError(
             f"{what} runs on one host, over all of its devices: start it alone, without {_BY_HAND[0]} and the like,"
             " and not by mpirun or srun of several tasks"

@@ -23,7 +23,7 @@ import numpy as np
 from experiment.common.errors import UserError, choose
 from experiment.common.files import check_folder, user_path, write_bytes, write_json, write_text
 from experiment.common.progress import progress, say_start
-from experiment.devices.hosts import Place, place_of_process
+from experiment.devices.hosts import Place, shared_out
 from experiment.devices.memory import check_fits
 from experiment.devices.sharding import mesh_here, round_up
 from experiment.evaluation import variational_bounds as bounds
@@ -376,8 +376,8 @@ def likelihood_of_run(
     """
     if given.get("chain") is None and {given.get("betas"), given.get("variance")} != {None}:
         raise UserError(NO_CHAIN)
-    place = place_of_process()
-    run, settings = open_run(workdir, LikelihoodSettings, given, data=data, cache=cache, alone=False)
+    with shared_out() as place:
+        run, settings = open_run(workdir, LikelihoodSettings, given, data=data, cache=cache)
     folder = user_path(out, "--out") if out else run.workdir / "likelihood"
     if run.scaling.levels is None and any(given.get(name) is not None for name in ("dequantization", "k")):
         raise UserError(

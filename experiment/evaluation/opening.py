@@ -24,12 +24,11 @@ def open_run(
     *,
     data: str = "",
     cache: str = "",
-    alone: bool = True,
 ) -> tuple[Run, S]:
     """Load the run and complete the settings of that kind by its config.eval.
 
     given: settings, None for the config's own. names: the samplers that were asked for, if any. needs: raises UserError
-    where something is not installed. data, cache, alone: as for `load_run`.
+    where something is not installed. data, cache: as for `load_run`.
 
     Returns:
         The run, and its settings with the given ones on top.
@@ -40,7 +39,7 @@ def open_run(
         check_sampler(name.strip())
     kind.check(given)
     needs()
-    run = load_run(workdir, data, cache, alone=alone)
+    run = load_run(workdir, data, cache)
     return run, kind.from_config(run.config, **given)
 
 

@@ -82,7 +82,7 @@ def _guide(run: Any, workdir: str) -> Any:
     from experiment.run.load import load_run
 
     try:
-        guide = load_run(workdir, alone=False)
+        guide = load_run(workdir)
     except UserError as error:
         raise UserError(f"--guide: {error}") from None
     facts = {

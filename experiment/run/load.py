@@ -167,19 +167,16 @@ def in_float32(run: Any) -> Any:
     return other
 
 
-def load_run(workdir: str | Path, data: str = "", cache: str = "", *, alone: bool = True) -> Run:
+def load_run(workdir: str | Path, data: str = "", cache: str = "") -> Run:
     """Load the run in workdir, with the EMA weights of its newest whole checkpoint.
 
     data, cache: where the run's data, and what is prepared of them, are now; "" where they were when it was trained.
-
-    alone: whether to refuse to go on as one of several processes, which would all do the same.
 
     Only reads, so training may go on meanwhile. Raises UserError when there is no run, or none of its checkpoints can
     be read.
     """
     directory = RunDirectory(workdir)
-    if alone:
-        one_host_only("what reads a run, but for drawing samples and likelihoods,")
+    one_host_only("what reads a run, but for sample.py and evaluate.py --likelihood and --fid,")
     config, shape = read_config(directory)
     with config.unlocked():
         config.data.path, config.data.cache = data or config.data.path, cache or config.data.cache

@@ -18,7 +18,7 @@ from experiment.build.samplers import check_sampler
 from experiment.common.files import check_folder, user_path, write_bytes, write_npz, write_npz_rows
 from experiment.common.progress import Work, progress, say_start
 from experiment.config import check_flag, check_seed
-from experiment.devices.hosts import Place, place_of_process
+from experiment.devices.hosts import Place, shared_out
 from experiment.run.conditions import Asked, arrays_of, conditions, kind_of_run
 from experiment.run.earlier import keep_earlier
 from experiment.run.fitted import sampler_of
@@ -63,16 +63,15 @@ def draw_to_files(
     check_seed(seed)
     check_flag("steps", settings.get("steps"), "sample.steps")
     check_sampler(name)
-    place = place_of_process()
     folder = user_path(out, "--out") if out else user_path(workdir, "run directory") / "samples" / name
-    run = guided(load_run(workdir, alone=False), guidance or Guidance())
+    with shared_out() as place:
+        run = guided(load_run(workdir), guidance or Guidance())
     sampler, size = sampler_of(run, name, **settings), min(run.config.sample.batch_size, n)
     check_samples_fit(size, run.shape)
     rows = conditions(run, n, seed, Asked(label, prompt, cond))
     check_folder(folder)
     beside = arrays_of(kind_of_run(run), rows, labels="arr_1")
-    asked = {"sampler": repr(sampler), "n": n, "seed": seed, "steps": getattr(sampler, "steps", None)}
-    asked |= {"step": run.step, "guidance": repr(guidance or Guidance()), "told": _digest(beside)}
+    asked = asked_for(run, sampler, n, seed, beside, guidance)
     if place.number and _drawn(folder, asked, place):
         return _share_line(name, place)
     seconds = expected_seconds(run, sampler, n)
@@ -80,7 +79,7 @@ def draw_to_files(
     start = perf_counter()
     with progress(n, name, seconds=seconds) as work:
         work.note("compiling")
-        parts = _parts(folder, run, sampler, name, asked, size, rows, work)
+        parts = parts_of(folder / "parts", run, sampler, name, asked, size, rows, work)
         parts.fill(place)
     seconds = perf_counter() - start
     if place.number:
@@ -106,7 +105,15 @@ def _drawn(folder: Path, asked: Mapping[str, Any], place: Place) -> bool:
         return False
 
 
-def _parts(
+def asked_for(
+    run: Any, sampler: Any, n: int, seed: int, beside: Mapping[str, Array], guidance: Guidance | None = None
+) -> dict[str, Any]:
+    """What samples depend on beside the run's config, in JSON's values. beside: what they are told."""
+    asked = {"sampler": repr(sampler), "n": n, "seed": seed, "steps": getattr(sampler, "steps", None)}
+    return asked | {"step": run.step, "guidance": repr(guidance or Guidance()), "told": _digest(beside)}
+
+
+def parts_of(
     folder: Path, run: Any, sampler: Any, name: str, asked: Mapping[str, Any], size: int, rows: Any, work: Work
 ) -> Shards:
     """The parts of these samples, as the data are, each with its NFE.
@@ -122,7 +129,7 @@ def _parts(
         return {"x": as_data(run.scaling, x), "nfe": np.array(nfe)}
 
     digest = hashlib.sha256(what.encode()).hexdigest()[:16]
-    return Shards(folder / "parts" / digest, n, size, compute, lambda part: len(part["x"]))
+    return Shards(folder / digest, n, size, compute, lambda part: len(part["x"]))
 
 
 def _put_together(run: Any, parts: Shards, folder: Path, beside: Mapping[str, Array]) -> float:
