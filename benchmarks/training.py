@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -39,7 +38,7 @@ from experiment.cli import convolutions_on_all_cores
 from experiment.common.provenance import provenance
 from experiment.config import whole_config
 from experiment.data.dataset import Dataset, Split
-from experiment.training.trainer import Trainer, empty_window
+from experiment.training.trainer import Trainer
 from sde_lib import sample
 from sde_lib.samplers import DDIM
 
@@ -79,9 +78,8 @@ def analysis(trainer: Trainer) -> dict[str, float | None]:
 
     Operations are counted before compilation: afterwards XLA does not see into cuDNN's convolutions.
     """
-    window = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, trainer._put_window(empty_window())))
     start = time.perf_counter()
-    lowered = trainer._step.lower(trainer.like, window, trainer.batch(0), jnp.uint32(0))
+    lowered = trainer.lowered()
     memory, costs = lowered.compile().memory_analysis(), lowered.cost_analysis() or {}
     seconds = time.perf_counter() - start
     used = memory.temp_size_in_bytes + memory.argument_size_in_bytes if memory else None

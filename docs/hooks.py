@@ -13,6 +13,7 @@ from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[1]
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#\s]+)")
+EXPLORER = "explorer/index.html"
 PAGES = ["CONTRIBUTING.md", "CHANGELOG.md"]  # of the repository's root, shown as pages
 
 
@@ -27,11 +28,19 @@ def in_site(path: str) -> str:
     return path.removeprefix("docs/")
 
 
+def from_the_site(page: str) -> str:
+    """The explorer with links that start in the site, which has what lies outside docs/ a folder nearer."""
+    return page.replace('href="../../', 'href="../')
+
+
 def on_files(files: Any, config: Any) -> Any:
     """Add the root's pages, and every file that a page links outside docs/."""
     pages = {file.src_uri: Path(file.abs_src_path) for file in files.documentation_pages()}
     pages |= {name: ROOT / name for name in PAGES}
     linked = {in_repository(page, link) for page, path in pages.items() for link in LINK.findall(path.read_text())}
+    explorer = next(file for file in files if file.src_uri == EXPLORER)
+    files.remove(explorer)
+    files.append(File.generated(config, EXPLORER, content=from_the_site(Path(explorer.abs_src_path).read_text())))
     for path in sorted({*PAGES, *linked}):
         if not path.startswith("docs/") and (ROOT / path).is_file():
             files.append(File.generated(config, path, abs_src_path=str(ROOT / path)))

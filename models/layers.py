@@ -16,13 +16,23 @@ from jax.typing import DTypeLike
 
 from models.attention import Linear, initialiser
 from models.attention import SelfAttention as SelfAttention  # with the other parts, for a network of one's own
-from models.conditions import Kind, Told, check_untold, label_rows, label_table, nothing_rows
+from models.conditions import (
+    Augmentation,
+    Augmented,
+    Kind,
+    Told,
+    check_untold,
+    label_rows,
+    label_table,
+    nothing_rows,
+)
 
 # Which activations are computed again in the backward pass: none, those of each block, or those but for its products
 # and convolutions.
 Remat = Literal["none", "blocks", "products"]
 
 NOISE_FEATURES = 64
+JUMP_FEATURES = 32
 
 
 def noise_embedding(c_noise: jax.Array, features: int = NOISE_FEATURES) -> jax.Array:
@@ -35,6 +45,36 @@ def noise_embedding(c_noise: jax.Array, features: int = NOISE_FEATURES) -> jax.A
     frequencies = np.geomspace(0.25, 32.0, features // 2).astype(np.float32)
     phase = c_noise.astype(jnp.float32)[:, None] * frequencies[None, :]
     return math.sqrt(2.0) * jnp.concatenate([jnp.cos(phase), jnp.sin(phase)], axis=-1)
+
+
+def jump_embedding(moved: jax.Array, features: int = JUMP_FEATURES) -> jax.Array:
+    """Sinusoids of how far a flow map jumps, (n,) -> (n, features), float32, which are 0 where that is 0.
+
+    sqrt(2) [1 - cos(w m), sin(w m)], w geometric from 1/2 to 8 rad, for m = tau_s - tau_t in [-1, 1]: slow enough for
+    losses that differentiate in it.
+    """
+    frequencies = np.geomspace(0.5, 8.0, features // 2).astype(np.float32)
+    phase = moved.astype(jnp.float32)[:, None] * frequencies[None, :]
+    return math.sqrt(2.0) * jnp.concatenate([1 - jnp.cos(phase), jnp.sin(phase)], axis=-1)
+
+
+class Jump(nnx.Module):
+    """What a flow map's network makes of its second label, (n,) -> (n, width), float32: no bias, and 0 at the start.
+
+    So a jump of no length is what the network gives without that label, bit for bit, whatever it has learned; and
+    before it has learned any, so is every jump. It draws no random number, so that all other weights start as without.
+    """
+
+    def __init__(self, width: int):
+        self.kernel = nnx.Param(jnp.zeros((JUMP_FEATURES, width), jnp.float32))
+
+    def __call__(self, moved: jax.Array) -> jax.Array:
+        return jump_embedding(moved) @ self.kernel[...]
+
+
+def both_labels(c_noise: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+    """The noise label (n,), and how far a flow map's jump goes, (n,), where c_noise is (n, 2)."""
+    return (c_noise, None) if c_noise.ndim == 1 else (c_noise[:, 0], c_noise[:, 1])
 
 
 def conv(
@@ -66,32 +106,58 @@ class Condition(nnx.Module):
 
     num_classes: 0, or the network is told a class: cond is (n,) int labels in 0..num_classes-1, or num_classes for
     "nothing", which None also means. A label outside that range gives NaN (inside jit nothing can raise), so a wrong
-    label is never taken for another class. kind: what else it is told, as models/conditions.py has it.
+    label is never taken for another class. kind: what else it is told, as models/conditions.py has it. jumps: c_noise
+    may be (n, 2), of which the second is how far a flow map jumps, embedded and added to V embed(c_noise). augmented:
+    cond may be `Augmented`.
 
     Raises ValueError if cond is given to a network without conditions, or is not of its kind.
     """
 
-    def __init__(self, width: int, num_classes: int = 0, kind: Kind | None = None, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        width: int,
+        num_classes: int = 0,
+        kind: Kind | None = None,
+        jumps: bool = False,
+        augmented: bool = False,
+        *,
+        rngs: nnx.Rngs,
+    ):
         self.inner = Linear(NOISE_FEATURES, width, rngs=rngs)
         self.outer = Linear(width, width, rngs=rngs)
         self.labels = label_table(num_classes, width, rngs) if num_classes else None
         self.kind, self.reader = kind, None if kind is None else kind.reader(width, rngs)
+        self.jump = Jump(width) if jumps else None
+        self.augmentation = Augmentation(width) if augmented else None
 
     def told(self, cond: Any, n: int) -> Told | None:
         """What cond, of n rows or None, tells the network; None where it is told nothing at all."""
-        return read(cond, n, None if self.labels is None else self.labels[...], self.kind, self.reader)
+        labels = None if self.labels is None else self.labels[...]
+        return read(cond, n, labels, self.kind, self.reader, self.augmentation)
 
     def vector(self, c_noise: jax.Array, told: Told | None) -> jax.Array:
         """The vector of a noise label and of what `told` gave."""
-        h = self.inner(noise_embedding(c_noise))
+        label, moved = both_labels(c_noise)
+        h = self.inner(noise_embedding(label))
+        h = h if self.jump is None or moved is None else h + self.jump(moved)
         return nnx.silu(self.outer(nnx.silu(h if told is None else h + told.vector)))
 
     def __call__(self, c_noise: jax.Array, cond: Any) -> jax.Array:
         return self.vector(c_noise, self.told(cond, len(c_noise)))
 
 
-def read(cond: Any, n: int, labels: jax.Array | None, kind: Kind | None, reader: Any) -> Told | None:
-    """What cond, of n rows, tells a network that has a table of labels, or the reader of a kind, or neither."""
+def read(
+    cond: Any, n: int, labels: jax.Array | None, kind: Kind | None, reader: Any, augmentation: Augmentation | None
+) -> Told | None:
+    """What cond, of n rows, tells a network that has a table of labels, or the reader of a kind, or neither.
+
+    augmentation: what reads how images were augmented, or None.
+    """
+    if isinstance(cond, Augmented):
+        if augmentation is None:
+            raise ValueError("cond is Augmented, and this network reads no augmentation: build it with augmented")
+        told, shift = read(cond.cond, n, labels, kind, reader, None), augmentation(cond.labels)
+        return Told(shift) if told is None else told._replace(vector=told.vector + shift)
     if labels is not None:
         return Told(label_rows(labels, cond, n))
     if reader is None or kind is None:
@@ -172,10 +238,14 @@ def rematerialised(block: Callable[..., jax.Array], remat: Remat) -> Callable[..
     return block if remat == "none" else jax.checkpoint(lambda *args: block(*args), policy=_POLICIES[remat])
 
 
-def check_call(shape: tuple[int, ...], x: jax.Array, c_noise: jax.Array) -> None:
-    """Raise ValueError unless x is (n, *shape) and c_noise (n,)."""
+def check_call(shape: tuple[int, ...], x: jax.Array, c_noise: jax.Array, jumps: bool = False) -> None:
+    """Raise ValueError unless x is (n, *shape) and c_noise (n,), or (n, 2) for a network with jumps."""
     if x.ndim != len(shape) + 1 or x.shape[1:] != shape:
         raise ValueError(f"the network was built for x of shape (batch, {', '.join(map(str, shape))}); x is {x.shape}")
+    if c_noise.shape == (len(x), 2):
+        if jumps:
+            return
+        raise ValueError("c_noise (n, 2) is of a flow map, and this network is told one time: build it with jumps=True")
     if c_noise.shape != x.shape[:1]:
         raise ValueError(
             f"c_noise must hold one number per example, shape {x.shape[:1]}; it is {c_noise.shape}: broadcast it first"

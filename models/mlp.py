@@ -34,7 +34,7 @@ class MLP(nnx.Module):
 
     shape: (d,). width: hidden units. depth: residual blocks of two layers each. num_classes: 0 for no labels.
     kind: of another condition, `models.conditions`; a vector modulates the blocks and also stands beside x in the first
-    layer. dtype: the compute dtype.
+    layer. jumps: it is a flow map's, told a second label too. dtype: the compute dtype.
     Raises ValueError for a shape that is not a vector's.
     """
 
@@ -47,6 +47,7 @@ class MLP(nnx.Module):
         dropout: float = 0.0,
         num_classes: int = 0,
         kind: Kind | None = None,
+        jumps: bool = False,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -54,7 +55,7 @@ class MLP(nnx.Module):
             raise ValueError(f"MLP takes vectors of shape (d,), not {tuple(shape)}: use UNet or DiT for images")
         check_counts(d=shape[0], width=width, depth=depth)
         self.shape, self.depth, self.dtype = (int(shape[0]),), depth, jnp.dtype(dtype)
-        self.condition = Condition(width, num_classes, kind, rngs=rngs)
+        self.condition = Condition(width, num_classes, kind, jumps, rngs=rngs)
         # One product gives the modulation of every block: fewer, larger operations.
         self.modulation = Linear(width, 2 * depth * width, scale=0.0, dtype=dtype, rngs=rngs)
         told = kind.size if isinstance(kind, Vector) else 0
@@ -66,7 +67,7 @@ class MLP(nnx.Module):
         self.outer = Linear(width, self.shape[0], scale=0.0, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array, c_noise: jax.Array, cond: Any = None, key: jax.Array | None = None) -> jax.Array:
-        check_call(self.shape, x, c_noise)
+        check_call(self.shape, x, c_noise, self.condition.jump is not None)
         keys = dropout_keys(key, self.depth)
         modulation = jnp.split(self.modulation(self.condition(c_noise, cond)), 2 * self.depth, axis=-1)
         h = self.inner(x.astype(self.dtype))

@@ -19,9 +19,11 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from models.attention import Linear
-from models.conditions import Kind, label_table
+from models.conditions import Augmentation, Kind, label_table
 from models.layers import (
+    Jump,
     Remat,
+    both_labels,
     check_call,
     check_counts,
     conv,
@@ -69,8 +71,9 @@ class NCSNpp(nnx.Module):
         progressive_combine: how input_skip joins: "sum" or "cat".
         centered: whether x is in [-1, 1]; False: in [0, 1], and the network takes 2x - 1.
         init_scale: of each branch's last layer. norm_groups: of every group norm; 0: min(channels/4, 32).
-        num_classes: 0 for no labels. kind: of another condition, `models.conditions`. remat, dtype: as
-            `rematerialised`, and the compute dtype.
+        num_classes: 0 for no labels. kind: of another condition, `models.conditions`. jumps: it is a flow
+            map's, told a second label too. augmented: it may be told how images were augmented. remat,
+            dtype: as `rematerialised`, and the compute dtype.
 
     Raises:
         ValueError: h or w is not divisible by 2^(levels-1), or an attention resolution does not occur.
@@ -100,6 +103,8 @@ class NCSNpp(nnx.Module):
         dropout: float = 0.0,
         num_classes: int = 0,
         kind: Kind | None = None,
+        jumps: bool = False,
+        augmented: bool = False,
         remat: Remat = "none",
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
@@ -124,6 +129,8 @@ class NCSNpp(nnx.Module):
         self.dense1 = Linear(4 * width, 4 * width, rngs=rngs)
         self.labels = label_table(num_classes, 4 * width, rngs) if num_classes else None
         self.kind, self.reader = kind, None if kind is None else kind.reader(4 * width, rngs)
+        self.jump = Jump(4 * width) if jumps else None
+        self.augmentation = Augmentation(4 * width) if augmented else None
         self.inner = conv(image, width, **given)
         self.down, skips = self._way_down(parts, levels, blocks, width, image)
         current = skips[-1]
@@ -215,7 +222,7 @@ class NCSNpp(nnx.Module):
             yield ("outer",), self.outer
 
     def __call__(self, x: jax.Array, label: jax.Array, cond: Any = None, key: jax.Array | None = None) -> jax.Array:
-        check_call(self.shape, x, label)
+        check_call(self.shape, x, label, self.jump is not None)
         x = (x if self.centered else 2 * x - 1).astype(self.dtype)
         temb = self._condition(label, cond)
         keys = dropout_keys(key, sum(isinstance(module, ResBlock) for _, module in self.published_order()))
@@ -252,11 +259,15 @@ class NCSNpp(nnx.Module):
 
     def _condition(self, label: jax.Array, cond: Any) -> jax.Array:
         """The vector that every block takes, (n, 4 width), float32."""
+        label, moved = both_labels(label)
         embedded = (
             positional_embedding(label, self.dense0.in_features) if self.embedding is None else self.embedding(label)
         )
-        temb = self.dense1(nnx.silu(self.dense0(embedded)))
-        told = read(cond, len(label), None if self.labels is None else self.labels[...], self.kind, self.reader)
+        h = self.dense0(embedded)
+        h = h if self.jump is None or moved is None else h + self.jump(moved)
+        temb = self.dense1(nnx.silu(h))
+        labels = None if self.labels is None else self.labels[...]
+        told = read(cond, len(label), labels, self.kind, self.reader, self.augmentation)
         return temb if told is None else temb + told.vector
 
     def _join_input(self, module: Any, h: jax.Array, pyramid: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -107,7 +107,8 @@ class UNet(nnx.Module):
     width: channels of the first level; level i has width * channel_mults[i] at resolution h / 2^i. blocks: residual
     blocks per level, down and up. attention: resolutions (the first side) with attention after each block; the middle
     always has it. heads: attention heads. num_classes: 0 for no labels. kind: of another condition,
-    `models.conditions`; the tokens of a text are attended to wherever places are to each other. remat, dtype: as
+    `models.conditions`; the tokens of a text are attended to wherever places are to each other. jumps: it is a flow
+    map's, told a second label too. augmented: it may be told how images were augmented. remat, dtype: as
     `rematerialised`, and the compute dtype.
     Raises ValueError if there are more levels than halves, an attention resolution does not occur, or heads does not
     divide.
@@ -125,6 +126,8 @@ class UNet(nnx.Module):
         dropout: float = 0.0,
         num_classes: int = 0,
         kind: Kind | None = None,
+        jumps: bool = False,
+        augmented: bool = False,
         remat: Remat = "none",
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
@@ -142,7 +145,7 @@ class UNet(nnx.Module):
             heads_here = heads if attend else 0
             return ResBlock(inputs, outputs, embedding, heads_here, dropout, axes, features, dtype=dtype, rngs=rngs)
 
-        self.condition = Condition(embedding, num_classes, kind, rngs=rngs)
+        self.condition = Condition(embedding, num_classes, kind, jumps, augmented, rngs=rngs)
         self.inner = conv(values, width, axes=axes, dtype=dtype, rngs=rngs)
         down, up, current = [], [], width
         for outputs, resolution in zip(channels, sizes, strict=True):
@@ -159,7 +162,7 @@ class UNet(nnx.Module):
         self.outer = conv(width * channel_mults[0], values, axes=axes, scale=0.0, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array, c_noise: jax.Array, cond: Any = None, key: jax.Array | None = None) -> jax.Array:
-        check_call(self.shape, x, c_noise)
+        check_call(self.shape, x, c_noise, self.condition.jump is not None)
         keys = dropout_keys(key, len(self.down) + len(self.middle) + len(self.up))
         told = self.condition.told(cond, len(x))
         embedding = self.condition.vector(c_noise, told)

@@ -61,6 +61,7 @@ from sde_lib.fields import (
     power_law_field,
     radial_spectrum,
 )
+from sde_lib.flow_map import ExactFlowMap, FlowMap, FlowMapSampler, NetworkFlowMap
 from sde_lib.guidance import (
     Autoguidance,
     ClassifierFree,
@@ -70,7 +71,15 @@ from sde_lib.guidance import (
     Projected,
     Told,
 )
-from sde_lib.labels import ChainLabel, LogSigmaLabel, LogSNRLabel, NoiseLabel, ReversedTimeLabel, TimeLabel
+from sde_lib.labels import (
+    ChainLabel,
+    FlowTimeLabel,
+    LogSigmaLabel,
+    LogSNRLabel,
+    NoiseLabel,
+    ReversedTimeLabel,
+    TimeLabel,
+)
 from sde_lib.latents import Typicality, latent_typicality, spherical_interpolation, typicality
 from sde_lib.likelihood import LogProb, bits_per_dim, log_prob
 from sde_lib.losses import (
@@ -157,7 +166,11 @@ __all__ = [
     "EpsilonPrediction",
     "EulerMaruyama",
     "Exact",
+    "ExactFlowMap",
     "ExactScore",
+    "FlowMap",
+    "FlowMapSampler",
+    "FlowTimeLabel",
     "FunctionScore",
     "GaussianMixture",
     "GaussianPreconditioning",
@@ -176,6 +189,7 @@ __all__ = [
     "LogitNormal",
     "LossSecondMoment",
     "MinSNR",
+    "NetworkFlowMap",
     "NetworkScore",
     "NoiseLabel",
     "NoiseOfScore",

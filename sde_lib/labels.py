@@ -31,6 +31,20 @@ class LogSNRLabel:
 
 @register_dataclass
 @dataclass(frozen=True)
+class FlowTimeLabel:
+    """The label tau = sigma/(alpha + sigma), from 0 to 1: the rectified flow's own time of any SDE.
+
+    It is bounded, and so is its derivative in tau, which a loss may take that differentiates in time: that of
+    `LogSNRLabel`, 1/(4 tau (1 - tau)), is not.
+    """
+
+    def __call__(self, sde: SDE, t: Scalar) -> Scalar:
+        alpha, sigma = sde.alpha(t), sde.sigma(t)
+        return sigma / (alpha + sigma)
+
+
+@register_dataclass
+@dataclass(frozen=True)
 class LogSigmaLabel:
     """The label log sigma: NCSN++ on `VE`, whose Fourier features are those of log sigma.
 

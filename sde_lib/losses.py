@@ -26,7 +26,7 @@ import numpy as np
 
 from sde_lib.batch import per_row, points
 from sde_lib.pytree import register_dataclass
-from sde_lib.score import TrainableScoreFn
+from sde_lib.score import ScoreFn, TrainableScoreFn
 from sde_lib.sde import SDE
 from sde_lib.times import TimeDensity, TimeDistribution, check_positive_finite, stratified_uniform, uniform_t
 from sde_lib.typing import PyTree
@@ -195,10 +195,12 @@ def denoising_score_matching(
     weighting: Weighting = sigma2_weighting,
     times: TimeDistribution = uniform_t,
     u: jax.Array | None = None,
+    teacher: ScoreFn | None = None,
 ) -> jax.Array:
     """The loss of each example, (n,): see the module's text. `score_fn` also takes `key=`, for dropout.
 
     u: (n,) in [0, 1), where the time distribution draws; default `stratified_uniform`, from the key.
+    teacher: a score whose noise -sigma s(x_t, t) takes the place of eps: its distillation, without eps's variance.
     """
     sde, x0 = score_fn.sde, points(x0)
     key_time, key_noise, key_network = jax.random.split(key, 3)
@@ -207,6 +209,8 @@ def denoising_score_matching(
     noise = jax.random.normal(key_noise, x0.shape, x0.dtype)
     sigma = per_row(sde.sigma(t), x0)
     x = per_row(sde.alpha(t), x0) * x0 + sigma * noise
+    if teacher is not None:
+        noise = -sigma * jax.lax.stop_gradient(teacher(x, t, cond))
     error = sigma * score_fn(x, t, cond, key=key_network) + noise
     return weighting(sde, t) / density * jnp.mean(error**2, axis=tuple(range(1, error.ndim)))
 

@@ -55,6 +55,9 @@ def check_score(score_fn: object, where: str) -> None:
             f"{where}: a score carries its SDE as `sde`, which {type(score_fn).__name__} does not: wrap a plain "
             "function of (x, t) as FunctionScore(function, sde)"
         )
+    if hasattr(score_fn, "score"):
+        name = type(score_fn).__name__
+        raise ValueError(f"{where}: {name} is a flow map and no score: give its `score`, or use FlowMapSampler")
     if isinstance(score_fn.sde, type):
         name = score_fn.sde.__name__
         raise ValueError(f"{where}: the score's sde must be an object, not the class {name}: write {name}()")
@@ -314,12 +317,23 @@ class NetworkScore:
         weights = sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(self.params))
         return f"NetworkScore({weights:,} weights, {self.sde!r}, {type(self.parameterization).__name__})"
 
-    def __call__(self, x: jax.Array, t: Scalar, cond: PyTree = None, *, key: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        t: Scalar,
+        cond: PyTree = None,
+        *,
+        key: jax.Array | None = None,
+        moved: Scalar | None = None,
+    ) -> jax.Array:
+        """The score at x (n, *shape). moved: of a flow map's network, how far its jump goes, its second label."""
         check_rows(cond, x.shape[0])
         given, x = x, points(x)
         t = jnp.asarray(t, x.dtype)
         alpha, sigma, p = self.sde.alpha(t), self.sde.sigma(t), self.parameterization
         c_noise = jnp.broadcast_to(jnp.asarray(p.noise_label(self.sde, t), x.dtype), x.shape[:1])
+        if moved is not None:
+            c_noise = jnp.stack([c_noise, jnp.broadcast_to(jnp.asarray(moved, x.dtype), x.shape[:1])], axis=1)
         raw = _apply(self.apply, self.params, per_row(p.c_in(alpha, sigma), x) * x, c_noise, cond, key)
         return like(p.known(x, alpha, sigma) + per_row(p.out(alpha, sigma), x) * raw, given)
 

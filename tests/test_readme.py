@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 from absl import flags
+from PIL import Image
 
+from configs import digits
 from experiment import cli
 from experiment.build.objects import MODELS, PARAMETERIZATIONS
 from experiment.build.samplers import GRIDS, SAMPLERS
@@ -41,6 +43,13 @@ def run(code: str, where: str) -> dict[str, Any]:
 
 def test_the_readme_is_short():
     assert len(README.read_text().splitlines()) <= 130
+
+
+def test_the_readme_opens_with_a_picture_that_moves():
+    words, path = re.findall(r"!\[([^\]]+)\]\(([^)]+)\)", README.read_text())[0]
+    image = Image.open(ROOT / path)
+    assert (ROOT / path).stat().st_size < 1_000_000 and image.n_frames > 20 and image.info["loop"] == 0
+    assert words.endswith(f"from t = 1 to {digits.get_config().sde.t_min}")
 
 
 def test_the_python_of_the_readme_runs_as_it_stands():

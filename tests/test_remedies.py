@@ -15,9 +15,9 @@ TOLD = {
 }
 # The remedy begins a clause: after a colon, a semicolon or a comma.
 DO = (
-    "add adjust ask attach call cap choose convert correct crop decode delete divide drop flatten get give have install"
-    " keep leave look loosen lower make mend move name number pack pass pick prepare put raise read remove replace"
-    " resize restore save see set shorten spend start take train try undo unpack use wait wrap write"
+    "add adjust ask attach build call cap choose convert correct crop decode delete divide drop flatten get give have"
+    " install keep leave look loosen lower make mend move name number pack pass pick prepare put raise read remove"
+    " replace resize restore save see set shorten spend start take train try undo unpack use wait wrap write"
 ).split()
 REMEDY = re.compile(
     rf"(?:^|[:;,] )(?:or |and |so |then |do not )?(?:{'|'.join(DO)})\b"

@@ -21,7 +21,7 @@ MAY_IMPORT = {
 
 COMMANDS = (
     *("latents", "restore", "reconstruct_ema", "import_score_sde", "import_diffusers", "fit_sampler"),
-    *("sweep", "compare"),
+    *("sweep", "compare", "explorer"),
 )
 # The floors of experiment/, from the ground up: a file imports from floors below its own, or from its own room.
 FLOORS = (

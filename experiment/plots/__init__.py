@@ -9,7 +9,6 @@ if TYPE_CHECKING:
         SCATTER_POINTS,
         bars,
         captioned_images,
-        common_limit,
         cycle,
         draw_cloud,
         ellipses,
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
         slider,
     )
     from experiment.plots.images import Picture, image_grid, pictures, tile
+    from experiment.plots.limits import common_limit
 
 __all__ = [
     "COLOURS",

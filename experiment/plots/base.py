@@ -17,7 +17,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from experiment.plots.images import Array, Picture, tile
+from experiment.plots.images import Array, Box, Picture, tile
+from experiment.plots.limits import Limits, common_limit, common_ranges
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 INK, FAINT, FLOOR = "#22262b", "#c9ced6", "#8a919c"
@@ -55,6 +56,13 @@ def png(draw: Callable[[Figure], None], width: float, height: float) -> Picture:
         return Picture(buffer.getvalue())
 
 
+def box_of(axes: Axes, left: float = 0.0, top: float = 0.0, right: float = 1.0, bottom: float = 1.0) -> Box:
+    """Where a part of the axes, in shares of its width and height from the upper left, is on the drawn figure."""
+    extent, height = axes.get_window_extent(), axes.figure.bbox.height
+    x, y = extent.x0 + left * extent.width, height - extent.y1 + top * extent.height
+    return round(x), round(y), round((right - left) * extent.width), round((bottom - top) * extent.height)
+
+
 def literal(text: str) -> str:
     """The text as it is, where matplotlib would take what stands between two dollars for mathematics."""
     return text.replace("$", r"\$")
@@ -69,11 +77,18 @@ def show_image(axes: Axes, image: Array) -> None:
     axes.spines[:].set_visible(False)
 
 
-def scatter(sets: Mapping[str, Array], limit: float | None = None, columns: int = 2, *, square: bool = True) -> Picture:
+def scatter(
+    sets: Mapping[str, Array],
+    limit: float | None = None,
+    columns: int = 2,
+    *,
+    square: bool = True,
+    outline: Array | None = None,
+) -> Picture:
     """Draw the first two coordinates of point clouds {name: (n, d)}, each in its panel, all on the same axes.
 
     The axes go to ± limit, by default to the limit that holds all of the clouds but a few outliers; without `square`,
-    each coordinate has a range of its own.
+    each coordinate has a range of its own. outline: (k, 2), a closed curve, dashed behind the points.
     """
     limits: Limits = limit or (common_limit if square else common_ranges)(sets.values())
     columns = min(len(sets), columns)
@@ -83,14 +98,13 @@ def scatter(sets: Mapping[str, Array], limit: float | None = None, columns: int 
         panels = figure.subplots(rows, columns, squeeze=False).ravel()
         for axes, (name, points), colour in zip(panels, sets.items(), (INK, *cycle(len(sets) - 1)), strict=False):
             draw_cloud(axes, points, limits, colour)
+            if outline is not None:
+                axes.plot(*np.concatenate([outline, outline[:1]]).T, "--", color=FLOOR, lw=1.1, zorder=1)
             axes.set(title=name, xlabel="x₁", ylabel="x₂")
         for axes in panels[len(sets) :]:
             axes.set_visible(False)
 
     return png(draw, 4.1 * columns, 4.2 * rows)
-
-
-Limits = float | tuple[tuple[float, float], tuple[float, float]]  # of a square about 0, or of x and of y
 
 
 def draw_cloud(axes: Axes, points: Array, limits: Limits, colour: str) -> None:
@@ -103,20 +117,6 @@ def draw_cloud(axes: Axes, points: Array, limits: Limits, colour: str) -> None:
         axes.set_box_aspect(1)
     else:
         axes.set(xlim=(-limits, limits), ylim=(-limits, limits), aspect="equal")
-
-
-def common_limit(clouds: Any) -> float:
-    """Half the side of a square about 0 that holds all but a few outliers of each cloud."""
-    return max(1.15 * float(np.quantile(np.abs(np.asarray(points)[:, :2]), 0.998)) for points in clouds)
-
-
-def common_ranges(clouds: Any) -> tuple[tuple[float, float], tuple[float, float]]:
-    """For each of the first two coordinates the range that holds all but a few outliers of the clouds."""
-    ends = [np.quantile(np.asarray(points, float)[:, :2], [0.002, 0.998], axis=0) for points in clouds]
-    low, high = np.min([e[0] for e in ends], axis=0), np.max([e[1] for e in ends], axis=0)
-    margin = np.where(high > low, 0.1 * (high - low), 1.0)
-    ranges = [(float(a), float(b)) for a, b in zip(low - margin, high + margin, strict=True)]
-    return ranges[0], ranges[1] if len(ranges) > 1 else (-1.0, 1.0)
 
 
 def panels_in_a_row(figure: Any, columns: int) -> list[Axes]:
@@ -269,18 +269,33 @@ def ellipses(
     return png(draw, 3.2 * max(len(clouds), 1.4), 3.7)
 
 
+def _live_slider(frames: Mapping[str, Picture], description: str) -> Any:
+    """A slider over the frames, as wide as there is room, with the frame's whole name beside it and the frame below."""
+    import ipywidgets  # only an extra installs it
+    from IPython.display import display
+
+    # The slider's own read-out is 80 pixels wide and cuts what is longer: "log SNR = -1." for -1.8.
+    chosen = ipywidgets.SelectionSlider(options=list(frames), description=description, readout=False)
+    chosen.layout, chosen.style.description_width = ipywidgets.Layout(flex="1 1 auto", width="auto"), "initial"
+    width = f"{max(map(len, frames)) + 2}ch"
+    name = ipywidgets.Label(next(iter(frames)), layout=ipywidgets.Layout(flex="0 0 auto", width=width))
+    ipywidgets.dlink((chosen, "value"), (name, "value"))
+    row = ipywidgets.HBox([chosen, name], layout=ipywidgets.Layout(max_width="44rem"))
+    shown = ipywidgets.interactive_output(lambda frame: display(frames[frame]), {"frame": chosen})
+    return ipywidgets.VBox([row, shown])
+
+
 def slider(frames: Mapping[str, Picture], description: str, columns: int = 4) -> Picture:
     """Lay the frames side by side, to read without a kernel.
 
     In a notebook with ipywidgets a slider over the frames is shown above.
     """
     if importlib.util.find_spec("ipywidgets") and importlib.util.find_spec("IPython"):
-        import ipywidgets  # only an extra installs it
         from IPython import get_ipython
+        from IPython.display import display
 
         if get_ipython() is not None:
-            chosen = ipywidgets.SelectionSlider(options=list(frames), description=description, continuous_update=True)
-            ipywidgets.interact(lambda frame: frames[frame], frame=chosen)
+            display(_live_slider(frames, description))
     images = np.stack([matplotlib.image.imread(io.BytesIO(frame))[..., :3] for frame in frames.values()])
     board = tile((255 * images).astype(np.uint8), min(columns, len(images)), gap=0, ground=255)
     buffer = io.BytesIO()

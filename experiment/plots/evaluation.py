@@ -6,7 +6,7 @@ protocols here are satisfied by the records of a report.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, cast
+from typing import Protocol
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -20,18 +20,16 @@ from experiment.plots.base import (
     NARROW,
     WIDE,
     Array,
-    common_limit,
+    box_of,
     cycle,
-    draw_cloud,
     line_style,
     literal,
     png,
-    show_image,
-    tile,
 )
-from experiment.plots.examples import draw_series, series_limits
-from experiment.plots.images import pictures
+from experiment.plots.images import Box, PlacedPicture
 from experiment.plots.training import running_median
+
+_BAR = 0.55  # the width of a bar, of the distance of two
 
 
 class Spread(Protocol):
@@ -114,66 +112,19 @@ class Exact(Protocol):
     def samplers(self) -> Mapping[str, Sequence[ExactRow]]: ...
 
 
-def denoising_strip(
-    frames: Array, times: Sequence[tuple[float, float]], reach: float = 1.0, *, narrow: bool = False
-) -> bytes:
-    """From noise to sample: a column for each frame, labelled with its t and its noise-to-signal ratio, sigma/alpha.
-
-    frames: (k, n, *shape), a row for each sample; points (k, n, d) become a cloud in each column. reach: of pictures,
-    the value that is white, its negative being black. narrow: the columns in two rows, the second one below the first;
-    series stay in one.
-    """
-    titles = [f"t = {t:.3g}\nσ/α = {ratio:.3g}" for t, ratio in times]
-    if frames.ndim == 4:
-        return _strip_of_series(frames, titles)
-    images, rows = frames.ndim > 4, 2 if narrow else 1
-    grey = np.clip((frames / reach + 1) * 127.5, 0, 255).astype(np.uint8) if images else frames
-    boards = [tile(pictures(frame), 1) if images else frame for frame in grey]
-    columns = math.ceil(len(boards) / rows)
-
-    def draw(figure: Figure) -> None:
-        cast(Any, figure.get_layout_engine()).set(h_pad=0.09)  # the upper line of the titles is cut by less
-        panels = figure.subplots(rows, columns, squeeze=False).ravel()
-        for axes, board, title in zip(panels, boards, titles, strict=False):
-            if images:
-                show_image(axes, board)
-            else:
-                draw_cloud(axes, board, limit, COLOURS[0])
-                axes.set(xticks=[], yticks=[])
-            axes.set_title(title, fontsize=8.5)
-        for axes in panels[len(frames) :]:
-            axes.set_visible(False)
-
-    limit = 0.0 if images else common_limit(frames)
-    height = boards[0].shape[0] / boards[0].shape[1] if images else 1.0
-    return png(draw, 1.02 * columns + 0.2, rows * (0.95 * height + 0.65))
-
-
-def _strip_of_series(frames: Array, titles: Sequence[str]) -> bytes:
-    """The strip of series (k, n, l, c)."""
-
-    def draw(figure: Figure) -> None:
-        rows = figure.subplots(frames.shape[1], len(frames), sharey=True, squeeze=False)
-        for column, (frame, title) in enumerate(zip(frames, titles, strict=True)):
-            for axes, series in zip(rows[:, column], frame, strict=True):
-                draw_series(axes, series, limits)
-            rows[0, column].set_title(title, fontsize=8.5)
-
-    limits = series_limits(frames.reshape(-1, *frames.shape[2:]))
-    return png(draw, 1.02 * len(frames) + 0.2, 0.7 * frames.shape[1] + 0.55)
-
-
 def quality_bars(
     samplers: Mapping[str, Measured],
     metrics: Mapping[str, Metric],
     floors: Mapping[str, Spread],
     *,
     narrow: bool = False,
-) -> bytes:
+) -> PlacedPicture:
     """A panel for each metric with a bar for each sampler: mean, sd over seeds, and every seed.
 
-    The floor is a line in a band of ± 2 sd. narrow: one panel under the other, for a page as wide as a telephone.
+    The floor is a line in a band of ± 2 sd. narrow: one panel under the other, for a page as wide as a telephone. The
+    picture's places are the bars' columns, sampler by sampler for each metric.
     """
+    drawn: list[Axes] = []
 
     def panel(axes: Axes, name: str) -> None:
         values = {sampler: found.metrics[name] for sampler, found in samplers.items()}
@@ -186,11 +137,20 @@ def quality_bars(
 
     def draw(figure: Figure) -> None:
         panels = _panels(figure, list(metrics), panel, columns)
+        drawn.extend(panels[: len(metrics)])
         handles, labels = panels[0].get_legend_handles_labels()
         once = dict(zip(labels, handles, strict=True))
         figure.legend(once.values(), once.keys(), loc="outside upper center", ncols=2 * columns, fontsize=9)
 
-    return png(draw, NARROW if narrow else WIDE, 0.5 + 2.7 * math.ceil(len(metrics) / columns))
+    picture = png(draw, NARROW if narrow else WIDE, 0.5 + 2.7 * math.ceil(len(metrics) / columns))
+    return PlacedPicture(picture, [[_column(axes, place)] for axes in drawn for place in range(len(samplers))])
+
+
+def _column(axes: Axes, place: int) -> Box:
+    """The column of the bar at this place, over the height of the axes."""
+    low, high = axes.get_xlim()
+    left, right = ((place + side * _BAR / 2 - low) / (high - low) for side in (-1, 1))
+    return box_of(axes, left, right=right)
 
 
 def _panels(figure: Figure, names: Sequence[str], panel: Callable[[Axes, str], None], columns: int) -> list[Axes]:
@@ -207,7 +167,7 @@ def _panels(figure: Figure, names: Sequence[str], panel: Callable[[Axes, str], N
 def _bars(axes: Axes, values: Mapping[str, Spread], floor: Spread, origin: float) -> None:
     places = np.arange(len(values))
     means = [_or_nan(v.mean) for v in values.values()]
-    axes.bar(places, np.subtract(means, origin), 0.55, bottom=origin, color=cycle(len(values)), alpha=0.8)
+    axes.bar(places, np.subtract(means, origin), _BAR, bottom=origin, color=cycle(len(values)), alpha=0.8)
     for place, v in zip(places, values.values(), strict=True):
         seeds = [s for s in v.values if s is not None]
         axes.plot(place + np.linspace(-0.12, 0.12, len(seeds)), seeds, "o", ms=3.5, color=INK, mew=0, label="each seed")

@@ -3,6 +3,7 @@
 import io
 import math
 from collections.abc import Sequence
+from typing import Self
 
 import numpy as np
 from PIL import Image
@@ -20,6 +21,20 @@ class Picture(bytes):
 
     def _repr_png_(self) -> bytes:
         return bytes(self)
+
+
+Box = tuple[int, int, int, int]  # left, top, width and height, in pixels
+
+
+class PlacedPicture(Picture):
+    """A PNG that knows where on it something is: boxes for each bar, or for each frame."""
+
+    places: list[list[Box]]
+
+    def __new__(cls, content: bytes, places: list[list[Box]]) -> Self:
+        picture = super().__new__(cls, content)
+        picture.places = places
+        return picture
 
 
 def tile(images: Array, columns: int, gap: int = 1, ground: int = 96) -> Array:

@@ -18,14 +18,13 @@ from experiment.plots.base import (
     SCATTER_POINTS,
     WIDE,
     Array,
-    common_limit,
-    common_ranges,
     draw_cloud,
     literal,
     panels_in_a_row,
     png,
 )
 from experiment.plots.examples import series_limits, show_example
+from experiment.plots.limits import common_limit, common_ranges
 
 
 def bound_over_log_snr(log_snr: Array, per_time: Array) -> bytes:

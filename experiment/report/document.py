@@ -6,11 +6,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from experiment.common.provenance import provenance
 from experiment.config import load_config
 from experiment.evaluation.results import Report, plain
+from experiment.plots.images import Box
+
+
+@dataclass(frozen=True)
+class Places:
+    """What the page's script tells of a picture: of its bars, or of the frames of a path.
+
+    texts: of each bar or frame. wide, narrow: where it is on the picture, and on that of a narrow page.
+    """
+
+    kind: Literal["bars", "frames"]
+    texts: Sequence[str]
+    wide: list[list[Box]]
+    narrow: list[list[Box]]
 
 
 @dataclass(frozen=True)
@@ -26,6 +40,7 @@ class Figure:
     png: bytes
     width: float = 1.0
     narrow: bytes | None = None
+    places: Places | None = None
 
 
 @dataclass(frozen=True)

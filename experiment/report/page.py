@@ -1,12 +1,14 @@
-"""report.html: one page that needs nothing else, with inline style, pictures as data and no script.
+"""report.html: one page that needs nothing else, with inline style, pictures as data and a script of its own.
 
-It is light or dark as the reader has it.
+It is light or dark as the reader has it. Without the script it shows every picture and every number; the script adds a
+slider over the frames of a path, and a bar's numbers under the pointer.
 """
 
 import base64
 import json
 from collections.abc import Mapping, Sequence
 from html import escape
+from pathlib import Path
 
 from experiment.evaluation.curves import INSIDE
 from experiment.evaluation.results import (
@@ -20,7 +22,7 @@ from experiment.evaluation.results import (
     SamplerResult,
 )
 from experiment.evaluation.text import number
-from experiment.report.document import Document, Figure
+from experiment.report.document import Document, Figure, Places
 from experiment.report.tables import (
     Row,
     calibration_line,
@@ -60,6 +62,18 @@ img { width: 100%; height: auto; display: block; border-radius: 6px; image-rende
 dt { font-weight: 600; margin-top: .6rem; } dd { margin: 0; }
 pre { background: var(--card); padding: 1rem; overflow-x: auto; border-radius: 6px; font-size: .85rem; }
 summary { cursor: pointer; }
+.over { position: relative; } .scrub { margin-top: .6rem; } canvas { max-width: 100%; height: auto; display: block; }
+.row { display: flex; flex-wrap: wrap; align-items: center; gap: .4rem 1rem; margin-top: .4rem; }
+.row input { flex: 1 1 12rem; accent-color: var(--accent); } output { font-variant-numeric: tabular-nums; }
+.row button { font: inherit; width: 4.5rem; padding: .15rem 0; color: var(--ink); background: var(--card);
+  border: 1px solid var(--line); border-radius: 6px; cursor: pointer; }
+.row output { flex: 0 0 12rem; }
+.bar { position: absolute; padding: 0; border: 0; background: none; }
+.bar:hover { background: #0072b222; } .bar:focus-visible, .row :focus-visible { outline: 2px solid #0072b2; }
+.tip { position: absolute; z-index: 1; max-width: min(22rem, 100%); padding: .35rem .6rem; border-radius: 6px;
+  background: var(--ink); color: var(--ground); font-size: .85rem; line-height: 1.35; pointer-events: none; }
+@media print { .scrub, .tip { display: none; } }
+@media (prefers-reduced-motion: reduce) { .row button { display: none; } }
 @media (max-width: 40rem) { body { padding: 1.5rem 1rem 3rem; } .pictures figure { width: 100% !important; } }
 """
 
@@ -69,12 +83,15 @@ CALIBRATED = (
 )
 
 
+SCRIPT = Path(__file__).with_name("page.js")
+
+
 def html_page(document: Document) -> str:
     """Set out the document as one self-contained page."""
-    return page_of(document.title, _head(document), _sections(document))
+    return page_of(document.title, _head(document), _sections(document), f"<script>\n{SCRIPT.read_text()}</script>")
 
 
-def page_of(title: str, head: str, sections: Sequence[tuple[str, str]]) -> str:
+def page_of(title: str, head: str, sections: Sequence[tuple[str, str]], end: str = "") -> str:
     """A self-contained page: its head, and each section's title and content; one without content is left out."""
     shown = "\n".join(f"<section><h2>{escape(name)}</h2>{content}</section>" for name, content in sections if content)
     return (
@@ -82,7 +99,7 @@ def page_of(title: str, head: str, sections: Sequence[tuple[str, str]]) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" '
         'content="light dark">'
         f"<title>{escape(title)}</title><style>{CSS}</style></head>\n"
-        f"<body>{head}\n{shown}</body></html>\n"
+        f"<body>{head}\n{shown}{end}</body></html>\n"
     )
 
 
@@ -251,10 +268,18 @@ def figure_of(figure: Figure) -> str:
     """A figure with its caption, of its own width where the page has room."""
     caption = escape(figure.caption)
     narrow = f'<source media="(max-width: 40rem)" srcset="{_data(figure.narrow)}">' if figure.narrow else ""
+    places = "" if figure.places is None else _places(figure.places)
     return (
-        f'<figure style="width: {100 * figure.width:g}%"><picture>{narrow}<img alt="{caption}" '
+        f'<figure style="width: {100 * figure.width:g}%"{places}><picture>{narrow}<img alt="{caption}" '
         f'src="{_data(figure.png)}"></picture><figcaption>{caption}</figcaption></figure>'
     )
+
+
+def _places(places: Places) -> str:
+    """The attribute that the page's script reads."""
+    narrow = {} if places.kind == "frames" else {"narrow": places.narrow}  # its frames are those of the wide picture
+    told = json.dumps({"texts": list(places.texts), "wide": places.wide, **narrow}, separators=(",", ":"))
+    return f' data-{places.kind}="{escape(told)}"'
 
 
 def _data(png: bytes) -> str:

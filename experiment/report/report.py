@@ -1,21 +1,24 @@
 """From an evaluation to files: report.json with every number, the PNGs, and report.html, which holds it all."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from experiment import plots
 from experiment.common.files import write_bytes, write_json, write_text
 from experiment.evaluation.evaluate import Arrays, Evaluation
-from experiment.evaluation.results import QUALITY, Report
+from experiment.evaluation.results import QUALITY, Report, Spread
 from experiment.plots import evaluation as report_plots
 from experiment.plots.examples import grid
 from experiment.plots.images import legend
 from experiment.plots.likelihood import likelihood_histogram, rank_curves
-from experiment.report.document import Figure, document_of
+from experiment.plots.strips import denoising_strip
+from experiment.report.document import Figure, Places, document_of
 from experiment.report.page import html_page
+from experiment.report.tables import plus_minus
 from experiment.run.earlier import keep_earlier
 from experiment.run.log import read_metrics
 from experiment.run.sampling import pictured
@@ -63,8 +66,9 @@ def draw_figures(run: Any, evaluation: Evaluation) -> list[Figure]:
     figures = [*_quality_figures(report), *_sample_figures(run, arrays)]
     for name, strip in arrays.strips.items():
         caption = f"{name}: x_t along the path, each frame scaled to unit variance, with its noise-to-signal ratio σ/α."
-        draw, reach = report_plots.denoising_strip, 1.0 if run.scaling.levels else 3.0
-        figures.append(_drawn(f"strip_{name}.png", "strips", caption, draw, strip.frames, strip.times, reach))
+        reach = 1.0 if run.scaling.levels else 3.0
+        drawn = _drawn(f"strip_{name}.png", "strips", caption, denoising_strip, strip.frames, strip.times, reach)
+        figures.append(_placed(drawn, "frames", [f"t = {t:.3g}, σ/α = {ratio:.3g}" for t, ratio in strip.times]))
     found = report.likelihood
     values = (arrays.likelihood, found.unit, found.mean, found.se_images)
     caption = f"Held-out likelihood, {found.unit} of each example."
@@ -86,11 +90,30 @@ def _drawn(file: str, section: str, caption: str, draw: Callable[..., bytes], *g
     return Figure(file, section, caption, draw(*given), narrow=draw(*given, narrow=True))
 
 
+def _placed(figure: Figure, kind: Literal["bars", "frames"], texts: Sequence[str]) -> Figure:
+    """The figure of pictures that know their places, with a text for each."""
+    wide, narrow = (getattr(picture, "places", []) for picture in (figure.png, figure.narrow))
+    return replace(figure, places=Places(kind, texts, wide, narrow))
+
+
+def _bar_texts(report: Report) -> list[str]:
+    """A sentence for each bar of the quality's picture, in the order of its places."""
+
+    def told(spread: Spread) -> str:
+        return plus_minus(spread.mean, spread.sd)
+
+    return [
+        f"{name}, {found.nfe:,.0f} NFE: {metric.label} {told(found.metrics[key])}; floor {told(report.floors[key])}"
+        for key, metric in report.metrics_of(QUALITY).items()
+        for name, found in report.samplers.items()
+    ]
+
+
 def _quality_figures(report: Report) -> list[Figure]:
     quality = report.metrics_of(QUALITY)
     caption = "Quality by sampler, beside the noise floor."
     bars = (report_plots.quality_bars, report.samplers, quality, report.floors)
-    figures = [_drawn("quality.png", "quality", caption, *bars)]
+    figures = [_placed(_drawn("quality.png", "quality", caption, *bars), "bars", _bar_texts(report))]
     if report.curves:
         caption = (
             "Quality over score calls per sample: mean ± sd over seeds. In the band this measure cannot tell "

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -34,6 +34,8 @@ class Draws:
         batch_seconds: wall time of each batch, with compilation in the first.
         labels: (n,) the classes; None where the network is not told any. cond: what it is told, whatever that is.
         data: as the data are: uint8 images (n, h, w, c), 0..255, or floats in their units; None where nobody asked.
+        path: that of the first m samples in the model's space, (frames, m, *shape), the last frame being they, and the
+            frames' times; None where nobody asked.
     """
 
     x: Array
@@ -42,25 +44,51 @@ class Draws:
     labels: Array | None = None
     data: Array | None = None
     cond: Any = None
+    path: tuple[Array, Array] | None = None
 
 
-def draw(run: Any, sampler: Any, key: jax.Array, n: int, batch_size: int, description: str, cond: Any = None) -> Draws:
+def draw(
+    run: Any,
+    sampler: Any,
+    key: jax.Array,
+    n: int,
+    batch_size: int,
+    description: str,
+    cond: Any = None,
+    *,
+    frames: int = 0,
+    shown: int = 0,
+) -> Draws:
     """Draw n samples of the run's score; sample i depends on (key, i) alone.
 
-    cond: a pytree of arrays with n rows, for a conditional network. Raises UserError where an adaptive solver gives up,
-    and for samples that are not finite.
+    cond: a pytree of arrays with n rows, for a conditional network. frames: of the path, which is kept of the first
+    `shown` samples. Raises UserError where an adaptive solver gives up, and for samples that are not finite.
     """
     batch_size, total, found, seconds = min(batch_size, n), 0.0, [], []
+    paths, times = [], np.zeros(0)
     with progress(n, description, seconds=expected_seconds(run, sampler, n)) as work:
         work.note("compiling")
         for first in range(0, n, batch_size):
             start, kept = perf_counter(), min(batch_size, n - first)
-            x, nfe = draw_rows(run, sampler, key, first, kept, batch_size, description, cond, work)
-            found.append(x)
+            drawn = draw_rows(run, sampler, key, first, kept, batch_size, description, cond, work, frames)
+            if first < shown and drawn.path is not None:
+                paths.append(drawn.path[:, : shown - first])
+                times = drawn.times
+            found.append(drawn.x)
             seconds.append(perf_counter() - start)
-            total += kept * nfe
+            total += kept * drawn.nfe
     labels = cond if run.config.model.condition == "label" else None
-    return Draws(np.concatenate(found), total / n, seconds, labels, cond=cond)
+    path = (np.concatenate(paths, axis=1), times) if paths else None
+    return Draws(np.concatenate(found), total / n, seconds, labels, cond=cond, path=path)
+
+
+class Rows(NamedTuple):
+    """Some samples x (n, *shape) in the model's space, their NFE, and their path (frames, n, *shape) with its times."""
+
+    x: Array
+    nfe: float
+    path: Array | None
+    times: Array
 
 
 def draw_rows(
@@ -73,14 +101,15 @@ def draw_rows(
     description: str,
     cond: Any,
     work: Work,
-) -> tuple[Array, float]:
-    """Draw a batch of samples from `first` on, and keep some: x (kept, *shape) in the model's space, and the NFE.
+    frames: int = 0,
+) -> Rows:
+    """Draw a batch of samples from `first` on, and keep the first `kept` of them.
 
-    work: of all samples, which is told how far it is. Raises UserError as `draw` does.
+    work: of all samples, which is told how far it is. frames: of the path; 0 for none. Raises UserError as `draw` does.
     """
     before = work.done
     with watched(partial(_tell, work, before, kept)):
-        result = draw_batch(run, sampler, key, first, batch_size, cond)
+        result = draw_batch(run, sampler, key, first, batch_size, cond, frames)
     x = np.asarray(result.x)[:kept]
     if not np.isfinite(x).all():
         raise UserError(
@@ -88,7 +117,8 @@ def draw_rows(
         )
     work.note("")
     work.at(before + kept)
-    return x, float(result.nfe)
+    path = np.asarray(result.path)[:, :kept] if frames else None
+    return Rows(x, float(result.nfe), path, np.asarray(result.times) if frames else np.zeros(0))
 
 
 def _tell(work: Work, before: float, kept: int, done: int, calls: int) -> None:
@@ -104,7 +134,8 @@ def draw_batch(run: Any, sampler: Any, key: jax.Array, first: int, size: int, co
     drawn = round_up(size, mesh_here())
     cond = jax.tree.map(lambda rows: padded(rows[first : first + drawn], drawn), cond)
     with solver_remedy():
-        result = sample(sampler, run.score_fn, key, drawn, tuple(run.shape), cond=cond, first=first, frames=frames)
+        taken = run.flow_map if hasattr(sampler, "takes") else run.score_fn
+        result = sample(sampler, taken, key, drawn, tuple(run.shape), cond=cond, first=first, frames=frames)
         jax.block_until_ready(result.x)
     if drawn == size:
         return result

@@ -114,7 +114,7 @@ def sample(
     """
     if isinstance(sampler, type):
         raise ValueError(f"sample: the sampler must be an object: write {sampler.__name__}(), not {sampler.__name__}")
-    check_score(score_fn, "sample")
+    getattr(sampler, "takes", check_score)(score_fn, "sample")  # some take no score
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"sample: dtype must be a float's, not {jnp.dtype(dtype).name}")
     if n < 1:

@@ -75,7 +75,7 @@ def gaussian_law(
         maps = _exact_maps(host_sde(score_fn), values, mu, error)
         centre, spread = _law(sampler, host_sde(score_fn), values[:, None, None], mu[:, None], prior, maps)
         return basis @ centre[:, 0], (basis * spread[:, 0, 0]) @ basis.T
-    check_score(score_fn, "gaussian_law")
+    getattr(sampler, "takes", check_score)(score_fn, "gaussian_law")
     if hasattr(sampler, "gaussian_law"):
         return sampler.gaussian_law(score_fn, np.asarray(mean, float), np.asarray(covariance, float), cond)
     if error is not exact:

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiment.plots.base import common_ranges, scatter
+from experiment.plots.base import scatter
 from experiment.plots.examples import grid
 from experiment.plots.images import CHANNELS, SLICES, evenly, legend, pictures
+from experiment.plots.limits import common_ranges
 
 rng = np.random.default_rng(0)
 

@@ -397,10 +397,11 @@ def test_the_commands_on_a_trained_run(tmp_path: Path) -> None:
     workdir = tmp_path / "run"
     trained(workdir, train_steps=20, sample_steps=5, sample_batch_size=32)
     sample = [str(ROOT / "sample.py"), f"--workdir={workdir}", "--sampler=em"]
-    done = Command(*sample, "--n=50").wait()
+    done = Command(*sample, "--n=50", "--gif").wait()
     assert done.status == 0, done.err
-    first, *_, last = done.out.splitlines()  # on a busy machine there are lines on the way
+    first, *_, last, gif = done.out.splitlines()  # on a busy machine there are lines on the way
     assert f"em: 50 samples of {workdir} at step 20" in first and "50 samples, 6 NFE" in last
+    assert gif.startswith(f"{workdir / 'samples' / 'em' / 'path.gif'}: 6 frames of 50 samples, ")
     with np.load(workdir / "samples" / "em" / "samples.npz") as saved:
         drawn = saved["arr_0"]
     run = load_run(str(workdir))

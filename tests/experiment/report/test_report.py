@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,9 +26,10 @@ from experiment.data.scaling import Scaling
 from experiment.evaluation.evaluate import evaluate
 from experiment.evaluation.settings import Settings
 from experiment.plots import evaluation as report_plots
+from experiment.plots.strips import denoising_strip
 from experiment.report.document import Figure, document_of
 from experiment.report.page import html_page
-from experiment.report.report import write_report
+from experiment.report.report import draw_figures, write_report
 from experiment.report.tables import number, outside, plus_minus, text_table
 from sde_lib import VP, EulerMaruyama, ExactScore
 from tests.oracles import random_mixture
@@ -87,6 +89,11 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     path, aside = write_report(run, evaluation, workdir / "report")
     assert aside == []
     return path, evaluation
+
+
+@pytest.fixture(scope="module")
+def figures(written: tuple[Path, Any]) -> list[Figure]:
+    return draw_figures(run_of(written[0].parent.parent), written[1])
 
 
 @pytest.fixture(scope="module")
@@ -185,13 +192,91 @@ def test_every_picture_of_the_report_is_a_file_and_in_the_page(written: tuple[Pa
         assert min(picture.shape) > 90 and len(np.unique(picture)) > 10  # not an empty frame
 
 
-def test_the_page_loads_nothing_and_runs_nothing(written: tuple[Path, Any]) -> None:
+def test_the_page_loads_nothing(written: tuple[Path, Any]) -> None:
     text = written[0].read_text()
     page = Page(text)
     assert page.loads and all(load.startswith("data:image/png;base64,") for load in page.loads)
-    assert not {"script", "link", "iframe", "object", "base"} & set(page.tags)
-    assert "@import" not in text and "url(" not in text
+    assert not {"link", "iframe", "object", "base"} & set(page.tags) and page.tags.count("script") == 1
+    assert not any(
+        word in text for word in ("@import", "url(", "fetch", "XMLHttpRequest", "WebSocket", "http:", "https:")
+    )
     assert "prefers-color-scheme: dark" in text
+
+
+def test_the_script_adds_to_a_page_that_is_whole_without_it(written: tuple[Path, Any], figures: list[Figure]) -> None:
+    text, run = written[0].read_text(), run_of(written[0].parent.parent)
+    document = document_of(run, written[1].report, [dataclasses.replace(figure, places=None) for figure in figures])
+    script = re.compile(r"<script>.*</script>", re.DOTALL)
+    without = script.sub("", re.sub(r' data-(?:bars|frames)="[^"]*"', "", text))
+    date = re.compile(r"20\d\d-\d\d-\d\dT[\d:+]*")
+    assert date.sub("", without) == date.sub("", script.sub("", html_page(document)))
+    assert len(text) < len(without) + 12_000 and len(text) < 1.05 * len(without)
+
+
+def test_each_bar_is_told_with_its_numbers_in_the_order_of_its_places(figures: list[Figure], report: Any) -> None:
+    places = next(figure.places for figure in figures if figure.section == "quality")
+    assert places is not None and places.kind == "bars"
+    quality = [key for key, metric in report["metrics"].items() if metric["kind"] == "quality"]
+    keys = [(key, name) for key in quality for name in report["samplers"]]
+    for text, (key, name) in zip(places.texts, keys, strict=True):
+        mean, floor = report["samplers"][name]["metrics"][key]["mean"], report["floors"][key]
+        assert text.startswith(f"{name}, 51 NFE: {report['metrics'][key]['label']} {number(mean)}; ")
+        assert text.endswith(f"floor {plus_minus(floor['mean'], floor['sd'])}")
+    assert len(places.wide) == len(places.narrow) == len(keys)
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_bars_are_at_their_places(narrow: bool) -> None:
+    means = {"m": {"em": 0.2, "ode": 0.4}, "k": {"em": 0.5, "ode": 0.1}}
+    metrics = {key: SimpleNamespace(label=key, origin=0.0) for key in means}
+    none = SimpleNamespace(mean=None, sd=None, values=[])
+    samplers = {
+        name: SimpleNamespace(
+            nfe=10.0, metrics={key: SimpleNamespace(mean=means[key][name], sd=None, values=[]) for key in means}
+        )
+        for name in ("em", "ode")
+    }
+    picture = report_plots.quality_bars(samplers, metrics, dict.fromkeys(metrics, none), narrow=narrow)
+    shown = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB")).astype(int)
+    bluer = shown[..., 2] - shown[..., 0]
+    heights = []
+    for ((left, top, width, height),), sign in zip(picture.places, (1, -1, 1, -1), strict=True):  # blue, then orange
+        part = sign * bluer[top : top + height, left + 2 : left + width - 2]
+        heights.append((part > 60).sum(axis=0).mean())
+        assert (sign * bluer[top : top + height, left - 3] < 60).all()
+    np.testing.assert_allclose(heights[0] / heights[1], 0.5, atol=0.02)
+    np.testing.assert_allclose(heights[3] / heights[2], 0.2, atol=0.02)
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_each_frame_of_a_strip_is_at_its_place(narrow: bool) -> None:
+    frames = np.random.default_rng(0).uniform(-1, 1, (9, 5, 4, 6, 1))
+    grey = (frames + 1) * 127.5
+    picture = denoising_strip(frames, [(1.0, 1.0)] * 9, narrow=narrow)
+    shown = np.asarray(Image.open(io.BytesIO(picture)).convert("L")).astype(int)
+    for boxes, images in zip(picture.places, grey, strict=True):
+        for (left, top, width, height), image in zip(boxes, images[..., 0], strict=True):
+            rows, columns = (np.arange(4) + 0.5) * height / 4, (np.arange(6) + 0.5) * width / 6
+            seen = shown[top + rows.astype(int)][:, left + columns.astype(int)]
+            np.testing.assert_allclose(seen, image, atol=2.5)
+
+
+def test_each_cloud_and_each_series_of_a_strip_is_at_its_place() -> None:
+    corner = np.array([[0.9, 0.9], [-0.9, 0.9], [-0.9, -0.9], [0.9, -0.9]])
+    picture = denoising_strip(corner[:, None], [(1.0, 1.0)] * 4)
+    shown = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB")).astype(int)
+    for ((left, top, width, height),), (x, y) in zip(picture.places, corner, strict=True):
+        part = shown[top : top + height, left : left + width]
+        row, column = np.argwhere(part[..., 2] - part[..., 0] > 60).mean(axis=0)
+        assert (column > width / 2) == (x > 0) and (row < height / 2) == (y > 0)
+    low_and_high = np.repeat([-1.0, 1.0, 1.0, -1.0], 8).reshape(2, 2, 8, 1)
+    picture = denoising_strip(low_and_high, [(1.0, 1.0)] * 2)
+    shown = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB")).astype(int)
+    for boxes, level in zip(picture.places, low_and_high[:, :, 0, 0], strict=True):
+        for (left, top, width, height), value in zip(boxes, level, strict=True):
+            part = shown[top : top + height, left : left + width]
+            row = np.argwhere(part[..., 2] - part[..., 0] > 60)[:, 0].mean()
+            assert (row < height / 2) == (value > 0)
 
 
 def test_names_are_escaped(written: tuple[Path, Any]) -> None:
@@ -305,8 +390,8 @@ def test_no_picture_is_cut_at_its_edges(narrow: bool) -> None:
     by_kind = SimpleNamespace(points={"SDE": guided, "ODE": guided}, floor=floor, recognised=0.97)
     times = [(1 - 0.12 * i, 50 * 0.3**i) for i in range(9)]
     pictures = [
-        report_plots.denoising_strip(rng.uniform(-1, 1, (9, 5, 8, 8, 1)), times, narrow=narrow),
-        report_plots.denoising_strip(rng.normal(size=(9, 50, 2)), times, narrow=narrow),
+        denoising_strip(rng.uniform(-1, 1, (9, 5, 8, 8, 1)), times, narrow=narrow),
+        denoising_strip(rng.normal(size=(9, 50, 2)), times, narrow=narrow),
         report_plots.quality_curves(curves, metrics, dict.fromkeys(metrics, floor), narrow=narrow),
         report_plots.guidance_curves(by_kind, narrow=narrow),
         report_plots.quality_bars({"em": point(11.0, 0.3)}, metrics, dict.fromkeys(metrics, floor), narrow=narrow),

@@ -1,5 +1,7 @@
 """Samples of a run that is told classes: which classes, what the files hold, and that no data are needed."""
 
+import io
+import json
 import os
 import shutil
 from pathlib import Path
@@ -98,6 +100,29 @@ def test_samples_of_other_settings_are_kept_and_those_of_the_same_replaced(condi
     np.testing.assert_array_equal(drawn("ddim_n4_seed0_steps4_step20"), first)
     (folder / "ddim" / "settings.json").unlink()  # of a run before they were kept
     assert str(folder / "ddim_earlier") in draw_to_files(run, "ddim", 4, **others[-1])
+
+
+def test_a_gif_lies_beside_its_samples_as_long_as_they_do(conditional: Path, tmp_path: Path) -> None:
+    run, folder = str(conditional / "run"), tmp_path / "out"
+
+    def drawn(**settings: Any) -> list[str]:
+        return draw_to_files(run, "ddim", 6, label=[1], out=str(folder), **settings).splitlines()
+
+    assert len(drawn()) == 1 and not (folder / "path.gif").exists()
+    before, told = (folder / "samples.npz").read_bytes(), drawn(gif=True)  # the same samples: nothing is moved
+    assert len(told) == 2 and told[1].startswith(f"{folder / 'path.gif'}: 5 frames of 6 samples, ")
+    with np.load(folder / "samples.npz") as now, np.load(io.BytesIO(before)) as then:
+        np.testing.assert_allclose(now["arr_0"], then["arr_0"], atol=1e-6)
+    gif = (folder / "path.gif").read_bytes()
+    for again in (False, True):
+        facts = json.loads((folder / "settings.json").read_text())["gif"]
+        assert (facts["file"], facts["samples"], facts["bytes"]) == ("path.gif", 6, len(gif)) and len(facts["t"]) == 5
+        if not again:
+            drawn()
+    told = drawn(seed=1)  # others: it goes with its samples
+    kept = Path(told[0].rpartition(" ")[2]).parent
+    assert kept != folder and (kept / "path.gif").read_bytes() == gif and not (folder / "path.gif").exists()
+    assert "gif" not in json.loads((folder / "settings.json").read_text())
 
 
 def test_the_parts_that_a_batch_is_told_in_are_one_program(conditional: Path) -> None:

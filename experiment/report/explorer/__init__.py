@@ -1,0 +1,1 @@
+"""The explorer: one page of figures to drag and click, whose numbers are those of sde_lib."""
