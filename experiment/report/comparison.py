@@ -21,7 +21,7 @@ OF_LOSS = (
     *("sde.name", "sde.beta_min", "sde.beta_max", "sde.sigma_min", "sde.sigma_max", "sde.t_min"),
     *("model.parameterization", "model.sigma_data", "model.condition"),
     *("train.weighting", "train.times", "train.min_snr_gamma", "train.time_mean", "train.time_std"),
-    *("train.uncertainty", "train.cond_dropout", "data.dequantize"),
+    *("train.uncertainty", "train.cond_dropout", "train.objective", "train.flow_map_loss", "data.dequantize"),
 )
 OF_PROTOCOL = ("n", "seeds", "seed", "reference", "compared", "splits", "folds")
 
