@@ -48,11 +48,17 @@ from tests.experiment.report.test_report import Page
 from tests.experiment.training.test_resume import assert_same_run
 from tests.forked_sweep import Forked
 
-SETS = ["train.lr=1e-3,2e-3", "sde.name=vp,ve", "model.width=8,16"]
+SETS = ["train.lr=1e-3,2e-3", "sde.name=vp,ve", "seed=0,1"]
 STEPS = 300
 COMMON = {
-    **{key: str(value) for key, value in SMALL.items() if key != "model.width"},
-    **{"train.steps": f"{STEPS}", "train.checkpoint_every": "100", "train.preview_every": "0", "train.keep": "9"},
+    **{key: str(value) for key, value in SMALL.items()},
+    **{
+        "model.width": "8",
+        "train.steps": f"{STEPS}",
+        "train.checkpoint_every": "100",
+        "train.preview_every": "0",
+        "train.keep": "9",
+    },
 }
 FLAGS = [f"--config={ROOT}/configs/toys.py", *(f"--config.{key}={text}" for key, text in COMMON.items())]
 
@@ -334,7 +340,7 @@ def test_the_comparison_is_right_against_the_runs_own_files(copied: Path) -> Non
     document = json.loads((copied / "compare.json").read_text())
     rows = list(csv.DictReader(io.StringIO((copied / "compare.csv").read_text())))
     page = Page((copied / "compare.html").read_text())
-    assert document["differing"] == ["sde.name", "model.width", "train.lr"]
+    assert document["differing"] == ["seed", "sde.name", "train.lr"]
     assert sorted(run["name"] for run in document["runs"]) == sorted(reports) and len(rows) == 16
     for told in document["runs"]:
         run, report = copied / told["name"], reports[told["name"]]
