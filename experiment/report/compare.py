@@ -184,7 +184,7 @@ def _page(runs: Sequence[ComparedRun], notes: Sequence[str], document: Mapping[s
         ("Where these numbers come from", _origin(runs, document)),
     ]
     head = head_of(title, document["date"], document["git_commit"], facts, boxed)
-    return page_of(title, head, sections)
+    return page_of(title, f"<style>body {{ max-width: 80rem; }}</style>{head}", sections)  # for wide tables
 
 
 COST = (

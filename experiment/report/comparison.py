@@ -122,7 +122,7 @@ def notes_on(runs: Sequence[ComparedRun]) -> list[str]:
     changed = [key for key in OF_LOSS if len({repr(run.values.get(key)) for run in runs if run.rows}) > 1]
     if changed:
         notes.append(
-            f"The training losses are not of the same quantity, for {', '.join(changed)} "
+            f"The training losses are not of the same quantity, because {', '.join(changed)} "
             f"differ{'s' * (len(changed) == 1)}: their heights cannot be compared."
         )
     of_runs: dict[str, list[str]] = {}

@@ -371,7 +371,7 @@ def test_the_comparison_is_right_against_the_runs_own_files(copied: Path) -> Non
     assert page.loads and all(source.startswith("data:") for source in page.loads)
     assert page.text.count("noise floor") == 1  # one protocol, one data set
     assert document["notes"] == [
-        "The training losses are not of the same quantity, for sde.name differs: their heights cannot be compared."
+        "The training losses are not of the same quantity, because sde.name differs: their heights cannot be compared."
     ]
     assert compare_runs([str(copied)]) == lines  # over its own files, nothing is set aside
 

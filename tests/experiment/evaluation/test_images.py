@@ -28,6 +28,9 @@ def test_batches_are_the_grey_values_of_all_parts_in_order(levels: int, tmp_path
         np.testing.assert_array_equal(np.concatenate(batches), expected)
     np.testing.assert_array_equal(np.asarray(images), expected)
     np.testing.assert_array_equal(mapped, first)  # what was given back is still there
+    changed = np.load(tmp_path / "first.npy", mmap_mode="c")  # a map with changes of its own is left alone
+    changed[:] = 0
+    assert not np.concatenate(list(Images([changed], levels).batches(2))).any() and not changed.any()
 
 
 def test_the_images_of_an_npz_are_unpacked_as_they_would_be_loaded(tmp_path: Path) -> None:
