@@ -1,7 +1,7 @@
 """Draw samples from a run.
 
     python sample.py --workdir=runs/digits --sampler=ddim --n=64
-        [--steps=50] [--eta=1] [--grid=karras] [--seed=0] [--out=DIR]
+        [--steps=50] [--eta=1] [--grid=karras] [--renoise=1] [--seed=0] [--out=DIR]
         [--label=3 | --prompt="a thick seven" | --cond=FILE.npz]
         [--guidance=2] [--guidance_interval=LO,HI] [--guide=RUN] [--gif]
 
@@ -20,6 +20,9 @@ ETA = flags.DEFINE_float("eta", None, "How much noise: 0 is the ODE, 1 the rever
 GRID = flags.DEFINE_string(
     "grid", None, "Where the steps are: t, log_snr, karras, quadratic, flow. Default: the sampler's own."
 )
+RENOISE = flags.DEFINE_float(
+    "renoise", None, "Of flow_map: noise drawn anew between its jumps, from 0 to 1. Default: 0."
+)
 LABEL = flags.DEFINE_list(
     "label", None, "The class to draw, or several in turn, as in --label=3,7. Default: all, as often as in the data."
 )
@@ -27,7 +30,10 @@ PROMPT = flags.DEFINE_multi_string(
     "prompt", None, "What to draw, as in --prompt='a thick seven'; given several times, in turn."
 )
 COND = flags.DEFINE_string(
-    "cond", None, "An .npz with cond: (m,), or (n, m) with a row for each sample; or with embeddings and their mask."
+    "cond",
+    None,
+    "An .npz with cond: (m,), or (n, m) with a row for each sample; with embeddings and their mask; or with "
+    "observations (k, m), k independent ones of every sample.",
 )
 GUIDANCE = flags.DEFINE_float(
     "guidance",
@@ -59,7 +65,7 @@ def main() -> int:
     from experiment.run.guidance import Guidance, interval
     from experiment.run.samples import draw_to_files
 
-    settings = {"steps": STEPS.value, "eta": ETA.value, "grid": GRID.value}
+    settings = {"steps": STEPS.value, "eta": ETA.value, "grid": GRID.value, "renoise": RENOISE.value}
     told = {"label": cli.whole_numbers("label", LABEL.value), "prompt": PROMPT.value, "cond": COND.value}
     guidance = Guidance(GUIDANCE.value, interval(GUIDANCE_INTERVAL.value), GUIDE.value)
     given = {"seed": SEED.value, "out": OUT.value, "gif": GIF.value, "guidance": guidance, **told, **settings}

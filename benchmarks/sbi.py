@@ -1,14 +1,14 @@
 """C2ST of posteriors against an outside benchmark: python benchmarks/sbi.py --task=slcp --reference=FILE --workdir=DIR.
 
-The task's simulator draws --simulations pairs of parameters theta and observations x. The least-squares regression of
-theta by x is taken off (experiment/data/whitening.py), and the network of configs/sbi.py is trained on what is left,
+The task's simulator draws --simulations pairs of parameters theta and observations x. The linear regression of theta
+by x is taken off (experiment/data/whitening.py), and the network of configs/sbi.py is trained on what is left,
 MEMBERS times, from other weights and without another tenth of the pairs, whose loss says which of a member's averaged
 weights to keep; the untrained network, which is the regression's own Gaussian, is among the choices. The mean of the
 members' outputs is the score, and samples that the prior does not allow are drawn again. Nothing is chosen by the
 reference.
 
 --reference is an .npz with observation_1, posterior_1, .., or the wheel of sbibm 1.1.0, of which nothing is imported.
-The weights are kept in the workdir, and used again by a command with the same task, simulations and config.
+The weights are kept in the workdir, and used again by a command with the same pairs, map and config.
 """
 
 import argparse
@@ -39,9 +39,9 @@ from experiment.data.dataset import Dataset, Split
 from experiment.data.simulators import SIMULATORS, Simulator, simulations
 from experiment.data.whitening import Whitening, fit_whitening
 from experiment.evaluation.c2st import c2st
-from experiment.evaluation.calibration import ranks_of, uniformity
+from experiment.evaluation.calibration import bins_of, ranks_of, uniformity
 from experiment.training.trainer import averaged, ema_decay
-from sde_lib import NetworkScore, denoising_score_matching, likelihood_weighting, sample, uniform_log_snr
+from sde_lib import NetworkScore, denoising_score_matching, likelihood_weighting, log_prob, sample, uniform_log_snr
 from sde_lib.samplers import DPMSolverPP2M
 
 Array = np.ndarray
@@ -55,6 +55,8 @@ MOST_ROUNDS = 50  # of drawing again what lies outside of the prior's support
 MOST_OBSERVATIONS = 100
 PAIRS, RANKED = 1000, 19  # of the calibration: pairs, and draws for each
 FRESH_SEED, PAIRS_SEED = 77, 78  # of observations and pairs that were not trained on
+KL_SEED = 79  # of the exact draws that the likelihood is measured at
+TOLERANCE = 1e-5  # of the likelihood's solve, relative and absolute
 MOST_STANDARD_ERRORS = 10.0
 LEAST_P = 1e-9
 
@@ -270,6 +272,15 @@ class Posterior:
                 return found
         raise UserError(f"{len(missing)} samples lie outside of the prior's support again and again: train longer")
 
+    def log_prob(self, theta: Array, x: Array) -> Array:
+        """Compute the log-density (n,) of theta (n, d) given x (n, m), by the probability-flow ODE.
+
+        That of a prior without walls: a posterior that is drawn again at walls is larger by an unknown constant of x.
+        """
+        z, cond = self.whitening.to_residual(theta, x), self.whitening.cond(x)
+        found = log_prob(self.score_fn, jnp.asarray(z), rtol=TOLERANCE, atol=TOLERANCE, cond=cond)
+        return np.asarray(found.nats, np.float64) - np.linalg.slogdet(self.whitening.root)[1]
+
 
 def fitted(task: str, count: int, steps: int | None, workdir: Path) -> Posterior:
     """Fit the task's map and score, or read the score's weights from the workdir."""
@@ -280,9 +291,10 @@ def fitted(task: str, count: int, steps: int | None, workdir: Path) -> Posterior
     config = whole_config(config)
     theta, x = simulations(task, count)
     whitening = fit_whitening(theta, x, simulator.draws)
-    ensemble = Ensemble(config, whitening.to_residual(theta, x), whitening.cond(x))
+    z, cond = whitening.to_residual(theta, x), whitening.cond(x)
+    ensemble = Ensemble(config, z, cond)
     told = json.dumps([config.to_dict(), MEMBERS, PARTS, CHECK_EVERY, PATIENCE], sort_keys=True)
-    path = workdir / f"weights_{hashlib.sha256(told.encode()).hexdigest()[:12]}.npz"
+    path = workdir / f"weights_{hashlib.sha256(told.encode() + z.tobytes() + cond.tobytes()).hexdigest()[:12]}.npz"
     leaves, structure = jax.tree.flatten(ensemble.untrained)
     if not path.exists():
         start = time.perf_counter()
@@ -302,8 +314,24 @@ def divergence(exact: Array, samples: Array) -> float:
     return float(0.5 * (np.trace(inverse @ covariance) - len(off) + off @ inverse @ off + logs))
 
 
-def compared(posterior: Posterior, known: list[Reference], n: int | None, name: str) -> list[dict[str, float]]:
-    """C2ST, and the divergence of the Gaussians, at each observation."""
+def exact_kl(posterior: Posterior, x: Array, n: int, key: jax.Array) -> tuple[float, float]:
+    """Estimate KL(exact || network) of the posteriors at x in nats, and its standard error, by n exact draws.
+
+    With u the exact log-density less the network's, KL = E u, and E e^-u = 1 as both densities have the integral 1, so
+    that u + e^-u - 1, which is never negative and about u²/2, has the mean of u and far less noise.
+    """
+    simulator, observed = posterior.simulator, jnp.asarray(x, jnp.float32)
+    theta = simulator.posterior(key, observed, n)
+    exact = np.asarray(simulator.log_posterior(theta, observed), np.float64)
+    u = exact - posterior.log_prob(np.asarray(theta), np.tile(x, (n, 1)))
+    each = u + np.exp(-u) - 1
+    return float(each.mean()), float(each.std(ddof=1) / np.sqrt(n))
+
+
+def compared(
+    posterior: Posterior, known: list[Reference], n: int | None, kl_draws: int | None, name: str
+) -> list[dict[str, float]]:
+    """C2ST, the divergence of the Gaussians, and by `kl_draws` that of the whole posterior, at each observation."""
     found = []
     for i, (x, reference) in enumerate(known):
         exact = np.asarray(reference[:n], np.float64)
@@ -311,6 +339,10 @@ def compared(posterior: Posterior, known: list[Reference], n: int | None, name: 
         found.append({"c2st": c2st(exact, samples), "gaussian_kl": divergence(exact, samples)})
         told = f"C2ST {found[-1]['c2st']:.4f}, KL of their Gaussians {found[-1]['gaussian_kl']:.4f}"
         print(f"{name} {i + 1}: {told}, {len(samples):,} against as many", flush=True)
+        if kl_draws:
+            kl, error = exact_kl(posterior, x, kl_draws, jax.random.key(KL_SEED + i))
+            found[-1].update(kl=kl, kl_standard_error=error, kl_draws=kl_draws)
+            print(f"{name} {i + 1}: KL(exact || network) {kl:.4f} +- {error:.4f} nats, {kl_draws:,} draws", flush=True)
     return found
 
 
@@ -323,13 +355,15 @@ def held_out(task: str, count: int, n: int) -> list[Reference]:
     return [(x, np.asarray(exact(jax.random.key(i), jnp.asarray(x), n))) for i, x in enumerate(xs)]
 
 
-def calibrated(posterior: Posterior, task: str) -> list[float]:
+def calibrated(posterior: Posterior, task: str) -> dict[str, Any]:
     """The p-value of each parameter, that the ranks of new truths among draws at their x are uniform."""
     theta, x = simulations(task, PAIRS, PAIRS_SEED)
     draws = posterior.draw(np.repeat(x, RANKED, axis=0), jax.random.key(PAIRS_SEED))
     p = uniformity(ranks_of(theta, draws.reshape(PAIRS, RANKED, -1)), RANKED).tolist()
-    print(f"ranks at {PAIRS:,} new observations: p {', '.join(f'{value:.3f}' for value in p)}", flush=True)
-    return p
+    bins = bins_of(PAIRS, RANKED)
+    told = f"ranks at {PAIRS:,} new observations, {RANKED} draws at each, {bins} bins"
+    print(f"{told}: p {', '.join(f'{value:.3f}' for value in p)}", flush=True)
+    return {"p": p, "observations": PAIRS, "draws": RANKED, "bins": bins}
 
 
 def main() -> None:
@@ -343,6 +377,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of training at most; by default the config's own")
     parser.add_argument("--held_out", type=int, help="so many observations of the simulator's own too")
     parser.add_argument("--calibration", action="store_true", help="ranks of truths among draws too")
+    parser.add_argument("--kl", type=int, help="divergence from the exact posterior too, by so many draws of each")
     parser.add_argument("--json", type=Path, help="results to add the task's to")
     given = parser.parse_args()
     convolutions_on_all_cores()  # as the commands do
@@ -353,19 +388,22 @@ def main() -> None:
 def measure(given: argparse.Namespace) -> None:
     """Fit, draw and score what the flags name."""
     check_flag("simulations", given.simulations, "data.simulations", least=1000)  # few held-out ones choose nothing
-    for name, least in (("observations", 1), ("n", 10), ("held_out", 1)):
+    for name, least in (("observations", 1), ("n", 10), ("held_out", 1), ("kl", 2)):
         check_flag(name, getattr(given, name), least=least)
     check_flag("steps", given.steps, "train.steps", least=CHECK_EVERY)
+    if given.kl and SIMULATORS[given.task].log_posterior is None:
+        raise UserError(f"--kl: the density of {given.task}'s posterior is not known; leave it out")
     known = references(given.reference, given.task)[: given.observations]
     given.workdir.mkdir(parents=True, exist_ok=True)
     posterior = fitted(given.task, given.simulations, given.steps, given.workdir)
-    result: dict[str, Any] = {"simulations": given.simulations}
+    updates = given.steps or sbi.get_config().train.steps
+    result: dict[str, Any] = {"simulations": given.simulations, "most_updates": updates}
     if given.calibration:
-        result["ranks_p"] = calibrated(posterior, given.task)
+        result["ranks"] = calibrated(posterior, given.task)
     if given.held_out:
         own = held_out(given.task, given.held_out, given.n or len(known[0][1]))
-        result["held_out"] = compared(posterior, own, None, "held-out observation")
-    result["observations"] = compared(posterior, known, given.n, "observation")
+        result["held_out"] = compared(posterior, own, None, given.kl, "held-out observation")
+    result["observations"] = compared(posterior, known, given.n, given.kl, "observation")
     scores = [found["c2st"] for found in result["observations"]]
     result["mean"] = float(np.mean(scores))
     path = given.json or given.workdir / "c2st.json"

@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from experiment.run.load import load_run, load_score
+    from experiment.run.load import load_flow_map, load_run, load_score
 
-__all__ = ["load_run", "load_score"]
+__all__ = ["load_flow_map", "load_run", "load_score"]
 
 
 # Imported on demand: a misspelt flag should be told before jax has been loaded.

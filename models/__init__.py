@@ -6,7 +6,7 @@ The parameterisation in sde_lib turns one into a score.
     y = apply(params, x, c_noise, cond=None, key=None)
 """
 
-from models.conditions import AlwaysTold, Embeddings, Kind, Label, Text, Vector
+from models.conditions import AlwaysTold, Augmented, Embeddings, Kind, Label, Text, Vector
 from models.dit import DiT
 from models.functional import Apply, OneKey, split
 from models.mlp import MLP
@@ -17,6 +17,7 @@ __all__ = [
     "MLP",
     "AlwaysTold",
     "Apply",
+    "Augmented",
     "DiT",
     "Embeddings",
     "Kind",

@@ -32,6 +32,30 @@ class Told(NamedTuple):
     mask: jax.Array | None = None
 
 
+class Augmented(NamedTuple):
+    """A condition, or None, and how each image was augmented, (n, 9), as a network with `augmented` takes it.
+
+    Samples are drawn without it, as of images that were left alone: all zeros.
+    """
+
+    cond: Any
+    labels: jax.Array
+
+
+class Augmentation(nnx.Module):
+    """What a network makes of how images were augmented, (n, 9) -> (n, width), float32: no bias, and 0 at the start.
+
+    So images that were left alone give what the network gives without, bit for bit. It draws no random number, so that
+    all other weights start as without. Karras et al. 2022, arXiv:2206.00364, appendix F.2.
+    """
+
+    def __init__(self, width: int, labels: int = 9):
+        self.kernel = nnx.Param(jnp.zeros((labels, width), jnp.float32))
+
+    def __call__(self, labels: jax.Array) -> jax.Array:
+        return labels.astype(jnp.float32) @ self.kernel[...]
+
+
 class Kind(Protocol):
     """A kind of condition. Hashable: it is part of a network's architecture."""
 
@@ -214,13 +238,14 @@ class AlwaysTold:
     kind: Kind
 
     def __call__(self, params: Any, x: jax.Array, c_noise: jax.Array, cond: Any = None, key: Any = None) -> jax.Array:
-        if cond is None:
+        told = cond.cond if isinstance(cond, Augmented) else cond
+        if told is None:
             raise ValueError(
                 'cond is None, and this network was trained without train.cond_dropout, so it knows no "nothing": '
                 "give cond a row for each sample, or train with --config.train.cond_dropout=0.1"
             )
         y = self.apply(params, x, c_noise, cond, key)
-        return jnp.where(self.kind.is_nothing(cond).reshape(-1, *[1] * (y.ndim - 1)), jnp.nan, y)
+        return jnp.where(self.kind.is_nothing(told).reshape(-1, *[1] * (y.ndim - 1)), jnp.nan, y)
 
 
 def label_table(num_classes: int, width: int, rngs: nnx.Rngs) -> nnx.Param:

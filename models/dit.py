@@ -99,9 +99,10 @@ class DiT(nnx.Module):
     shape: (h, w, c) of images, (l, c) of series, (d, h, w, c) of volumes. width: channels per token. depth: blocks.
     heads: attention heads. patch_size: places per side of a token (cost grows with the number of tokens, h w /
     patch_size^2 of images). num_classes: 0 for no labels. kind: of another condition, `models.conditions`; every block
-    attends to the tokens of a text. jumps: it is a flow map's, told a second label too. remat, dtype: as
-    `rematerialised`, and the compute dtype. The position table is learned, from a sine-cosine start. Raises
-    ValueError if heads does not divide width or patch_size does not divide every side.
+    attends to the tokens of a text. jumps: it is a flow map's, told a second label too. augmented: it may be
+    told how images were augmented. remat, dtype: as `rematerialised`, and the compute dtype. The position table is
+    learned, from a sine-cosine start. Raises ValueError if heads does not divide width or patch_size does not divide
+    every side.
     """
 
     def __init__(
@@ -116,6 +117,7 @@ class DiT(nnx.Module):
         num_classes: int = 0,
         kind: Kind | None = None,
         jumps: bool = False,
+        augmented: bool = False,
         remat: Remat = "none",
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
@@ -128,7 +130,7 @@ class DiT(nnx.Module):
             raise ValueError(f"patch_size={patch_size} does not divide the size {size}: choose a divisor of every side")
         self.depth, self.patch_size, self.remat = depth, patch_size, remat
         values, features = patch_size ** len(sides) * channels, kind.token_features if kind else 0
-        self.condition = Condition(width, num_classes, kind, jumps, rngs=rngs)
+        self.condition = Condition(width, num_classes, kind, jumps, augmented, rngs=rngs)
         # One product gives the modulation of every block and of the head: fewer, larger operations. Zero: adaLN-zero.
         self.modulation = Linear(width, (6 * depth + 2) * width, scale=0.0, rngs=rngs)
         self.inner = Linear(values, width, dtype=dtype, rngs=rngs)

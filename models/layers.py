@@ -16,7 +16,16 @@ from jax.typing import DTypeLike
 
 from models.attention import Linear, initialiser
 from models.attention import SelfAttention as SelfAttention  # with the other parts, for a network of one's own
-from models.conditions import Kind, Told, check_untold, label_rows, label_table, nothing_rows
+from models.conditions import (
+    Augmentation,
+    Augmented,
+    Kind,
+    Told,
+    check_untold,
+    label_rows,
+    label_table,
+    nothing_rows,
+)
 
 # Which activations are computed again in the backward pass: none, those of each block, or those but for its products
 # and convolutions.
@@ -98,23 +107,33 @@ class Condition(nnx.Module):
     num_classes: 0, or the network is told a class: cond is (n,) int labels in 0..num_classes-1, or num_classes for
     "nothing", which None also means. A label outside that range gives NaN (inside jit nothing can raise), so a wrong
     label is never taken for another class. kind: what else it is told, as models/conditions.py has it. jumps: c_noise
-    may be (n, 2), of which the second is how far a flow map jumps, embedded and added to V embed(c_noise).
+    may be (n, 2), of which the second is how far a flow map jumps, embedded and added to V embed(c_noise). augmented:
+    cond may be `Augmented`.
 
     Raises ValueError if cond is given to a network without conditions, or is not of its kind.
     """
 
     def __init__(
-        self, width: int, num_classes: int = 0, kind: Kind | None = None, jumps: bool = False, *, rngs: nnx.Rngs
+        self,
+        width: int,
+        num_classes: int = 0,
+        kind: Kind | None = None,
+        jumps: bool = False,
+        augmented: bool = False,
+        *,
+        rngs: nnx.Rngs,
     ):
         self.inner = Linear(NOISE_FEATURES, width, rngs=rngs)
         self.outer = Linear(width, width, rngs=rngs)
         self.labels = label_table(num_classes, width, rngs) if num_classes else None
         self.kind, self.reader = kind, None if kind is None else kind.reader(width, rngs)
         self.jump = Jump(width) if jumps else None
+        self.augmentation = Augmentation(width) if augmented else None
 
     def told(self, cond: Any, n: int) -> Told | None:
         """What cond, of n rows or None, tells the network; None where it is told nothing at all."""
-        return read(cond, n, None if self.labels is None else self.labels[...], self.kind, self.reader)
+        labels = None if self.labels is None else self.labels[...]
+        return read(cond, n, labels, self.kind, self.reader, self.augmentation)
 
     def vector(self, c_noise: jax.Array, told: Told | None) -> jax.Array:
         """The vector of a noise label and of what `told` gave."""
@@ -127,8 +146,18 @@ class Condition(nnx.Module):
         return self.vector(c_noise, self.told(cond, len(c_noise)))
 
 
-def read(cond: Any, n: int, labels: jax.Array | None, kind: Kind | None, reader: Any) -> Told | None:
-    """What cond, of n rows, tells a network that has a table of labels, or the reader of a kind, or neither."""
+def read(
+    cond: Any, n: int, labels: jax.Array | None, kind: Kind | None, reader: Any, augmentation: Augmentation | None
+) -> Told | None:
+    """What cond, of n rows, tells a network that has a table of labels, or the reader of a kind, or neither.
+
+    augmentation: what reads how images were augmented, or None.
+    """
+    if isinstance(cond, Augmented):
+        if augmentation is None:
+            raise ValueError("cond is Augmented, and this network reads no augmentation: build it with augmented")
+        told, shift = read(cond.cond, n, labels, kind, reader, None), augmentation(cond.labels)
+        return Told(shift) if told is None else told._replace(vector=told.vector + shift)
     if labels is not None:
         return Told(label_rows(labels, cond, n))
     if reader is None or kind is None:

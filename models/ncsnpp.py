@@ -19,7 +19,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from models.attention import Linear
-from models.conditions import Kind, label_table
+from models.conditions import Augmentation, Kind, label_table
 from models.layers import (
     Jump,
     Remat,
@@ -72,7 +72,8 @@ class NCSNpp(nnx.Module):
         centered: whether x is in [-1, 1]; False: in [0, 1], and the network takes 2x - 1.
         init_scale: of each branch's last layer. norm_groups: of every group norm; 0: min(channels/4, 32).
         num_classes: 0 for no labels. kind: of another condition, `models.conditions`. jumps: it is a flow
-            map's, told a second label too. remat, dtype: as `rematerialised`, and the compute dtype.
+            map's, told a second label too. augmented: it may be told how images were augmented. remat,
+            dtype: as `rematerialised`, and the compute dtype.
 
     Raises:
         ValueError: h or w is not divisible by 2^(levels-1), or an attention resolution does not occur.
@@ -103,6 +104,7 @@ class NCSNpp(nnx.Module):
         num_classes: int = 0,
         kind: Kind | None = None,
         jumps: bool = False,
+        augmented: bool = False,
         remat: Remat = "none",
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
@@ -128,6 +130,7 @@ class NCSNpp(nnx.Module):
         self.labels = label_table(num_classes, 4 * width, rngs) if num_classes else None
         self.kind, self.reader = kind, None if kind is None else kind.reader(4 * width, rngs)
         self.jump = Jump(4 * width) if jumps else None
+        self.augmentation = Augmentation(4 * width) if augmented else None
         self.inner = conv(image, width, **given)
         self.down, skips = self._way_down(parts, levels, blocks, width, image)
         current = skips[-1]
@@ -263,7 +266,8 @@ class NCSNpp(nnx.Module):
         h = self.dense0(embedded)
         h = h if self.jump is None or moved is None else h + self.jump(moved)
         temb = self.dense1(nnx.silu(h))
-        told = read(cond, len(label), None if self.labels is None else self.labels[...], self.kind, self.reader)
+        labels = None if self.labels is None else self.labels[...]
+        told = read(cond, len(label), labels, self.kind, self.reader, self.augmentation)
         return temb if told is None else temb + told.vector
 
     def _join_input(self, module: Any, h: jax.Array, pyramid: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -108,7 +108,8 @@ class UNet(nnx.Module):
     blocks per level, down and up. attention: resolutions (the first side) with attention after each block; the middle
     always has it. heads: attention heads. num_classes: 0 for no labels. kind: of another condition,
     `models.conditions`; the tokens of a text are attended to wherever places are to each other. jumps: it is a flow
-    map's, told a second label too. remat, dtype: as `rematerialised`, and the compute dtype.
+    map's, told a second label too. augmented: it may be told how images were augmented. remat, dtype: as
+    `rematerialised`, and the compute dtype.
     Raises ValueError if there are more levels than halves, an attention resolution does not occur, or heads does not
     divide.
     """
@@ -126,6 +127,7 @@ class UNet(nnx.Module):
         num_classes: int = 0,
         kind: Kind | None = None,
         jumps: bool = False,
+        augmented: bool = False,
         remat: Remat = "none",
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
@@ -143,7 +145,7 @@ class UNet(nnx.Module):
             heads_here = heads if attend else 0
             return ResBlock(inputs, outputs, embedding, heads_here, dropout, axes, features, dtype=dtype, rngs=rngs)
 
-        self.condition = Condition(embedding, num_classes, kind, jumps, rngs=rngs)
+        self.condition = Condition(embedding, num_classes, kind, jumps, augmented, rngs=rngs)
         self.inner = conv(values, width, axes=axes, dtype=dtype, rngs=rngs)
         down, up, current = [], [], width
         for outputs, resolution in zip(channels, sizes, strict=True):

@@ -1,11 +1,13 @@
 """The objective of training: a weighting and a time distribution, and the parts of both that are learned.
 
+A flow map's has a loss of its jumps beside that of its diagonal, the score, and may have a teacher.
+
 The learned parts, `LossSecondMoment`, `LearnedLogSNR` and `Uncertainty`, belong to the training state, beside the
 network. The last two have objectives of their own and one optimizer for both.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -15,11 +17,13 @@ import optax
 from sde_lib import (
     SDE,
     EDMWeighting,
+    FlowMapSampler,
     LearnedLogSNR,
     LogitNormal,
     LogNormal,
     LossSecondMoment,
     MinSNR,
+    NetworkFlowMap,
     NetworkScore,
     SoftMinSNR,
     TimeDistribution,
@@ -36,6 +40,8 @@ from sde_lib import (
     uniform_t,
     v_weighting,
 )
+from sde_lib.flow_map import FlowMapLosses, JumpLoss, flow_map_loss, lagrangian, semigroup
+from sde_lib.samplers import DPMSolverPP2M
 
 LEARNED = (Uncertainty, LossSecondMoment, LearnedLogSNR)
 Learned = dict[str, Any]
@@ -92,7 +98,7 @@ class Objective:
         weighting = WEIGHTINGS[config.train.weighting](config)
         if config.train.uncertainty:
             weighting = Uncertainty.init(weighting)
-        return Objective(weighting, TIMES[config.train.times](config))
+        return OBJECTIVES[config.train.objective](config, weighting, TIMES[config.train.times](config))
 
     @property
     def parts(self) -> dict[str, Any]:
@@ -100,8 +106,13 @@ class Objective:
         both = {"weighting": self.weighting, "times": self.times}
         return {name: part for name, part in both.items() if isinstance(part, LEARNED)}
 
-    def initial(self) -> Learned:
-        """The learned parts' state: {} when nothing is learned."""
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The losses that the loss is the sum of, where it is one."""
+        return ()
+
+    def initial(self, params: Any = None) -> Learned:
+        """The learned parts' state: {} when nothing is learned. params: the network's weights at the start."""
         parts = self.parts
         return {"parts": parts, "opt_state": self._optimizer.init(_with_objective(parts))} if parts else {}
 
@@ -111,21 +122,31 @@ class Objective:
 
     def losses(
         self, learned: Learned, score_fn: NetworkScore, x: jax.Array, key: jax.Array, cond: Any
-    ) -> tuple[jax.Array, jax.Array]:
+    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
         """Compute the loss of each example at a random time.
 
         Returns:
             losses (n,): each example's.
             u (n,): the uniform number that each example's time was drawn by.
+            parts: the losses by name, (n,) each, whose sum it is; {} where it is one loss.
         """
+        given = self._given(learned, x, key)
+        return denoising_score_matching(score_fn, x, key, cond, **given), given["u"], {}
+
+    def _given(self, learned: Learned, x: jax.Array, key: jax.Array) -> dict[str, Any]:
+        """The weighting and the times as they are now, and the numbers by which times are drawn."""
         parts = jax.lax.stop_gradient(learned.get("parts", {}))
         u = stratified_uniform(jax.random.split(key, 3)[0], x.shape[0])
         weighting, times = parts.get("weighting", self.weighting), parts.get("times", self.times)
-        return denoising_score_matching(score_fn, x, key, cond, weighting=weighting, times=times, u=u), u
+        return {"weighting": weighting, "times": times, "u": u}
+
+    def preview(self, score_fn: NetworkScore) -> tuple[Any, Any]:
+        """The sampler that shows what was learned so far, and what it takes."""
+        return DPMSolverPP2M(steps=20), score_fn
 
     def update(self, learned: Learned, sde: SDE, losses: jax.Array, u: jax.Array) -> Learned:
         """Update the learned parts after these losses."""
-        if not learned:
+        if "parts" not in learned:
             return learned
         parts = learned["parts"]
         times = parts.get("times", self.times)
@@ -141,7 +162,52 @@ class Objective:
         trained = _with_objective(parts)
         updates, opt_state = self._optimizer.update(jax.grad(objective)(trained), learned["opt_state"], trained)
         seen = {name: part.update(u, losses) for name, part in parts.items() if name not in trained}
-        return {"parts": {**optax.apply_updates(trained, updates), **seen}, "opt_state": opt_state}
+        return {**learned, "parts": {**optax.apply_updates(trained, updates), **seen}, "opt_state": opt_state}
+
+
+@dataclass(frozen=True)
+class FlowMapObjective(Objective):
+    """A flow map's: the loss of its diagonal, with a weighting and times, and that of its jumps.
+
+    taught: by the score that training starts from, which stays in the state as it is. So a run goes on without the
+    teacher's folder.
+    """
+
+    jump_loss: JumpLoss
+    taught: bool
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        return FlowMapLosses._fields
+
+    def initial(self, params: Any = None) -> Learned:
+        found = super().initial(params)
+        return {**found, "teacher": jax.tree.map(jnp.copy, params)} if self.taught else found
+
+    def losses(
+        self, learned: Learned, score_fn: NetworkScore, x: jax.Array, key: jax.Array, cond: Any
+    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+        teacher = replace(score_fn, params=jax.lax.stop_gradient(learned["teacher"])) if self.taught else None
+        given = self._given(learned, x, key)
+        found = flow_map_loss(flow_map_of(score_fn), x, key, cond, jump_loss=self.jump_loss, teacher=teacher, **given)
+        return found.diagonal + found.jump, given["u"], found._asdict()
+
+    def preview(self, score_fn: NetworkScore) -> tuple[Any, Any]:
+        return FlowMapSampler(steps=2), flow_map_of(score_fn)
+
+
+def flow_map_of(score_fn: NetworkScore) -> NetworkFlowMap:
+    """The flow map of whose network this score is the diagonal."""
+    return NetworkFlowMap(score_fn.apply, score_fn.params, score_fn.sde, score_fn.parameterization)
+
+
+JUMP_LOSSES: dict[str, JumpLoss] = {"lagrangian": lagrangian, "semigroup": semigroup}
+OBJECTIVES: dict[str, Callable[[Any, Weighting, TimeDistribution], Objective]] = {
+    "score": lambda config, weighting, times: Objective(weighting, times),
+    "flow_map": lambda config, weighting, times: FlowMapObjective(
+        weighting, times, JUMP_LOSSES[config.train.flow_map_loss], bool(config.train.teacher)
+    ),
+}
 
 
 def _with_objective(parts: dict[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from sde_lib import (
     DenoiserPrediction,
     EDMPreconditioning,
     EpsilonPrediction,
+    FlowTimeLabel,
     GaussianPreconditioning,
     LogSigmaLabel,
     LogSNRLabel,
@@ -63,6 +64,7 @@ def _chain_label(config: Any) -> ChainLabel:
 
 NOISE_LABELS: dict[str, Callable[[Any], NoiseLabel]] = {
     "log_snr": lambda config: LogSNRLabel(),
+    "flow_time": lambda config: FlowTimeLabel(),
     "log_sigma": lambda config: LogSigmaLabel(),
     "time": lambda config: TimeLabel(),
     "reversed_time": lambda config: ReversedTimeLabel(),
@@ -130,7 +132,7 @@ def check_names(config: Any) -> None:
 
 
 # What every network and parameterisation is given beside the keys of its section, as far as it takes them.
-GIVEN = ("shape", "num_classes", "kind", "dtype", "centered", "rngs", "noise_label")
+GIVEN = ("shape", "num_classes", "kind", "jumps", "dtype", "centered", "augmented", "rngs", "noise_label")
 
 
 def parameters(cls: type) -> list[str]:
@@ -205,16 +207,28 @@ def build_network(config: Any, dataset: Any, rngs: Any = None) -> tuple[Callable
         "shape": tuple(dataset.shape),
         "num_classes": kind.num_classes if isinstance(kind, Label) else 0,
         "kind": None if labelled else kind,
+        "jumps": config.train.objective == "flow_map",
         "dtype": compute_dtype(config.model.dtype),
         "centered": config.data.centered,
+        "augmented": bool(config.data.augment),
         "rngs": rngs or nnx.Rngs(config.seed),
     }
     cls = choose(MODELS, config.model.name, "config.model.name")
+    if config.data.augment and "augmented" not in parameters(cls):
+        raise UserError(
+            f"config.data.augment: {cls.__name__} takes no augmented: set it to 0, or choose unet, dit or ncsnpp as "
+            "config.model.name"
+        )
     needed = "num_classes" if labelled else "kind"
     if kind is not None and needed not in parameters(cls):
         raise UserError(
             f"config.model.condition is {config.model.condition}, and {cls.__name__} takes no {needed}: set "
             "it to none, or choose another config.model.name"
+        )
+    if given["jumps"] and "jumps" not in parameters(cls):
+        raise UserError(
+            f"config.train.objective is flow_map, and {cls.__name__} takes no jumps: set it to score, or choose "
+            "another config.model.name"
         )
     apply, params = split(construct(cls, config.model, "config.model", **given))
     return (apply if kind is None or config.train.cond_dropout else AlwaysTold(apply, kind)), params

@@ -22,21 +22,22 @@ class WhenUsed:
 if TYPE_CHECKING:
     import diffrax
 
+    from sde_lib import flow_map as samplers_of_maps
     from sde_lib import samplers
     from sde_lib.samplers import Grid, Sampler
 else:
-    diffrax, samplers = WhenUsed("diffrax"), WhenUsed("sde_lib.samplers")
+    diffrax, samplers, samplers_of_maps = map(WhenUsed, ("diffrax", "sde_lib.samplers", "sde_lib.flow_map"))
 
 
 @dataclass(frozen=True)
 class Named:
     """A sampler with its own settings, or the class or function that makes it, and a line that says what it is."""
 
-    make: "Callable[[], Sampler] | Sampler"
+    make: "Callable[[], Sampler | samplers_of_maps.FlowMapSampler] | Sampler"
     line: str
 
     @property
-    def sampler(self) -> "Sampler":
+    def sampler(self) -> Any:
         """The sampler with its own settings."""
         return self.make() if callable(self.make) else self.make
 
@@ -111,19 +112,28 @@ GRIDS: "dict[str, Callable[[], Grid]]" = {
 
 
 FITTED = "fitted"  # the name of what is no class but a run's: see experiment/run/fitted.py
+FLOW_MAP = "flow_map"  # of runs that learned one: see experiment/run/fitted.py
 
 
 def _of_a_run() -> Any:
     raise UserError(f"{FITTED}: such samplers are a run's own: make one by python -m experiment.fit_sampler")
 
 
-_FITTED = Named(_of_a_run, "times and weights fitted to this run by python -m experiment.fit_sampler, for few --steps")
+_OF_RUNS = {
+    FITTED: Named(
+        _of_a_run, "times and weights fitted to this run by python -m experiment.fit_sampler, for few --steps"
+    ),
+    FLOW_MAP: Named(
+        lambda: samplers_of_maps.FlowMapSampler(),
+        "jumps of a run trained with train.objective=flow_map, one call a step; --renoise from 0 to 1",
+    ),
+}
 
 
 def sampler_list() -> str:
     """A line for each sampler of the table, and for a run's own: its name, and what it is."""
     width = max(map(len, SAMPLERS))
-    return "\n".join(f"{name:{width}}  {named.line}" for name, named in {**SAMPLERS, FITTED: _FITTED}.items())
+    return "\n".join(f"{name:{width}}  {named.line}" for name, named in {**SAMPLERS, **_OF_RUNS}.items())
 
 
 def check_sampler(name: str, what: str = "the sampler") -> Named:
@@ -131,11 +141,17 @@ def check_sampler(name: str, what: str = "the sampler") -> Named:
 
     Raises UserError for an unknown name, with the list, and a line for each in the error's listing.
     """
-    return choose({**SAMPLERS, FITTED: _FITTED}, name, what, sampler_list())
+    return choose({**SAMPLERS, **_OF_RUNS}, name, what, sampler_list())
 
 
 def make_sampler(
-    name: str, config: Any, *, steps: int | None = None, eta: float | None = None, grid: str | None = None
+    name: str,
+    config: Any,
+    *,
+    steps: int | None = None,
+    eta: float | None = None,
+    grid: str | None = None,
+    renoise: float | None = None,
 ) -> Any:
     """Make the sampler `name` with the settings of the config's `sample` section that it has.
 
@@ -144,13 +160,21 @@ def make_sampler(
     """
     prototype: Any = check_sampler(name).sampler
     fields = {field.name for field in dataclasses.fields(prototype)}
-    own = fields - ({"steps"} if getattr(prototype, "steps", 0) is None else set())
+    few = getattr(prototype, "steps", 0) is None or name == FLOW_MAP  # config.sample.steps is none of its steps
+    own = fields - ({"steps"} if few else set())
     settings = {key: value for key, value in config.sample.to_dict().items() if key in own}
-    flags = {"steps": steps, "eta": eta, "grid": None if grid is None else choose(GRIDS, grid, "--grid")()}
+    flags = {
+        "steps": steps,
+        "eta": eta,
+        "renoise": renoise,
+        "grid": None if grid is None else choose(GRIDS, grid, "--grid")(),
+    }
     for flag, value in flags.items():
         if value is not None:
             if flag not in fields:
-                others = [n for n, named in SAMPLERS.items() if hasattr(named.sampler, flag)]
+                others = [
+                    n for n, named in {**SAMPLERS, FLOW_MAP: _OF_RUNS[FLOW_MAP]}.items() if hasattr(named.sampler, flag)
+                ]
                 raise UserError(
                     f"--{flag}: {name} has no such setting; leave it out, or use one of: {', '.join(others)}"
                 )

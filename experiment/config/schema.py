@@ -84,7 +84,8 @@ class ModelSection:
         choices=("none", "blocks", "products"),
     )
     noise_label: str = key(
-        "log_snr", "what the network is told of the noise: log_snr | log_sigma | time | reversed_time | chain"
+        "log_snr",
+        "what the network is told of the noise: log_snr | flow_time | log_sigma | time | reversed_time | chain",
     )
     scale_by_sigma: bool = key(True, "of raw_score: the network's output divided by sigma")
     embedding: str = key("positional", "of ncsnpp: of the noise label", choices=("positional", "fourier"))
@@ -109,6 +110,12 @@ class DataSection:
     )
     dequantize: bool = key(True, "uniform noise of one level added in training")
     flip: bool = key(False, "images flipped left to right at random in training")
+    augment: float = key(
+        0.0,
+        "the probability of each geometric augmentation of images in training, which the network is told; 0: none",
+        low=0,
+        high=1,
+    )
     cache: str = key("", 'where prepared data are kept; "": the user\'s cache folder')
     centered: bool = key(True, "images in [-1, 1); false: in [0, 1)")
     crop: int = key(0, "pixels per side of a central crop, before anything else; 0: none", low=0, high=2**16)
@@ -164,6 +171,15 @@ class TrainSection:
     preview_every: int = key(
         1000, "updates between held-out losses, with pictures of samples in TensorBoard; 0: none", low=0
     )
+    objective: str = key(
+        "score",
+        "what is learned: the score, or a flow map, which jumps between any two times and whose diagonal is the score",
+        choices=("score", "flow_map"),
+    )
+    flow_map_loss: str | None = key(
+        None, "of flow_map: the loss of its jumps; None: lagrangian", choices=("lagrangian", "semigroup")
+    )
+    teacher: str = key("", "of flow_map: a run whose flow is learned, and whose weights training starts from")
     log: str = key("", "beside the run's own log, one at wandb or mlflow", choices=("", "wandb", "mlflow"))
     start: str = key("", "a run whose averaged weights training starts from, with a fresh optimizer")
     fsdp: int = key(1, "devices that weights, averages and moments are split over", low=1)

@@ -86,6 +86,7 @@ def check_config(config: Any) -> Any:
         }
     )
     _settle_condition(values, given.get(OLDER))
+    _settle_objective(values["train"])
     for low, high in (("beta_min", "beta_max"), ("sigma_min", "sigma_max")):
         below, above = values["sde"][low], values["sde"][high]
         if below >= above:
@@ -112,6 +113,23 @@ def _settle_condition(values: dict[str, Any], class_conditional: bool | None) ->
             f"config.train.cond_dropout is {dropout:g}, and the network is told nothing that could be left out: set"
             " config.model.condition, or leave it out"
         )
+
+
+def _settle_objective(train: dict[str, Any]) -> None:
+    """Fill in the loss of a flow map's jumps. Raises UserError for what is of a flow map, where none is learned."""
+    if train["objective"] == "flow_map":
+        train["flow_map_loss"] = train["flow_map_loss"] or "lagrangian"
+        if train["teacher"] and train["start"]:
+            raise UserError(
+                "config.train.start is set beside config.train.teacher, from which training starts: leave it out"
+            )
+        return
+    for name in ("teacher", "flow_map_loss"):
+        if train[name]:
+            raise UserError(
+                f"config.train.{name} is {quoted(train[name])}, and the score is learned, not a flow map: add"
+                " config.train.objective=flow_map, or leave it out"
+            )
 
 
 def filled(config: Any, values: Mapping[str, Any]) -> Any:

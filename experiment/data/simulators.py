@@ -32,8 +32,9 @@ class Simulator:
     prior: (key, n) -> (n, d). log_prior: theta -> log p(theta) inside the support, up to a constant.
     simulate: (key, theta (n, d)) -> x (n, m). log_likelihood: (theta, x) -> log p(x | theta), up to a function of x;
     None where it has no gradient everywhere. support: the prior's lowest and highest values of each parameter, None for
-    all of R^d. posterior: (key, x, n) -> (n, d), exact samples, where there is a way. draws: how many independent draws
-    of equal length x consists of.
+    all of R^d. posterior: (key, x, n) -> (n, d), exact samples, where there is a way. log_posterior: (theta (n, d), x)
+    -> log p(theta | x) (n,), with its constant, where that is known. draws: how many independent draws of equal length
+    x consists of.
     """
 
     prior: Callable[[Key, int], jax.Array]
@@ -42,6 +43,7 @@ class Simulator:
     log_likelihood: Callable[[jax.Array, jax.Array], jax.Array] | None = None
     support: tuple[np.ndarray, np.ndarray] | None = None
     posterior: Sampler | None = None
+    log_posterior: Callable[[jax.Array, jax.Array], jax.Array] | None = None
     draws: int = 1
 
 
@@ -121,6 +123,12 @@ def _normal_linear(key: Key, n: int) -> jax.Array:
 def _posterior_linear(key: Key, x: jax.Array, n: int) -> jax.Array:
     """The posterior N(x/2, 0.05 I)."""
     return x[None] / 2 + np.sqrt(LINEAR_VARIANCE / 2) * jax.random.normal(key, (n, LINEAR_SIZE))
+
+
+def _log_posterior_linear(theta: jax.Array, x: jax.Array) -> jax.Array:
+    variance = LINEAR_VARIANCE / 2
+    off = theta - x[None] / 2
+    return -0.5 * jnp.sum(off**2, axis=1) / variance - 0.5 * LINEAR_SIZE * np.log(2 * np.pi * variance)
 
 
 # gaussian_mixture
@@ -236,6 +244,7 @@ SIMULATORS = {
         lambda theta: -0.5 * jnp.sum(theta**2) / LINEAR_VARIANCE,
         lambda theta, x: -0.5 * jnp.sum((x - theta) ** 2) / LINEAR_VARIANCE,
         posterior=_posterior_linear,
+        log_posterior=_log_posterior_linear,
     ),
     "gaussian_mixture": Simulator(
         _uniform(2, 10.0),

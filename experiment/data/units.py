@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sde_lib import SDE, NetworkScore, register_dataclass
+from sde_lib import SDE, NetworkFlowMap, NetworkScore, register_dataclass
 
 Array = Any
 
@@ -98,12 +98,43 @@ class StandardizedScore:
         return self.score_fn.sde
 
     def __call__(self, x: jax.Array, t: Any, cond: Any = None) -> jax.Array:
-        if self.cond_units is not None and cond is not None:
-            cond = self._standardised(jnp.asarray(cond, jnp.float32), self.cond_units)
-        return self.score_fn(x, t, cond)
+        return self.score_fn(x, t, _standardised(cond, self.cond_units))
 
-    def _standardised(self, cond: jax.Array, units: Units) -> jax.Array:
-        mean, std = (jnp.asarray(constant, jnp.float32)[None] for constant in (units.mean, units.std))
-        if cond.ndim != 2 or cond.shape[1:] != mean.shape[1:]:  # one column would repeat
-            raise ValueError(f"cond must be (n, {mean.shape[1]}), a vector for each sample; it is {cond.shape}")
-        return (cond - mean) / std
+    def flow_map(self) -> "StandardizedFlowMap":
+        """The flow map of whose network this score is the diagonal."""
+        score_fn = self.score_fn
+        inner = NetworkFlowMap(score_fn.apply, score_fn.params, score_fn.sde, score_fn.parameterization)
+        return StandardizedFlowMap(inner, self.units, self.cond_units)
+
+
+@register_dataclass
+@dataclass(frozen=True, repr=False)
+class StandardizedFlowMap:
+    """The flow map whose diagonal is a `StandardizedScore`, told as that one is."""
+
+    inner: NetworkFlowMap
+    units: Units | None
+    cond_units: Units | None = None
+
+    @property
+    def sde(self) -> SDE:
+        return self.inner.sde
+
+    @property
+    def score(self) -> StandardizedScore:
+        """The diagonal."""
+        return StandardizedScore(self.inner.score, self.units, self.cond_units)
+
+    def __call__(self, x: jax.Array, t: Any, s: Any, cond: Any = None) -> jax.Array:
+        return self.inner(x, t, s, _standardised(cond, self.cond_units))
+
+
+def _standardised(cond: Any, units: Units | None) -> Any:
+    """The vectors (n, m) that a network is told, in its units; what is no such vector as it is."""
+    if units is None or cond is None:
+        return cond
+    cond = jnp.asarray(cond, jnp.float32)
+    mean, std = (jnp.asarray(constant, jnp.float32)[None] for constant in (units.mean, units.std))
+    if cond.ndim != 2 or cond.shape[1:] != mean.shape[1:]:  # one column would repeat
+        raise ValueError(f"cond must be (n, {mean.shape[1]}), a vector for each sample; it is {cond.shape}")
+    return (cond - mean) / std

@@ -39,13 +39,18 @@ def ranks_of(truths: Array, draws: Array, seed: int = 0) -> Array:
     return below + np.random.RandomState(seed).randint(equal + 1)
 
 
+def bins_of(n: int, draws: int) -> int | None:
+    """How many bins the chi-square test puts n ranks 0..draws into; None for fewer ranks than it needs."""
+    return next((bins for bins in BINS if (draws + 1) % bins == 0 and n >= IN_A_BIN * bins), None)
+
+
 def uniformity(ranks: Array, draws: int) -> Array:
     """Compute by Pearson's chi-square test the p-value (d,) of each column of ranks (n, d), uniform on 0..draws.
 
     NaN for fewer ranks than the test needs.
     """
     n, places = len(ranks), draws + 1
-    bins = next((b for b in BINS if places % b == 0 and n >= IN_A_BIN * b), None)
+    bins = bins_of(n, draws)
     if bins is None:
         return np.full(ranks.shape[1], math.nan)
     counts = np.stack([np.bincount(column * bins // places, minlength=bins) for column in ranks.T])

@@ -269,18 +269,33 @@ def ellipses(
     return png(draw, 3.2 * max(len(clouds), 1.4), 3.7)
 
 
+def _live_slider(frames: Mapping[str, Picture], description: str) -> Any:
+    """A slider over the frames, as wide as there is room, with the frame's whole name beside it and the frame below."""
+    import ipywidgets  # only an extra installs it
+    from IPython.display import display
+
+    # The slider's own read-out is 80 pixels wide and cuts what is longer: "log SNR = -1." for -1.8.
+    chosen = ipywidgets.SelectionSlider(options=list(frames), description=description, readout=False)
+    chosen.layout, chosen.style.description_width = ipywidgets.Layout(flex="1 1 auto", width="auto"), "initial"
+    width = f"{max(map(len, frames)) + 2}ch"
+    name = ipywidgets.Label(next(iter(frames)), layout=ipywidgets.Layout(flex="0 0 auto", width=width))
+    ipywidgets.dlink((chosen, "value"), (name, "value"))
+    row = ipywidgets.HBox([chosen, name], layout=ipywidgets.Layout(max_width="44rem"))
+    shown = ipywidgets.interactive_output(lambda frame: display(frames[frame]), {"frame": chosen})
+    return ipywidgets.VBox([row, shown])
+
+
 def slider(frames: Mapping[str, Picture], description: str, columns: int = 4) -> Picture:
     """Lay the frames side by side, to read without a kernel.
 
     In a notebook with ipywidgets a slider over the frames is shown above.
     """
     if importlib.util.find_spec("ipywidgets") and importlib.util.find_spec("IPython"):
-        import ipywidgets  # only an extra installs it
         from IPython import get_ipython
+        from IPython.display import display
 
         if get_ipython() is not None:
-            chosen = ipywidgets.SelectionSlider(options=list(frames), description=description, continuous_update=True)
-            ipywidgets.interact(lambda frame: frames[frame], frame=chosen)
+            display(_live_slider(frames, description))
     images = np.stack([matplotlib.image.imread(io.BytesIO(frame))[..., :3] for frame in frames.values()])
     board = tile((255 * images).astype(np.uint8), min(columns, len(images)), gap=0, ground=255)
     buffer = io.BytesIO()

@@ -114,6 +114,8 @@ def _check_told(run: Any, kind: Kind, cond: Any, what: str) -> None:
 
 
 def _vectors(run: Any, kind: Any, name: str, arrays: Mapping[str, Array], n: int) -> Array:
+    if "observations" in arrays:
+        return _observations(kind, name, arrays, n)
     if "cond" not in arrays:
         raise UserError(f"{name}: there is no cond among {', '.join(arrays) or 'no arrays'}: save it so")
     cond = arrays["cond"]
@@ -129,6 +131,21 @@ def _vectors(run: Any, kind: Any, name: str, arrays: Mapping[str, Array], n: int
         raise UserError(f"{name}: a value is not finite: mend it; a row of NaN throughout tells nothing")
     _check_told(run, kind, cond, f"{name} has a row of NaN")
     return cond
+
+
+def _observations(kind: Any, name: str, arrays: Mapping[str, Array], n: int) -> Array:
+    """Several independent observations (m, size) of every sample: (n, m, size), or (n, size) of a single one."""
+    if "cond" in arrays:
+        raise UserError(f"{name} has cond and observations: save cond for a condition each, or observations for all")
+    given = arrays["observations"]
+    if given.dtype.kind not in "iuf" or given.ndim != 2 or len(given) < 1 or given.shape[1] != kind.size:
+        raise UserError(
+            f"{name}: observations are {given.dtype} of shape {given.shape}; this run is told vectors of {kind.size}: "
+            f"save (m, {kind.size}), a row for each observation"
+        )
+    if not np.isfinite(given).all():
+        raise UserError(f"{name}: a value of observations is not finite: mend it, or leave its row out")
+    return np.repeat(given[None] if len(given) > 1 else given, n, axis=0)
 
 
 def _embeddings(run: Any, kind: Any, name: str, arrays: Mapping[str, Array], n: int) -> dict[str, Array]:
@@ -180,13 +197,15 @@ def conditions_of(run: Any, split: Split, index: Array) -> Any:
 
 
 def arrays_of(kind: Kind | None, cond: Any, labels: str = "labels", texts: str = "prompts") -> dict[str, Array]:
-    """Conditions as arrays for a file: labels or texts, under these names; cond; embeddings and mask."""
+    """Conditions as arrays for a file: labels or texts, by these names; cond or observations; embeddings and mask."""
     if cond is None:
         return {}
     if isinstance(kind, Text):
         return {texts: np.array([bytes(row[row >= 0].astype(np.uint8)).decode(errors="replace") for row in cond])}
     if isinstance(kind, Embeddings):
         return dict(cond)
+    if isinstance(kind, Vector) and np.ndim(cond) == 3:
+        return {"observations": np.asarray(cond[0])}
     return {labels if isinstance(kind, Label) else "cond": np.asarray(cond)}
 
 

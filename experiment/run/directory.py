@@ -132,12 +132,13 @@ def data_shape_of(path: Path, beside: Any) -> DataShape:
 
 
 def with_absolute_path(config: Any) -> Any:
-    """The config, with the paths of its data and of the run that it starts from independent of the current folder."""
+    """The config, with the paths of its data and of the runs that it starts from independent of the current folder."""
     with config.unlocked():
         if config.data.path:
             config.data.path = str(user_path(config.data.path, "data.path").absolute())
-        if config.train.start:
-            config.train.start = str(user_path(config.train.start, "train.start").absolute())
+        for name in ("start", "teacher"):
+            if config.train[name]:
+                config.train[name] = str(user_path(config.train[name], f"train.{name}").absolute())
     return config
 
 

@@ -12,7 +12,7 @@ from typing import Any, Self
 import jax
 import numpy as np
 
-from experiment.build.samplers import FITTED, make_sampler
+from experiment.build.samplers import FITTED, FLOW_MAP, make_sampler
 from experiment.common.errors import UserError
 from experiment.common.progress import say_start
 from experiment.data.npz import read_npz
@@ -41,8 +41,10 @@ class RunsSampler(FittedSampler):
 def sampler_of(run: Any, name: str, *, steps: int | None = None, **settings: Any) -> Any:
     """The sampler by its name, with the run's settings and these: the run's own where it is `fitted`.
 
-    Raises UserError as `make_sampler` does, and where no sampler was fitted to the run.
+    Raises UserError as `make_sampler` does, and where no sampler was fitted to the run, or it has no flow map.
     """
+    if name == FLOW_MAP:
+        run.flow_map  # noqa: B018 - raises where there is none
     if name != FITTED:
         return make_sampler(name, run.config, steps=steps, **settings)
     given = next((flag for flag, value in settings.items() if value is not None), None)

@@ -11,13 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiment.build.objective import flow_map_of
 from experiment.build.objects import abstract_network, build_score, check_names, compute_dtype
+from experiment.build.samplers import FLOW_MAP
 from experiment.common.errors import UserError
 from experiment.common.files import user_path
 from experiment.config import check_flag, check_seed, load_config
 from experiment.data.dataset import Dataset
 from experiment.data.scaling import Scaling
-from experiment.data.units import StandardizedScore
+from experiment.data.units import StandardizedFlowMap, StandardizedScore
 from experiment.devices.hosts import one_host_only, say
 from experiment.devices.sharding import OverBatch, mesh_here, weight_shardings
 from experiment.run.conditions import Asked, conditions
@@ -25,8 +27,9 @@ from experiment.run.directory import DataShape, RunDirectory, data_shape_of
 from experiment.run.fitted import sampler_of
 from experiment.run.guidance import Guidance, guided
 from experiment.run.log import last_rate
+from experiment.run.observations import together
 from experiment.run.sampling import Draws, as_data, check_samples_fit, draw
-from sde_lib import NetworkScore
+from sde_lib import ExactFlowMap, ExactScore, NetworkFlowMap, NetworkScore
 
 _CALLS_OF_AN_UPDATE = 3  # forward, and backward, which takes about twice as long
 
@@ -64,6 +67,25 @@ class Run:
     def num_classes(self) -> int:
         """The number of the data's classes; 0 without labels."""
         return self.data_shape.num_classes
+
+    @property
+    def flow_map(self) -> NetworkFlowMap | StandardizedFlowMap | ExactFlowMap:
+        """The flow map of which `score_fn` is the diagonal, for `FlowMapSampler`.
+
+        Raises UserError for a run that learned a score alone, and for a score that is guided.
+        """
+        if self.config.train.objective != "flow_map":
+            raise UserError(
+                f"{FLOW_MAP}: {self.workdir} learned a score and no flow map: train one with python train.py "
+                f"--config.train.objective=flow_map --config.train.teacher={self.workdir}, or choose another sampler"
+            )
+        if isinstance(self.score_fn, ExactScore):
+            return ExactFlowMap(self.score_fn.distribution, self.score_fn.sde)
+        if isinstance(self.score_fn, StandardizedScore):
+            return self.score_fn.flow_map()
+        if isinstance(self.score_fn, NetworkScore):
+            return flow_map_of(self.score_fn)
+        raise UserError(f"{FLOW_MAP}: --guidance guides a score, which this sampler does not take: leave it out")
 
     @cached_property
     def class_counts(self) -> tuple[int, ...]:
@@ -122,9 +144,9 @@ class Run:
         """Draw n samples, the same that sample.py draws.
 
         sampler: a name of its list, with the run's settings and those given, such as steps=50, or a sampler of
-        `sde_lib`. label, prompt: the class or the text to draw, or several in turn; cond: vectors (m,) or (n, m), or
-        embeddings with their mask. Without any of them the data's are drawn. guidance, guidance_interval, guide: as the
-        flags of sample.py.
+        `sde_lib`. label, prompt: the class or the text to draw, or several in turn; cond: vectors (m,) or (n, m),
+        embeddings with their mask, or {"observations": (k, m)}, k independent ones of every sample. Without any of them
+        the data's are drawn. guidance, guidance_interval, guide: as the flags of sample.py.
 
         Returns:
             The samples: x in the model's space, and data as samples.npz has them, with their labels and cost.
@@ -140,7 +162,8 @@ class Run:
         chosen = None if label is None else [int(one) for one in np.atleast_1d(np.asarray(label))]
         prompts = [prompt] if isinstance(prompt, str) else prompt
         told = conditions(self, n, seed, Asked(chosen, prompts, cond))
-        run = guided(self, Guidance(guidance, guidance_interval, guide))
+        asked = Guidance(guidance, guidance_interval, guide)
+        run = together(guided(self, asked), sampler, told, asked, seed)
         draws = draw(run, sampler, jax.random.key(seed), n, self.config.sample.batch_size, name, told)
         return replace(draws, data=as_data(self.scaling, draws.x))
 
@@ -230,3 +253,11 @@ def load_score(workdir: str | Path) -> NetworkScore | StandardizedScore:
     in the user's units: it standardises them by its `cond_units`.
     """
     return load_run(workdir).score_fn
+
+
+def load_flow_map(workdir: str | Path) -> NetworkFlowMap | StandardizedFlowMap:
+    """Load the flow map of a run that learned one, flow_map(x, t, s); its `score` is what `load_score` gives.
+
+    Raises UserError for a run that learned a score alone.
+    """
+    return load_run(workdir).flow_map  # type: ignore[return-value]  # no run's own score is exact

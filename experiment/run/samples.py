@@ -19,6 +19,7 @@ from experiment.run.fitted import sampler_of
 from experiment.run.guidance import Guidance, guided
 from experiment.run.load import load_run
 from experiment.run.moving import GIF, Kept, path_to_keep, write_moving
+from experiment.run.observations import together
 from experiment.run.sampling import as_data, check_samples_fit, draw, expected_seconds, picture_of, told
 
 Array = np.ndarray
@@ -41,9 +42,9 @@ def draw_to_files(
     """Draw n samples of the run into samples/<name>/ (or `out`): samples.npz, grid.png and settings.json.
 
     arr_0 of samples.npz is uint8 (n, h, w, c), 0..255, or floats in the data's units. What a conditional network was
-    told is beside it: arr_1, the classes, int (n,); cond (n, m); prompts, strings (n,); or embeddings and mask. label,
-    prompt, cond: what to draw, in turn, or a file that says it; without them it is as `conditions` has it.
-    guidance: of the score. gif: write path.gif too, the way from noise to the first samples.
+    told is beside it: arr_1, the classes, int (n,); cond (n, m) or observations (k, m); prompts, strings (n,); or
+    embeddings and mask. label, prompt, cond: what to draw, in turn, or a file that says it; without them it is as
+    `conditions` has it. guidance: of the score. gif: write path.gif too, the way from noise to the first samples.
     settings: steps, eta, grid, as for `make_sampler`. settings.json says what was asked for; samples of other settings
     that lie there are kept beside the folder. Returns a line that says what was done, one before it where some were
     kept, and one after it of the GIF.
@@ -65,6 +66,7 @@ def draw_to_files(
     kept_path = path_to_keep(run, sampler, n) if gif else Kept(0, 0)
     rows = conditions(run, n, seed, Asked(label, prompt, cond))
     check_folder(folder)
+    run = together(run, sampler, rows, guidance or Guidance(), seed)
     seconds = expected_seconds(run, sampler, n)
     say_start(f"{name}: {n:,} samples of {run.workdir} at step {run.step}{told(run, seconds)}")
     start = perf_counter()

@@ -103,7 +103,8 @@ def draw_batch(run: Any, sampler: Any, key: jax.Array, first: int, size: int, co
     drawn = round_up(size, mesh_here())
     cond = jax.tree.map(lambda rows: padded(rows[first : first + drawn], drawn), cond)
     with solver_remedy():
-        result = sample(sampler, run.score_fn, key, drawn, tuple(run.shape), cond=cond, first=first, frames=frames)
+        taken = run.flow_map if hasattr(sampler, "takes") else run.score_fn
+        result = sample(sampler, taken, key, drawn, tuple(run.shape), cond=cond, first=first, frames=frames)
         jax.block_until_ready(result.x)
     if drawn == size:
         return result

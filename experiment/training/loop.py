@@ -27,8 +27,8 @@ from experiment.run.tracking import check_tracker
 from experiment.training.memory import check_state, check_step, out_of_memory
 from experiment.training.preview import Preview
 from experiment.training.sizing import follow_data
-from experiment.training.start import Start
-from experiment.training.trainer import NotFinite, Progress, State, Trainer, empty_window
+from experiment.training.start import start_of
+from experiment.training.trainer import NotFinite, Progress, State, Trainer
 from experiment.training.unused import check_data_keys, unused_keys, unused_line
 
 
@@ -95,7 +95,7 @@ def train(config: Any, workdir: str | Path, given: Iterable[str] = ()) -> int:
             config = directory.with_its_sizes(config)
             directory.check_belongs(config)
             begun = bool(directory.checkpoints.steps())
-            start = Start(config, directory.path) if config.train.start and not begun else None
+            start = None if begun else start_of(config, directory.path)
             config = start.config if start else config
             # A run that was begun goes on by the same command, whatever that sets in vain.
             unused = unused_keys(config, () if begun else given)
@@ -115,7 +115,7 @@ def train(config: Any, workdir: str | Path, given: Iterable[str] = ()) -> int:
                 directory.checkpoints.clean()
                 directory.snapshots.clean()
         restored = directory.checkpoints.restore(trainer.like, say, repair=True)
-        state, window = restored or (trainer.initial_state(weights), {"window": empty_window()})
+        state, window = restored or (trainer.initial_state(weights), {"window": trainer.empty_window()})
         step = int(state["step"])
         with config.unlocked():
             config.train.steps = max(config.train.steps, step)

@@ -14,11 +14,9 @@ from experiment.run.sampling import as_data, picture_of
 from experiment.training.trainer import State, Trainer
 from models.conditions import nothing_rows
 from sde_lib import NetworkScore, sample
-from sde_lib.samplers import DPMSolverPP2M
 
 MOST_BATCHES = 8  # of held-out examples
 IMAGES, POINTS = 16, 512
-SAMPLER = DPMSolverPP2M(steps=20)
 _LOSS, _SAMPLES = 2**31 - 1, 2**31 - 2  # what the seed's key is folded with: no step gets so far
 
 
@@ -89,5 +87,6 @@ class Preview:
         score_fn = NetworkScore(trainer.apply, state["ema"], trainer.sde, trainer.parameterization)
         cond = self._batch(np.arange(n) % len(trainer.dataset.test)).get("cond")
         key = jax.random.fold_in(jax.random.key(trainer.config.seed), _SAMPLES)
-        x = np.nan_to_num(np.asarray(sample(SAMPLER, score_fn, key, n, shape, cond=cond).x))
+        sampler, of_network = trainer.objective.preview(score_fn)
+        x = np.nan_to_num(np.asarray(sample(sampler, of_network, key, n, shape, cond=cond).x))
         return picture_of(trainer.scaling, as_data(trainer.scaling, x))

@@ -7,7 +7,7 @@ k) alone, so a run that stops and goes on is the run that never stopped.
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,31 +27,35 @@ from experiment.build.objects import (
     build_sde,
 )
 from experiment.common.errors import UserError
+from experiment.data.augmentation import augment
 from experiment.data.batches import batch_indices
 from experiment.data.conditions import check_cond_units, condition_rows
 from experiment.data.dataset import Split
 from experiment.data.scaling import Scaling, random_flip
 from experiment.devices.sharding import OverBatch, make_mesh, over_batch, put_rows, replicated, weight_shardings
 from experiment.training.clock import Clock
-from models import Vector
+from models import Augmented, Vector
 from sde_lib import NetworkScore, power_ema_decay
 
 State = dict[str, Any]
 Window = dict[str, jax.Array]
+Seen = tuple[jax.Array, jax.Array, dict[str, jax.Array]]  # of each example: its loss, u, its losses by name
 
 # Calls given to the device before the host waits for one: enough to keep it busy while the host reads the next batch,
 # few enough to answer a signal.
 IN_FLIGHT = 2
 
-_DROP = 0  # what the key of a step's data is folded with, for the conditions that are dropped
+# What the key of a step's data is folded with: for the conditions that are dropped, and for augmentations.
+_DROP, _AUGMENT = range(2)
 
 
-WINDOW = {"loss": jnp.float32, "grad_norm": jnp.float32, "steps": jnp.int32, "bad_step": jnp.int32}
+def empty_window(named: Iterable[str] = ()) -> dict[str, float]:
+    """The sums of the log before any step: losses, gradient norms, steps; and the first step not finite, or -1.
 
-
-def empty_window() -> dict[str, float]:
-    """The sums of the log before any step: losses, gradient norms, steps; and the first step not finite, or -1."""
-    return {"loss": 0.0, "grad_norm": 0.0, "steps": 0, "bad_step": -1}
+    named: the losses that the loss is the sum of, which are summed too.
+    """
+    parts = {f"loss_{name}": 0.0 for name in named}
+    return {"loss": 0.0, **parts, "grad_norm": 0.0, "steps": 0, "bad_step": -1}
 
 
 @dataclass(frozen=True)
@@ -156,6 +160,8 @@ class Trainer:
         check_cond_units(self.config, self.dataset)
         if self.config.data.flip and len(self.dataset.shape) != 3:
             raise UserError("config.data.flip mirrors images, and this data set holds none: set it to false")
+        if self.config.data.augment and len(self.dataset.shape) != 3:
+            raise UserError("config.data.augment transforms images, and this data set holds none: set it to 0")
         if train.batch_size % (train.accumulate * devices):
             raise UserError(
                 f"config.train.batch_size is {train.batch_size}: it must be divisible by"
@@ -173,7 +179,7 @@ class Trainer:
             "ema": jax.tree.map(jnp.copy, params),
             "power_ema": {width_name(width): jax.tree.map(jnp.copy, params) for width in self.config.train.power_ema},
             "opt_state": self.optimizer.init(params),
-            "learned": self.objective.initial(),
+            "learned": self.objective.initial(params),
             "step": jnp.zeros((), jnp.int32),
         }
 
@@ -207,7 +213,7 @@ class Trainer:
         batch = {"x": like(self.dataset.train.x if self.standardised is None else self.standardised)}
         if self.told is not None:
             batch["cond"] = jax.tree.map(like, self.told)
-        window = {name: jax.ShapeDtypeStruct((), dtype, sharding=whole) for name, dtype in WINDOW.items()}
+        window = {name: jax.ShapeDtypeStruct((), dtype, sharding=whole) for name, dtype in self._window_types().items()}
         return self._step.lower(self.like, window, batch, jax.ShapeDtypeStruct((), jnp.uint32, sharding=whole))
 
     def batch(self, step: int, steps: int = 0) -> dict[str, jax.Array]:
@@ -249,27 +255,23 @@ class Trainer:
             return x
         return self.scaling.to_model(x, key_scale if self.config.data.dequantize else None)
 
-    def loss(
-        self, params: Any, learned: Any, batch: Any, key: jax.Array
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    def loss(self, params: Any, learned: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Seen]:
         """Compute the loss of a prepared batch.
 
         Returns:
             loss: the mean over the examples.
-            (losses, u): each example's loss, and the uniform number that its time was drawn by.
+            seen: of each example its loss, the uniform number that its time was drawn by, and its losses by name.
         """
         score_fn = NetworkScore(self.apply, params, self.sde, self.parameterization)
-        losses, u = self.objective.losses(learned, score_fn, batch["x"], key, batch.get("cond"))
-        return jnp.mean(losses), (losses, u)
+        seen = self.objective.losses(learned, score_fn, batch["x"], key, batch.get("cond"))
+        return jnp.mean(seen[0]), seen
 
-    def loss_and_grad(
-        self, params: Any, learned: Any, batch: Any, key: jax.Array
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array], Any]:
+    def loss_and_grad(self, params: Any, learned: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Seen, Any]:
         """Compute the loss and its gradient by micro-batches, the i-th with the key fold_in(key, i).
 
         Returns:
             loss: the mean over the batch.
-            (losses, u): each example's, as from `loss`.
+            seen: of each example, as from `loss`.
             grad: the gradient of the mean loss.
         """
         n = self.config.train.accumulate
@@ -295,7 +297,10 @@ class Trainer:
         batch = {**batch, "x": self.prepare(batch["x"], key_data)}
         if "cond" in batch:
             batch["cond"] = self.drop(batch["cond"], jax.random.fold_in(key_data, _DROP))
-        loss, (losses, u), grad = self.loss_and_grad(state["params"], state["learned"], batch, key_loss)
+        if probability := self.config.data.augment:
+            batch["x"], labels = augment(batch["x"], jax.random.fold_in(key_data, _AUGMENT), probability)
+            batch["cond"] = Augmented(batch.get("cond"), labels)
+        loss, (losses, u, named), grad = self.loss_and_grad(state["params"], state["learned"], batch, key_loss)
         updates, opt_state = self.optimizer.update(grad, state["opt_state"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         decay = ema_decay(self.config.train.ema, k)
@@ -304,11 +309,12 @@ class Trainer:
             width_name(width): averaged(state["power_ema"][width_name(width)], params, power_ema_decay(width, k + 1))
             for width in self.config.train.power_ema
         }
-        learned = self.objective.update(state["learned"], self.sde, losses, u)
+        learned = self.objective.update(state["learned"], self.sde, named.get("diagonal", losses), u)
         grad_norm = optax.global_norm(grad)
         bad = ~(jnp.isfinite(loss) & jnp.isfinite(grad_norm)) & (window["bad_step"] < 0)
         window = {
             "loss": window["loss"] + loss,
+            **{f"loss_{name}": window[f"loss_{name}"] + jnp.mean(named[name]) for name in self.objective.named},
             "grad_norm": window["grad_norm"] + grad_norm,
             "steps": window["steps"] + 1,
             "bad_step": jnp.where(bad, k + 1, window["bad_step"]),
@@ -367,7 +373,7 @@ class Trainer:
         the step, before a state that is not finite is yielded.
         """
         train, step = self.config.train, int(state["step"])
-        sums = self._put_window(window or empty_window())
+        sums = self._put_window(window or self.empty_window())
         in_flight, clock = deque[jax.Array](), Clock(train.batch_size)
         while step < train.steps:
             before = step
@@ -385,19 +391,27 @@ class Trainer:
             check_finite(seen, state, step)
             row = self._row(step, seen, clock) if logs else None
             yielded = time.perf_counter()
-            yield Progress(state, step, row, empty_window() if logs else seen)
+            yield Progress(state, step, row, self.empty_window() if logs else seen)
             clock.skip(time.perf_counter() - yielded)
             if logs:
-                sums = self._put_window(empty_window())
+                sums = self._put_window(self.empty_window())
                 clock.restart()
 
+    def empty_window(self) -> dict[str, float]:
+        """The log's sums before any step."""
+        return empty_window(self.objective.named)
+
+    def _window_types(self) -> dict[str, Any]:
+        return {name: jnp.int32 if type(zero) is int else jnp.float32 for name, zero in self.empty_window().items()}
+
     def _put_window(self, window: dict[str, float]) -> Window:
-        return jax.device_put({k: np.asarray(window[k], t) for k, t in WINDOW.items()}, replicated(self.mesh))
+        types = self._window_types()
+        return jax.device_put({k: np.asarray(window[k], t) for k, t in types.items()}, replicated(self.mesh))
 
     def _row(self, step: int, seen: dict[str, float], clock: Clock) -> dict[str, float]:
         return {
             "step": step,
-            "loss": seen["loss"] / seen["steps"],
+            **{name: seen[name] / seen["steps"] for name in seen if name.startswith("loss")},
             "grad_norm": seen["grad_norm"] / seen["steps"],
             "lr": np.asarray(self.schedule(step - 1)).item(),
             "images_per_second": clock.rate(),

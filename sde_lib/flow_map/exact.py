@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -79,9 +80,12 @@ def _diagonal(data: DiagonalGaussian, x: jax.Array, start: _Moments, end: _Momen
 def _one_component(data: GaussianMixture, x: jax.Array, start: _Moments, end: _Moments) -> jax.Array:
     check_entries(data, x, data.means.shape[1:])
     mean, basis, variances = (v.astype(x.dtype) for v in (data.means, data.basis[0], data.variances))
-    along = jnp.matmul(x.reshape(len(x), -1) - start[0] * mean, basis, precision=_HIGHEST)
-    moved = jnp.matmul(_ratio(variances, start, end) * along, basis.T, precision=_HIGHEST)
-    return (end[0] * mean + moved).reshape(x.shape)
+    away = x.reshape(len(x), -1) - start[0] * mean
+    product = partial(jnp.matmul, precision=_HIGHEST)
+    basis = 1.5 * basis - 0.5 * product(basis, product(basis.T, basis))  # of a basis kept in float32, for float64
+    # As a change: between equal times there is none.
+    change = product((_ratio(variances, start, end) - 1) * product(away, basis), basis.T)
+    return (end[0] * mean + away + change).reshape(x.shape)
 
 
 def _field(data: StationaryGaussianField, x: jax.Array, start: _Moments, end: _Moments) -> jax.Array:

@@ -154,7 +154,7 @@ def consistency_loss(
     key: jax.Array,
     cond: PyTree = None,
     *,
-    steps: int = 18,
+    steps: int = 17,
     grid: Grid = Karras(),  # noqa: B008 - immutable
     teacher: ScoreFn | None = None,
     heun: bool = True,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.sbi import Ensemble, Posterior, divergence, references
+from benchmarks.sbi import Ensemble, Posterior, divergence, exact_kl, references
 from configs import sbi
 from experiment.common.errors import UserError
 from experiment.config import whole_config
@@ -147,3 +147,18 @@ def test_divergence_is_that_of_gaussians():
     both = [np.concatenate([a, 3 * b], axis=1) for a, b in ((x, x[::-1]), (y, x))]
     exact = np.log(2) + (1 + 0.25) / (2 * 4) - 0.5
     assert divergence(*both) == pytest.approx(exact, abs=0.01)
+
+
+def test_kl_from_the_exact_posterior_by_the_likelihood():
+    # z ~ N(0, I), so that the network's posterior is a Gaussian by a map that is wrong by known amounts.
+    simulator, x = SIMULATORS["gaussian_linear"], np.linspace(-1, 1, 10)
+    fitted = fit_whitening(*simulations("gaussian_linear", 10_000))
+    scale, shift = np.linspace(0.9, 1.15, 10), np.linspace(-0.2, 0.1, 10)
+    std = np.sqrt(0.05)
+    slope, offset = np.diag(0.5 * fitted.std), 0.5 * fitted.mean + std * shift
+    wrong = replace(fitted, root=np.diag(std * scale), slope=slope, offset=offset)
+    score_fn = FunctionScore(lambda x, t, cond: -x, VP(beta_max=12.0, t_min=1.65e-4))
+    kl, error = exact_kl(Posterior(simulator, wrong, score_fn), x, 2000, jax.random.key(0))
+    expected = 0.5 * np.sum((1 + shift**2) / scale**2 - 1 + 2 * np.log(scale))
+    assert error < 0.04 * expected
+    assert kl == pytest.approx(expected, abs=4 * error)

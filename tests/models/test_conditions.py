@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from models import AlwaysTold, Embeddings, Label, Text, Vector
+from models import AlwaysTold, Augmented, DiT, Embeddings, Label, NCSNpp, Text, UNet, Vector, split
 from models.conditions import nothing_rows
 from models.dit import DiTBlock
 from models.text import text_tokens
@@ -202,3 +202,29 @@ def test_a_vector_that_is_missing_is_not_the_vector_of_zeros(networks, network):
     rows = jnp.asarray([[jnp.nan] * 3, [0.0] * 3, [jnp.nan] * 3, [0.0] * 3])
     missing, zeros, *_ = flat(call(apply, params, x, c_noise, rows))
     assert np.isfinite(missing).all() and np.abs(missing - zeros).max() > 1e-3 * np.abs(zeros).max()
+
+
+@pytest.mark.parametrize(("network", "classes"), [("unet", 3), ("dit", 0), ("ncsnpp", 3)])
+def test_how_images_were_augmented_is_read_and_none_is_what_it_is_without(network: str, classes: int) -> None:
+    made = {
+        "unet": lambda **given: UNet((4, 4, 1), width=8, channel_mults=(1,), blocks=1, heads=1, **given),
+        "dit": lambda **given: DiT((4, 4, 1), width=8, depth=1, heads=1, **given),
+        "ncsnpp": lambda **given: NCSNpp((4, 4, 1), width=8, channel_mults=(1,), blocks=1, attention=(), **given),
+    }[network]
+    apply, params = split(made(augmented=True, num_classes=classes, rngs=nnx.Rngs(0)))
+    plain, same = split(made(num_classes=classes, rngs=nnx.Rngs(0)))
+    x, c = jnp.ones((3, 4, 4, 1)), jnp.zeros(3)
+    cond = jnp.array([0, 2, 3]) if classes else None
+    params, same = (
+        jax.tree.map(lambda w: w + 0.3 * jnp.sin(jnp.arange(w.size, dtype=float)).reshape(w.shape), tree)
+        for tree in (params, same)
+    )  # no weight is 0
+    apply = jax.jit(apply)
+    y = apply(params, x, c, cond)
+    np.testing.assert_array_equal(y, jax.jit(plain)(same, x, c, cond))
+    labels = jnp.zeros((3, 9)).at[1, 4].set(1.0)
+    told = apply(params, x, c, Augmented(cond, labels))
+    np.testing.assert_allclose(told[0], y[0], rtol=1e-6)
+    assert float(jnp.abs(told[1] - y[1]).max()) > 1e-3
+    with pytest.raises(ValueError, match="build it with augmented"):
+        plain(same, x, c, Augmented(cond, labels))

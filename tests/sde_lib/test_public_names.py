@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import sde_lib
+import sde_lib.flow_map
 import sde_lib.guidance
 import sde_lib.inverse
 import sde_lib.samplers
@@ -18,10 +19,12 @@ ROOT = Path(__file__).parents[2]
 PUBLIC = {
     *sde_lib.__all__,
     *sde_lib.samplers.__all__,
+    *sde_lib.flow_map.__all__,
     *sde_lib.guidance.__all__,
     *sde_lib.inverse.__all__,
     "samplers",
     "inverse",
+    "flow_map",
 }
 
 

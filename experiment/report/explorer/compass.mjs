@@ -151,9 +151,18 @@ export function samples(m, n, seed) {
 
 const LOG_2PI = Math.log(2 * Math.PI);
 
+// What is the same for every row: log w_k minus the logarithm of the normaliser, and 1/variance.
+function prepared(m) {
+  const {k, d, logWeights, variances} = m;
+  const normalisers = logWeights.map((w, i) => {
+    for (let j = 0; j < d; j++) w -= 0.5 * (LOG_2PI + Math.log(variances[i * d + j]));
+    return w;
+  });
+  return {...m, normalisers, precisions: variances.map((v) => 1 / v), along: new Float64Array(k * d), share: new Float64Array(k)};
+}
+
 // Of one row: fills `along` (k d) with the offsets in each basis and `share` (k) with p(component | x); returns log p(x).
-function parts(m, normalisers, x, offset, along, share) {
-  const {k, d, means, basis, variances} = m;
+function parts({k, d, means, basis, precisions, normalisers, along, share}, x, offset) {
   let largest = -Infinity;
   for (let i = 0; i < k; i++) {
     let square;
@@ -164,10 +173,10 @@ function parts(m, normalisers, x, offset, along, share) {
       const w = basis[4 * i + 1] * dx + basis[4 * i + 3] * dy;
       along[2 * i] = u;
       along[2 * i + 1] = w;
-      square = (u * u) / variances[2 * i] + (w * w) / variances[2 * i + 1];
+      square = u * u * precisions[2 * i] + w * w * precisions[2 * i + 1];
     } else {
       along[i] = x[offset] - means[i];
-      square = (along[i] * along[i]) / variances[i];
+      square = along[i] * along[i] * precisions[i];
     }
     share[i] = normalisers[i] - 0.5 * square;
     if (share[i] > largest) largest = share[i];
@@ -182,38 +191,29 @@ function parts(m, normalisers, x, offset, along, share) {
   return largest + Math.log(sum);
 }
 
-function normalisersOf({k, d, logWeights, variances}) {
-  return logWeights.map((w, i) => {
-    for (let j = 0; j < d; j++) w -= 0.5 * (LOG_2PI + Math.log(variances[i * d + j]));
-    return w;
-  });
-}
-
 export function logProb(m, x) {
-  const normalisers = normalisersOf(m);
-  const along = new Float64Array(m.k * m.d);
-  const share = new Float64Array(m.k);
-  return Float64Array.from({length: x.length / m.d}, (_, row) => parts(m, normalisers, x, row * m.d, along, share));
+  const ready = prepared(m);
+  const out = new Float64Array(x.length / m.d);
+  for (let row = 0; row < out.length; row++) out[row] = parts(ready, x, row * m.d);
+  return out;
 }
 
 // The score of each row: -sum_k p(k | x) S_k^-1 (x - m_k).
 export function scoreOf(m) {
-  const {k, d, basis, variances} = m;
-  const normalisers = normalisersOf(m);
-  const along = new Float64Array(k * d);
-  const share = new Float64Array(k);
+  const ready = prepared(m);
+  const {k, d, basis, precisions, along, share} = ready;
   return (x, out) => {
     out.fill(0);
     for (let offset = 0; offset < x.length; offset += d) {
-      parts(m, normalisers, x, offset, along, share);
+      parts(ready, x, offset);
       for (let i = 0; i < k; i++) {
         if (share[i] === 0) continue;
         if (d === 1) {
-          out[offset] -= (share[i] * along[i]) / variances[i];
+          out[offset] -= share[i] * along[i] * precisions[i];
           continue;
         }
-        const u = (share[i] * along[2 * i]) / variances[2 * i];
-        const w = (share[i] * along[2 * i + 1]) / variances[2 * i + 1];
+        const u = share[i] * along[2 * i] * precisions[2 * i];
+        const w = share[i] * along[2 * i + 1] * precisions[2 * i + 1];
         out[offset] -= basis[4 * i] * u + basis[4 * i + 1] * w;
         out[offset + 1] -= basis[4 * i + 2] * u + basis[4 * i + 3] * w;
       }
@@ -235,12 +235,10 @@ export function denoiser(score, level, x) {
 // In the plane: a function of one row of x that gives the mean D and the covariance V = [xx, xy, yy] of x_0 given it.
 export function posteriorMoments(m, level) {
   const {k, d} = m;
-  const noised = diffused(m, level);
-  const normalisers = normalisersOf(noised);
-  const along = new Float64Array(k * d);
-  const share = new Float64Array(k);
+  const noised = prepared(diffused(m, level));
+  const {along, share} = noised;
   return (x, offset) => {
-    parts(noised, normalisers, x, offset, along, share);
+    parts(noised, x, offset);
     const D = [0, 0];
     const second = [0, 0, 0];
     for (let i = 0; i < k; i++) {
@@ -270,15 +268,19 @@ export function posteriorMoments(m, level) {
 
 // -- Scores made of scores ---------------------------------------------------------------------------------------
 
-// a s(x) + (1 - a)(-x): a compass of accuracy a, which else knows the data's mean 0 and variance 1 alone.
-export function inaccurate(score, accuracy) {
+// a s(x) + (1 - a)(-x): a compass of accuracy a, which else knows the data's mean 0 and variance 1 alone; one for each
+// row of x.
+export function inaccurate(score, accuracies) {
   return {
     d: score.d,
     at: (level) => {
       const exact = score.at(level);
       return (x, out) => {
         exact(x, out);
-        for (let i = 0; i < x.length; i++) out[i] = accuracy * out[i] - (1 - accuracy) * x[i];
+        for (let i = 0; i < x.length; i++) {
+          const accuracy = accuracies[Math.floor(i / score.d)];
+          out[i] = accuracy * out[i] - (1 - accuracy) * x[i];
+        }
         return out;
       };
     },

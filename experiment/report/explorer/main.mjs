@@ -26,12 +26,13 @@ function shared({eight, outline, peaks, processes, guidance}) {
     plane: {x: [-3, 3], y: [-3, 3]},
     // Of points (n, 2), the median of the distances from the figure's outline.
     medianDistance(x) {
-      const nearest = [];
-      for (let i = 0; i < x.length; i += 2) {
-        nearest.push(Math.min(...outline.map(([u, v]) => Math.hypot(x[i] - u, x[i + 1] - v))));
+      const squares = new Float64Array(x.length / 2).fill(Infinity);
+      for (const [u, v] of outline) {
+        for (let i = 0; i < squares.length; i++) {
+          squares[i] = Math.min(squares[i], (x[2 * i] - u) ** 2 + (x[2 * i + 1] - v) ** 2);
+        }
       }
-      nearest.sort((a, b) => a - b);
-      return nearest[nearest.length >> 1];
+      return Math.sqrt(squares.sort()[squares.length >> 1]);
     },
   };
 }

@@ -261,10 +261,6 @@ export function player(button, moved, seconds, {down = false} = {}) {
   };
   button.addEventListener("click", () => {
     if (running) return stop();
-    if (reduced.matches) {
-      moved.value = end;
-      return;
-    }
     running = true;
     button.textContent = "Stop";
     const begun = performance.now();

@@ -147,7 +147,8 @@ def test_the_network_learns_by_what_is_learned_beside_it() -> None:
     learned = jax.tree.map(lambda leaf: leaf + 1 if leaf.ndim else leaf, objective.initial())
     score_fn = NetworkScore(lambda params, x, *_: 0 * x, {}, VP(), EDMPreconditioning(0.8))
     x, key = np.full((8, 2), 0.3, np.float32), jax.random.key(0)
-    losses, u = objective.losses(learned, score_fn, x, key, None)
+    losses, u, named = objective.losses(learned, score_fn, x, key, None)
+    assert named == {}
     parts = learned["parts"]
     wanted = denoising_score_matching(score_fn, x, key, weighting=parts["weighting"], times=parts["times"], u=u)
     plain = denoising_score_matching(score_fn, x, key, weighting=likelihood_weighting, times=objective.times, u=u)

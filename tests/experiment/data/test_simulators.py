@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.stats import ks_2samp
+from scipy.stats import ks_2samp, norm
 
 from experiment.common.errors import UserError
 from experiment.data.load import load_dataset
@@ -100,6 +100,15 @@ def test_posteriors_that_are_exact(name):
     check_stein(simulator, x, theta)
     if simulator.support is not None:
         assert np.all((theta >= simulator.support[0]) & (theta <= simulator.support[1]))
+
+
+def test_density_of_gaussian_linear_is_normalised():
+    # Bayes: log p(theta | x) + log p(x) is log p(x | theta) + log p(theta), with p(x) = N(0, 0.2 I).
+    simulator = SIMULATORS["gaussian_linear"]
+    theta, x = (np.asarray(v, np.float64) for v in simulations("gaussian_linear", 5, seed=8))
+    found = simulator.log_posterior(jnp.asarray(theta, jnp.float32), jnp.asarray(x[0], jnp.float32))
+    likelihood, prior = norm.logpdf(x[0], theta, 0.1**0.5).sum(axis=1), norm.logpdf(theta, 0, 0.1**0.5).sum(axis=1)
+    np.testing.assert_allclose(found, likelihood + prior - norm.logpdf(x[0], 0, 0.2**0.5).sum(), rtol=1e-5, atol=1e-4)
 
 
 def test_an_x_that_no_parameter_gives_is_refused():

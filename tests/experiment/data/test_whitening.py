@@ -47,3 +47,19 @@ def test_independent_draws_have_no_order():
 def test_too_few_examples_are_refused():
     with pytest.raises(UserError, match="at least 24"):
         fit_whitening(np.zeros((23, 2)), np.zeros((23, 9)))
+
+
+def test_narrow_peaks_are_followed_to_the_walls():
+    # theta is x and a peak of 0.1 or wide noise, cut at 10: least squares lean inwards, by 0.13 at the walls.
+    theta, x = simulations("gaussian_mixture", 10_000)
+    whitening = fit_whitening(theta, x)
+    corners = np.array([[9.0, 9.0], [-9.0, 9.0], [9.0, -9.0], [0.0, 0.0]])
+    np.testing.assert_allclose(whitening.to_parameters(np.zeros((4, 2)), corners), corners, atol=0.02)
+    np.testing.assert_allclose(np.cov(whitening.to_residual(theta, x).T), np.eye(2), atol=0.02)
+
+
+def test_normal_noise_is_fitted_by_least_squares():
+    theta, x = simulations("gaussian_linear", 1000)
+    c = np.concatenate([x, np.ones((1000, 1))], axis=1).astype(np.float64)
+    expected = c @ np.linalg.lstsq(c, theta.astype(np.float64), rcond=None)[0]
+    np.testing.assert_allclose(fit_whitening(theta, x).to_parameters(np.zeros((1000, 10)), x), expected, atol=1e-6)

@@ -64,6 +64,9 @@ def test_asked_for_they_come_in_turn_or_row_by_row(tmp_path: Path) -> None:
     np.testing.assert_array_equal(rows_of("vector", 4, cond=str(tmp_path / "one.npz"))["cond"], VECTORS[[0, 0, 0, 0]])
     np.testing.assert_array_equal(rows_of("vector", 4, cond=str(tmp_path / "rows.npz"))["cond"], VECTORS[:4])
     np.testing.assert_array_equal(rows_of("vector", 4, cond=VECTORS[:4])["cond"], VECTORS[:4])
+    np.savez(tmp_path / "all.npz", observations=VECTORS[:5])
+    found = rows_of("vector", 4, cond=str(tmp_path / "all.npz"))
+    np.testing.assert_array_equal(found["observations"], VECTORS[:5])
     short = {"embeddings": np.full((2, 3, 2), 7.0), "mask": np.array([[True, True, False], [True, False, False]])}
     found = rows_of("embeddings", 2, cond=short)  # as long as "nothing" is
     assert found["mask"].tolist() == [[True, True, False, False], [True, False, False, False]]
@@ -91,6 +94,9 @@ WRONG: dict[str, tuple[str, dict[str, Any]]] = {
     r"cond has 3 rows, and 2 samples are asked for: give --n=3": ("vector", {"cond": VECTORS[:3]}),
     r"a value is not finite: mend it": ("vector", {"cond": HOLE}),
     r"has a row of NaN, and this run was trained without": ("vector", {"cond": EMPTY, "dropout": 0.0}),
+    r"cond has cond and observations": ("vector", {"cond": {"cond": VECTORS[0], "observations": VECTORS[:2]}}),
+    r"observations are float64 of shape \(3,\); .* save \(m, 3\)": ("vector", {"cond": {"observations": VECTORS[0]}}),
+    r"a value of observations is not finite": ("vector", {"cond": {"observations": HOLE}}),
     r"embeddings has no mask: save mask": ("embeddings", {"cond": {"embeddings": np.ones((2, 4, 2))}}),
     r"mask is float64 of shape": ("embeddings", {"cond": {"embeddings": np.ones((2, 4, 2)), "mask": MASK * 1.0}}),
     r"this run takes \(n, at most 4, 2\)": ("embeddings", {"cond": {"embeddings": np.ones((2, 4, 3)), "mask": MASK}}),

@@ -15,6 +15,7 @@ from configs import toys
 from experiment.build.objects import build_optimizer, build_schedule
 from experiment.common.errors import UserError
 from experiment.config import check_config, whole_config
+from experiment.data.augmentation import LABELS
 from experiment.data.batches import batch_indices
 from experiment.data.dataset import Dataset, Split
 from experiment.data.load import load_dataset
@@ -181,6 +182,22 @@ def test_a_class_conditional_network_is_given_each_example_s_class() -> None:
     assert loss(batch["cond"]) != loss(1 - batch["cond"])
 
 
+def test_a_network_is_told_how_its_images_were_augmented() -> None:
+    """After a step on labels the weights that read them have moved, and a step is a function of (state, k) alone."""
+    digits = load_dataset("digits")
+    keys = {"model_name": "dit", "model_width": 8, "model_depth": 1, "model_heads": 1, "data_name": "digits"}
+    trainer = Trainer(config_with(**keys, data_path="", data_augment=0.9, model_condition="label"), digits)
+    ends = []
+    for _ in range(2):
+        state, window = trainer.initial_state(), trainer._put_window(empty_window())
+        for step in range(3):  # the last layer starts at 0, and so the first step's gradient
+            state, window, _, _ = trainer.call(state, window, step)
+        ends.append(jax.device_get(state["params"]))
+    kernel = ends[0]["condition"]["augmentation"]["kernel"]
+    assert kernel.shape[0] == LABELS and (np.abs(kernel).max(axis=1) > 0).all()
+    jax.tree.map(np.testing.assert_array_equal, *ends)
+
+
 @pytest.mark.parametrize("log_every", [7, 100])
 def test_a_loss_that_is_not_finite_names_its_step(compiled: Trainer, dataset: Dataset, log_every: int) -> None:
     """One example is infinite: training stops at the first batch that holds it, and yields no bad state."""
@@ -263,6 +280,8 @@ def test_objects_that_do_not_fit_the_data_are_told(dataset: Dataset) -> None:
         "use UNet or DiT": {"data_name": "digits", "data_path": ""},
         "has no labels": {"model_class_conditional": True},
         "flip mirrors images": {"data_flip": True},
+        "augment transforms images": {"data_augment": 0.1},
+        "augment: MLP takes no augmented": {"data_augment": 0.1, "data_name": "digits", "data_path": ""},
         "weight_decay": {"train_weight_decay": 0.1},
         "fsdp is 3": {"train_fsdp": 3},
     }

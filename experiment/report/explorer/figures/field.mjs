@@ -11,15 +11,19 @@ export function fieldFigure(section, page) {
   const places = gridOver(page.plane, ARROWS);
   const arrows = new Float64Array(places.length);
   let held = [0.6, -1.1];
+  let shade = null; // it and the arrows stay while only the point moves
 
   const draw = () => {
     const chosen = page[process.value];
     const now = level(chosen, Math.min(chosen.tMax, Math.max(chosen.tMin, time.value)));
     const noised = diffused(page.eight, now);
-    score.at(now)(places, arrows);
+    if (!shade) {
+      shade = opacities(logProb(noised, cells)).map((value) => 0.8 * value);
+      score.at(now)(places, arrows);
+    }
     const ink = colour();
     s.clear();
-    s.heat(opacities(logProb(noised, cells)).map((value) => 0.8 * value), CELLS, CELLS, ink.first);
+    s.heat(shade, CELLS, CELLS, ink.first);
     drawArrows(s, places, arrows, ARROWS, ink.ink);
     const x = Float64Array.from(held);
     const here = score.at(now)(x, new Float64Array(2));
@@ -35,8 +39,12 @@ export function fieldFigure(section, page) {
   };
 
   const redraw = frames(draw);
-  const time = slider(section, "time", redraw, (value) => value.toFixed(3));
-  const process = choice(section, "process", redraw);
+  const moved = () => {
+    shade = null;
+    redraw();
+  };
+  const time = slider(section, "time", moved, (value) => value.toFixed(3));
+  const process = choice(section, "process", moved);
   const s = stage(section.querySelector("canvas"), {
     ...page.plane,
     redraw,

@@ -11,12 +11,13 @@ export function noiseCompassFigure(section, page) {
   let held = [0.3, 1.8];
   let shade = null;
 
-  const walk = (share, from) => {
-    const x = Float64Array.from(held);
-    const path = [[...x]];
+  // A walk at each accuracy, from the point and the time on.
+  const walks = (accuracies, from) => {
+    const x = Float64Array.from(accuracies.flatMap(() => held));
+    const paths = accuracies.map(() => [held]);
     const down = levels({...page.vp, tMax: from.t}, 40);
-    for (const _ of heun(inaccurate(score, share), x, down)) path.push([...x]);
-    return path;
+    for (const _ of heun(inaccurate(score, accuracies), x, down)) paths.forEach((path, i) => path.push([x[2 * i], x[2 * i + 1]]));
+    return paths;
   };
 
   const draw = () => {
@@ -25,16 +26,15 @@ export function noiseCompassFigure(section, page) {
     const share = accuracy.value / 100;
     const x = Float64Array.from(held);
     const exact = score.at(now)(x, new Float64Array(2));
-    const said = inaccurate(score, share).at(now)(x, new Float64Array(2));
+    const said = inaccurate(score, [share]).at(now)(x, new Float64Array(2));
     const guess = [0, 1].map((i) => (x[i] + now.sigma ** 2 * exact[i]) / now.alpha);
-    const path = walk(share, now);
+    const [path, ...others] = walks([share, ...ACCURACIES], now);
 
     const ink = colour();
     s.clear();
     s.heat(shade.map((value) => 0.6 * value), CELLS, CELLS, ink.first);
     s.line(page.outline, ink.soft, {dash: [4, 5], width: 1});
-    for (const other of ACCURACIES) {
-      const thin = walk(other, now);
+    for (const thin of others) {
       s.line(thin, ink.soft, {width: 1.2});
       s.circle(...thin.at(-1), 2.5, ink.soft, {fill: true});
     }

@@ -10,6 +10,7 @@ export function reverseFigure(section, page) {
   const all = levels(page.vp, STEPS);
   const clean = samples(page.eight, SHOWN, 11);
   const noise = normalPoints(SHOWN, 2, 12);
+  const forward = []; // how far from the figure noised data are, at each step that was seen
   let kept = [];
   let seed = 3;
   let chosen = 0;
@@ -26,12 +27,12 @@ export function reverseFigure(section, page) {
     const trail = kept.slice(0, i + 1).map((points) => [points[2 * chosen], points[2 * chosen + 1]]);
     s.line(trail, ink.second, {width: 1.2, opacity: 0.8});
     s.handle(...trail.at(-1), ink.second);
-    const forward = clean.map((value, j) => now.alpha * value + now.sigma * noise[j]);
+    forward[i] ??= page.medianDistance(clean.map((value, j) => now.alpha * value + now.sigma * noise[j]));
     tell(section, {
       time: number(now.t, 3),
       sigma: number(now.sigma, 3),
       apart: number(page.medianDistance(x), 3),
-      forward: number(page.medianDistance(forward), 3),
+      forward: number(forward[i], 3),
       place: pair(...trail.at(-1)),
     });
   };
