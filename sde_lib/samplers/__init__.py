@@ -15,10 +15,10 @@ from sde_lib.samplers.exponential import (
     SDEDPMSolverPP2MHeun,
 )
 from sde_lib.samplers.fitted import FittedSampler, fit_table
-from sde_lib.samplers.grids import FlowTime, Grid, Karras, Quadratic, Times, UniformLogSNR, UniformT
+from sde_lib.samplers.grids import FewToMany, FlowTime, Grid, Karras, Quadratic, Times, UniformLogSNR, UniformT
 from sde_lib.samplers.heun import Heun
 from sde_lib.samplers.langevin import Langevin, LangevinSamples, langevin
-from sde_lib.samplers.linear import LinearSampler, Point, Table, columns, table_of
+from sde_lib.samplers.linear import LinearSampler, Point, Table, columns, ends_of, table_of
 from sde_lib.samplers.ode import ProbabilityFlow, decode, encode, evaluations, flow_drift
 from sde_lib.samplers.predictor_corrector import PredictorCorrector
 from sde_lib.samplers.sa_solver import SASolver
@@ -39,6 +39,7 @@ __all__ = [
     "DPMSolverPP3MPublished",
     "EulerMaruyama",
     "ExponentialEuler",
+    "FewToMany",
     "FittedSampler",
     "FlowTime",
     "Grid",
@@ -67,6 +68,7 @@ __all__ = [
     "columns",
     "decode",
     "encode",
+    "ends_of",
     "evaluations",
     "fit_table",
     "flow_drift",

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from sde_lib.conversions import noise
-from sde_lib.samplers.grids import Grid, UniformLogSNR
+from sde_lib.samplers.grids import NOISE_GRID, NOISE_GRID_3, Grid
 from sde_lib.samplers.linear import LinearSampler, Table
 from sde_lib.sde import SDE
 from sde_lib.typing import Array, Scalar, ScalarT
@@ -48,7 +48,7 @@ def in_log_snr(sde: SDE, log_snr: ScalarT) -> ScalarT:
 class _Multistep(LinearSampler):
     """The base of multistep methods in the predicted noise of the last `order` calls."""
 
-    grid: Grid = UniformLogSNR()  # noqa: RUF009 - immutable
+    grid: Grid = NOISE_GRID
     order: int = 3
 
     model: ClassVar[Any] = staticmethod(noise)
@@ -77,6 +77,7 @@ class DEIS(_Multistep):
         variable: what it is a polynomial in: `in_t`, `in_rho` or `in_log_snr`.
     """
 
+    grid: Grid = NOISE_GRID_3
     variable: Callable[[SDE, Array], Array] = in_t
 
     @property

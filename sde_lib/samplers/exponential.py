@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import ClassVar
 
-from sde_lib.samplers.grids import FlowTime, Grid, UniformLogSNR
+from sde_lib.samplers.grids import DENOISER_GRID, DENOISER_GRID_3, NOISE_GRID, STOCHASTIC_GRID, FlowTime, Grid
 from sde_lib.samplers.linear import LinearSampler, Table, columns
 from sde_lib.samplers.stochastic import check_eta
 from sde_lib.sde import SDE
@@ -53,10 +53,10 @@ class DDIM(LinearSampler):
     with e = (x - alpha_t D)/sigma_t and tau = eta² (1 - exp(-2h)). Song et al. 2021, arXiv:2010.02502, eq. 12 and 16.
     tau grows with eta until 1, so eta beyond 1 is refused.
 
-    Enough steps: 800.
+    Enough steps: 1,000.
     """
 
-    grid: Grid = UniformLogSNR()  # noqa: RUF009 - immutable
+    grid: Grid = NOISE_GRID
     eta: float = 0.0
 
     def __post_init__(self) -> None:
@@ -84,7 +84,7 @@ class DPMSolverPP2M(LinearSampler):
     Lu et al. 2022, arXiv:2211.01095, algorithm 2. The first step is DDIM's. Enough steps: 100.
     """
 
-    grid: Grid = UniformLogSNR()  # noqa: RUF009 - immutable
+    grid: Grid = DENOISER_GRID
     min_steps: ClassVar[int] = 2
     convergence: ClassVar[int] = 2
 
@@ -106,7 +106,7 @@ class DPMSolverPP3M(LinearSampler):
     r0 = h_{-1}/h, r1 = h_{-2}/h. The first two steps are of order 1 and 2. Enough steps: 100.
     """
 
-    grid: Grid = UniformLogSNR()  # noqa: RUF009 - immutable
+    grid: Grid = DENOISER_GRID_3
     min_steps: ClassVar[int] = 3
     convergence: ClassVar[int] = 3
     second_derivative: ClassVar[float] = 2.0
@@ -148,7 +148,7 @@ class SDEDPMSolverPP1(LinearSampler):
     eta: stochasticity, 0 the ODE, 1 the reverse SDE, more beyond. (k-diffusion's `eta` is eta².)
     """
 
-    grid: Grid = UniformLogSNR()  # noqa: RUF009 - immutable
+    grid: Grid = STOCHASTIC_GRID
     eta: float = 1.0
 
     def __post_init__(self) -> None:

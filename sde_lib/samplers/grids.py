@@ -61,32 +61,67 @@ class Quadratic:
 
 @dataclass(frozen=True)
 class FlowTime:
-    """A grid even in tau^(1/power), tau = rho/(rho + shift), rho = sigma/alpha.
+    """A grid even in (1 + (shift/rho)^decay)^(-1/(decay power)), rho = sigma/alpha.
 
-    tau is the rectified flow's own time of any SDE, shifted.
+    With decay 1 that is tau^(1/power), tau = rho/(rho + shift) the rectified flow's own time of any SDE, shifted. The
+    steps lie in log rho with a density that falls as rho^(1/power) towards little noise and as rho^(-decay) towards
+    much. With power 1 it is the grid of flow matching, with the shift of Esser et al. 2024, arXiv:2403.03206, eq. 23
+    (their sqrt(m/n)); power 2 is to it what `Quadratic` is to t. shift is a noise level, for data of about unit scale.
 
-    power 1 is the grid of flow matching, with the shift of Esser et al. 2024, arXiv:2403.03206, eq. 23 (their
-    sqrt(m/n)); power 2 is to it what `Quadratic` is to t. On data of about unit scale the defaults give second-order
-    samplers with noise a fraction of the KL that `UniformLogSNR` does (`benchmarks/order_and_law.py`); the best shift
-    is smaller for more noise and for a steeper slope.
+    The methods' own grids are of this family (`benchmarks/default_grids.py`). A decay of ½ leaves enough steps at much
+    noise: there a multistep method starts, at lower order, and with 1 its start is what is left of the error at
+    a hundred steps.
     """
 
     power: float = 2.0
     shift: float = 0.6
+    decay: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (self.power > 0 and self.shift > 0):
-            raise ValueError(f"FlowTime: power and shift must be positive, not {self.power} and {self.shift}")
+        if not (self.power > 0 and self.shift > 0 and self.decay > 0):
+            raise ValueError(
+                f"FlowTime: power, shift and decay must be positive, not {self.power}, {self.shift} and {self.decay}"
+            )
 
     def __call__(self, sde: SDE, steps: int) -> Array:
         xp = sde.namespace(sde.t_min)
-        log_shift = xp.log(self.shift)
-        # By the logarithm of tau, which keeps its digits at little noise: log SNR = 2 log(1/tau - 1) - 2 log shift.
+        log_shift, power = xp.log(self.shift), self.decay * self.power
+        # By logarithms, which keep their digits at little noise. w = 1/(1 + (shift/rho)^decay).
         ends = [
-            xp.exp(-xp.logaddexp(0.0, 0.5 * sde.log_snr(t) + log_shift) / self.power) for t in (sde.t_max, sde.t_min)
+            xp.exp(-xp.logaddexp(0.0, self.decay * (0.5 * sde.log_snr(t) + log_shift)) / power)
+            for t in (sde.t_max, sde.t_min)
         ]
-        log_tau = self.power * xp.log(xp.linspace(*ends, steps + 1))
-        return _through_log_snr(sde, 2 * (xp.log(-xp.expm1(log_tau)) - log_tau - log_shift))
+        log_w = power * xp.log(xp.linspace(*ends, steps + 1))
+        return _through_log_snr(sde, 2 * (xp.log(-xp.expm1(log_w)) - log_w) / self.decay - 2 * log_shift)
+
+
+@dataclass(frozen=True)
+class FewToMany:
+    """One grid at few steps, another at many: log SNR is mixed evenly between 16 steps and 64.
+
+    For methods that are most exact at few steps where those at much noise are long, but whose order at many steps is
+    that of a start in short ones.
+    """
+
+    few: Grid
+    many: Grid
+
+    def __call__(self, sde: SDE, steps: int) -> Array:
+        share = min(max((steps - 16) / 48, 0.0), 1.0)
+        if share in (0, 1):
+            return (self.many if share else self.few)(sde, steps)
+        return _through_log_snr(
+            sde, (1 - share) * sde.log_snr(self.few(sde, steps)) + share * sde.log_snr(self.many(sde, steps))
+        )
+
+
+# The methods' own grids, by what they hold still over a step: chosen by benchmarks/default_grids.py.
+NOISE_GRID = FlowTime(power=3.0, shift=4.0)  # of DDIM and iPNDM
+DENOISER_GRID = FlowTime(power=6.0, shift=2.0, decay=0.5)  # of multistep methods in the denoiser
+# Of those of order 3 without a corrector, for which the start matters most.
+NOISE_GRID_3 = FewToMany(NOISE_GRID, FlowTime(power=3.0, shift=2.0, decay=0.3))
+DENOISER_GRID_3 = FewToMany(DENOISER_GRID, FlowTime(power=6.0, shift=2.0, decay=0.3))
+STOCHASTIC_GRID = FlowTime(power=6.0, shift=1.0)  # of those that draw noise, and forget how they started
 
 
 @dataclass(frozen=True)

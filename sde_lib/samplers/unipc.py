@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from sde_lib.samplers.exponential import log_snr_steps
-from sde_lib.samplers.grids import Grid, UniformLogSNR
+from sde_lib.samplers.grids import DENOISER_GRID, Grid
 from sde_lib.samplers.linear import LinearSampler, Table
 from sde_lib.sde import SDE
 from sde_lib.typing import Array
@@ -57,7 +57,7 @@ class UniPC(LinearSampler):
         corrector: without it UniP-p, of which UniP-1 is DDIM and UniP-2 with bh2 DPM-Solver++(2M).
     """
 
-    grid: Grid = UniformLogSNR()  # noqa: RUF009 - immutable
+    grid: Grid = DENOISER_GRID
     order: int = 3
     bh1: bool = False
     corrector: bool = True

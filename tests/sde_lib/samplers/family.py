@@ -74,7 +74,7 @@ FAMILY = {
     "deis_log_snr": Method(DEIS(variable=in_log_snr), 3, settled=64),
     "ipndm": Method(IPNDM(), 2),
     "unip, order 2": Method(UniPC(order=2, corrector=False), 2),
-    "unip, order 3": Method(UniPC(corrector=False), 3, settled=64),
+    "unip, order 3": Method(UniPC(corrector=False, grid=DPMSolverPP3M().grid), 3, settled=64),
     "unipc, order 1": Method(UniPC(order=1), 2),
     "unipc, order 2": Method(UniPC(order=2), 3, settled=64),
     "unipc, order 2, bh1": Method(UniPC(order=2, bh1=True), 3, settled=64),

@@ -35,6 +35,7 @@ from sde_lib.samplers import (
     DPMSolverPP2M,
     DPMSolverPP3M,
     EulerMaruyama,
+    FewToMany,
     FlowTime,
     Heun,
     Karras,
@@ -240,7 +241,7 @@ def test_sa_solver_s_weak_order_on_a_mixture_is_the_theory_s(predictor):
 
 PAIRS = {
     "2M and 1": (SDEDPMSolverPP2M(), SDEDPMSolverPP1(grid=FlowTime())),
-    "SA-Solver and 2M Heun": (SASolver(predictor=3), SDEDPMSolverPP2MHeun(grid=UniformLogSNR())),
+    "SA-Solver and 2M Heun": (SASolver(predictor=3, grid=UniformLogSNR()), SDEDPMSolverPP2MHeun(grid=UniformLogSNR())),
 }
 
 
@@ -365,7 +366,12 @@ def test_unipc_1_is_ddim_and_its_corrector_step_by_step():
         t = UniformLogSNR()(sde, steps)
         start = x = np.asarray(jax.random.normal(jax.random.key(0), (32, 2)))
         result, *_ = run_linear(
-            UniPC(order=1, steps=steps), score_fn, jnp.asarray(x), jax.random.split(jax.random.key(0), 32), None, 0
+            UniPC(order=1, steps=steps, grid=UniformLogSNR()),
+            score_fn,
+            jnp.asarray(x),
+            jax.random.split(jax.random.key(0), 32),
+            None,
+            0,
         )
         call = lambda x, t: np.asarray((x + sde.sigma(t) ** 2 * score_fn(jnp.asarray(x), t)) / sde.alpha(t))  # noqa: E731
         d = call(x, t[0])
@@ -385,7 +391,8 @@ def test_sa_solver_predicts_and_corrects_step_by_step(predictor, corrector, eta)
     # Xue et al. 2023, algorithm 1, with polynomials fitted through the calls, integrals by an adaptive rule, and a
     # denoiser of our own.
     sde, steps, denoise = CosineVP(), 7, np.tanh
-    table = table_of(SASolver(steps=steps, predictor=predictor, corrector=corrector, eta=eta), sde)
+    sampler = SASolver(steps=steps, grid=UniformLogSNR(), predictor=predictor, corrector=corrector, eta=eta)
+    table = table_of(sampler, sde)
     z, q = np.random.default_rng(0).normal(size=steps), 1 + eta**2
     t = UniformLogSNR()(sde, steps)
     place = 0.5 * sde.log_snr(t)
@@ -429,6 +436,39 @@ def test_multistep_methods_lead_at_eight_calls():
         assert error[name] < error["heun"] / 5 and error[name] < error["ddim"] / 2, error
 
 
+NAMED = [UniformT(), UniformLogSNR(), Karras(), Quadratic(), FlowTime()]  # those of --grid
+
+
+@pytest.mark.parametrize("seed", [5, 6])
+def test_at_eight_calls_no_grid_with_a_name_beats_the_method_s_own(seed):
+    data, sde = random_mixture(seed, 2), VP()
+    score_fn, key = ExactScore(data, sde), jax.random.key(0)
+    fine = sample(UniPC(steps=400), score_fn, key, 2000, (2,)).x
+    found = {}
+    for method in (DDIM(), DPMSolverPP2M(), DEIS(), IPNDM(), UniPC()):
+        error = {}
+        for grid in (method.grid, *NAMED):
+            drawn = sample(padded(replace(method, steps=8, grid=grid), 8), score_fn, key, 2000, (2,)).x
+            error[grid] = float(jnp.sqrt(jnp.mean(jnp.sum((drawn - fine) ** 2, axis=1))))
+        found[type(method).__name__, getattr(method, "order", 0)] = error.pop(method.grid) / min(error.values())
+    assert max(found.values()) < 1.25 and found["UniPC", 3] < 1.0, found
+
+
+@each_sde
+@pytest.mark.parametrize("sampler", [SASolver(), SDEDPMSolverPP1()], ids=lambda s: type(s).__name__)
+def test_with_noise_no_grid_with_a_name_beats_the_method_s_own_by_much(sampler, sde):
+    """By the exact law, on widths from 1.5 to 0.03 at once; geometric means over few calls and many."""
+    widths = np.array([1.5, 0.5, 0.2, 0.07, 0.03])
+
+    def error(grid):
+        kl = [
+            gaussian_kl(replace(sampler, steps=n, grid=grid), sde, 0 * widths, np.diag(widths**2)) for n in (6, 12, 48)
+        ]
+        return np.exp(np.mean(np.log(kl)) / 2)
+
+    assert error(sampler.grid) < 1.2 * min(map(error, NAMED))
+
+
 def test_the_published_3m_loses_its_third_order_to_one_factor():
     steps = [320, 640, 1280]
     for name, least, most in (("dpmpp_3m", 2.8, 5.0), ("dpmpp_3m_published", 1.9, 2.1)):
@@ -442,7 +482,16 @@ def test_the_published_3m_loses_its_third_order_to_one_factor():
 
 @pytest.mark.parametrize(
     "grid",
-    [UniformT(), UniformLogSNR(), Karras(), Karras(rho=3.0), Quadratic(), FlowTime(), FlowTime(1.0, 3.0)],
+    [
+        UniformT(),
+        UniformLogSNR(),
+        Karras(),
+        Karras(rho=3.0),
+        Quadratic(),
+        FlowTime(),
+        FlowTime(1.0, 3.0),
+        FlowTime(4.0, 2.0, 0.5),
+    ],
     ids=str,
 )
 @each_sde
@@ -454,7 +503,9 @@ def test_grids_are_even_in_what_they_are_named_after(grid, sde):
         UniformLogSNR: lambda: sde.log_snr(t),
         Karras: lambda: (sde.sigma(t) / sde.alpha(t)) ** (1 / grid.rho),
         Quadratic: lambda: t**0.5,
-        FlowTime: lambda: (sde.sigma(t) / (sde.sigma(t) + grid.shift * sde.alpha(t))) ** (1 / grid.power),
+        FlowTime: lambda: (
+            (1 + (grid.shift * sde.alpha(t) / sde.sigma(t)) ** grid.decay) ** (-1 / (grid.decay * grid.power))
+        ),
     }[type(grid)]()
     np.testing.assert_allclose(np.diff(even), (even[-1] - even[0]) / 20, rtol=1e-6)
 
@@ -591,6 +642,7 @@ def test_steps_even_in_log_snr_cost_every_axis_the_same():
         (lambda: Karras(rho=0.0), "rho"),
         (lambda: FlowTime(power=0.0), "power"),
         (lambda: FlowTime(shift=-1.0), "shift"),
+        (lambda: FlowTime(decay=0.0), "decay"),
         (lambda: table_of(DDIM(steps=2, grid=Times((1.0, 0.5))), VP()), "2 steps need 3 times"),
         (lambda: table_of(DDIM(steps=2, grid=Times((0.5, 1.0, 0.1))), VP()), "decrease"),
         (lambda: table_of(DDIM(steps=2, grid=Times((1.0, 0.5, 1e-4))), VP()), "stay within"),
@@ -660,3 +712,13 @@ def test_ipndm_s_weights_integrate_polynomials(order):
     for i, weights in enumerate(b / b.sum(axis=1, keepdims=True)):
         for m in range(min(order, i + 1)):
             np.testing.assert_allclose(weights @ (-np.arange(order, dtype=float)) ** m, 1 / (m + 1), rtol=1e-12)
+
+
+@pytest.mark.parametrize("sde", SDES, ids=SDE_IDS)
+def test_a_grid_goes_from_one_at_few_steps_to_another_at_many(sde):
+    few, many = Quadratic(), Karras()
+    grid = FewToMany(few, many)
+    for steps, alone in ((4, few), (16, few), (64, many), (100, many)):
+        np.testing.assert_array_equal(grid(sde, steps), alone(sde, steps))
+    at = {g: sde.log_snr(g(sde, 28)) for g in (grid, few, many)}
+    np.testing.assert_allclose(at[grid], 0.75 * at[few] + 0.25 * at[many], rtol=1e-6)
