@@ -31,9 +31,8 @@ def measure(run: Any, name: str, data: np.ndarray, seed: int) -> dict[int, float
     for calls in CALLS:
         try:
             sampler = sampler_of(run, name, steps=calls)
-            drawn = run.sample(
-                replace(sampler, denoise=False) if hasattr(sampler, "denoise") else sampler, n=N, seed=seed
-            )
+            plain = replace(sampler, denoise=False) if sampler.denoise else sampler
+            drawn = run.sample(plain, n=N, seed=seed)
         except (UserError, ValueError):  # fewer steps than the method takes, or none fitted for them
             continue
         assert drawn.nfe == calls

@@ -35,7 +35,7 @@ from sde_lib import (
     flow_matching_weighting,
 )
 from sde_lib.flow_map import JumpLoss, consistency_loss, eulerian, flow_map_loss, lagrangian, semigroup
-from sde_lib.samplers import DPMSolverPP2M, FlowTime, UniPC
+from sde_lib.samplers import DDIM, DPMSolverPP2M, FlowTime, UniPC
 
 STEPS, BATCH, TESTED = 3000, 512, 4096
 WEIGHTS = np.array([0.4, 0.3, 0.2, 0.1])
@@ -49,8 +49,9 @@ JUMPS: dict[str, JumpLoss] = {"lagrangian": lagrangian, "semigroup": semigroup, 
 CONSISTENCY = "consistency"
 SETS = (
     *[("flow_map", FlowMapSampler(n, renoise)) for n in (1, 2, 4) for renoise in (0.0, 1.0) if n > 1 or not renoise],
-    *[("dpmpp_2m", DPMSolverPP2M(steps=n)) for n in (1, 2, 4, 8)],
-    *[("unipc", UniPC(order=min(n, 3), steps=n)) for n in (1, 2, 4, 8)],
+    ("ddim", DDIM(steps=1)),  # which the others are too with one call
+    *[("dpmpp_2m", DPMSolverPP2M(steps=n)) for n in (2, 4, 8)],
+    *[("unipc", UniPC(order=min(n, 3), steps=n)) for n in (2, 4, 8)],
     *[("dpmpp_2m on FlowTime", DPMSolverPP2M(steps=n, grid=FlowTime())) for n in (4, 8)],
 )
 

@@ -11,9 +11,9 @@ SHOWN = {  # notebook: which of its pictures
     "1_score_and_langevin": 1,
     "2_a_die_from_gaussian_noise": 2,
     "4_forward_and_backward": 1,
-    "5_the_noise_compass": 2,
+    "5_the_noise_compass": 4,
     "6_sde_and_ode": 0,
-    "7_likelihood": 4,
+    "7_likelihood": 6,
 }
 
 

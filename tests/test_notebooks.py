@@ -58,6 +58,16 @@ def test_it_is_committed_with_its_outputs(path: Path) -> None:
 
 
 @each_notebook
+def test_each_picture_has_an_alt_text(path: Path) -> None:
+    """It is the metadata `alt` of the picture's cell, which nbconvert puts into the page; no other cell has one."""
+    _, cells = read(path)
+    for cell in cells:
+        shows = any("image/png" in output.get("data", {}) for output in cell["outputs"])
+        alt = cell["metadata"].get("alt", "")
+        assert (len(alt.split()) >= 4 and alt.endswith(".")) if shows else not alt, "".join(cell["source"])
+
+
+@each_notebook
 def test_it_reads_one_idea_a_cell(path: Path) -> None:
     """Words stand before code; cells are short; a line holds one statement, which assigns one value."""
     notebook, code = read(path)

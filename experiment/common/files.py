@@ -3,6 +3,7 @@
 Paths as users give them, and locks where the system has them, are here too.
 """
 
+import contextlib
 import errno
 import io
 import itertools
@@ -16,7 +17,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -48,8 +49,9 @@ def user_path(given: str | Path, what: str) -> Path:
     return path
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Replace the file's content, by way of a file beside it that is flushed to disk, then renamed over it.
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a file beside this one to write to; at the end it is flushed to disk, then renamed over it.
 
     Folders above it are made. Raises UserError where the file cannot be written.
     """
@@ -57,7 +59,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(beside, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
@@ -65,6 +67,12 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise UserError(
             f"cannot write {path} ({error.strerror or error}): choose another folder, or make room"
         ) from None
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace the file's content, by way of a file beside it, as `replacing` does."""
+    with replacing(path) as file:
+        file.write(content)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -82,6 +90,37 @@ def write_npz(path: Path, **arrays: np.ndarray) -> None:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # numpy's stub takes the keywords for its own
     write_bytes(path, buffer.getvalue())
+
+
+def write_npz_rows(
+    path: Path, name: str, shape: tuple[int, ...], dtype: Any, rows: Iterable[np.ndarray], **arrays: np.ndarray
+) -> None:
+    """Replace the file's content by an .npz that holds the array `name`, written some rows at a time, and the others.
+
+    shape, dtype: of the array that the rows make together; they are never all in memory. Raises ValueError where they
+    are more or fewer.
+    """
+    whole = np.dtype(dtype)
+    header = {"descr": np.lib.format.dtype_to_descr(whole), "fortran_order": False, "shape": shape}
+    with replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
+        with archive.open(_member(name), "w", force_zip64=True) as member:
+            np.lib.format.write_array_header_1_0(member, header)
+            count = 0
+            for some in rows:
+                member.write(np.ascontiguousarray(some, whole).tobytes())
+                count += len(some)
+        if count != shape[0]:
+            raise ValueError(f"{count} rows were given of {shape[0]}")
+        for other, array in arrays.items():
+            with archive.open(_member(other), "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
+
+
+def _member(name: str) -> zipfile.ZipInfo:
+    """An array's entry in an .npz, compressed; of one date, so that equal arrays make equal files."""
+    member = zipfile.ZipInfo(f"{name}.npy")
+    member.compress_type = zipfile.ZIP_DEFLATED
+    return member
 
 
 def cache_folder(given: str = "") -> Path:

@@ -1,6 +1,7 @@
 """`.npz` files: images of levels, or numbers in any units; with or without conditions, or a split of their own."""
 
 import dataclasses
+import shutil
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -85,6 +86,30 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
         pickled = "pickle" in str(error)
         reason = "holds Python objects" if pickled else f"is damaged or no .npz file ({one_line(error, 100)})"
         raise UserError(f"cannot read {path}: it {reason}; save plain arrays with numpy.savez") from error
+
+
+def mapped_images(path: Path, folder: Path) -> list[np.ndarray] | None:
+    """The images of an .npz, uint8 of 256 levels, each array unpacked into a file of the folder and mapped from there.
+
+    None for what is not plainly that: `load_npz` takes it, or tells what is wrong.
+    """
+    try:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+            members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
+            split = [key for key in ("x_train", "x_test") if key in members]
+            keys = split if len(split) == 2 else [key for key in DATA_KEYS if key in members][:1]
+            if not keys or "levels" in members:
+                return None
+            found = []
+            for key in keys:
+                with archive.open(members[key]) as packed, open(folder / f"{key}.npy", "wb") as unpacked:
+                    shutil.copyfileobj(packed, unpacked)
+                found.append(np.load(folder / f"{key}.npy", mmap_mode="r"))
+    except Exception:  # zipfile, zlib and numpy raise a dozen kinds for what is damaged
+        return None
+    images = [x[..., None] if x.ndim == 3 else x for x in found]
+    plain = all(x.dtype == np.uint8 and x.ndim == 4 and x.shape[-1] <= 4 < min(x.shape[1:3]) for x in images)
+    return images if plain and len({x.shape[1:] for x in images}) == 1 else None
 
 
 def _named_split(path: Path, arrays: dict[str, np.ndarray], part: str, levels: int) -> Split:

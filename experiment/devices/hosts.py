@@ -12,6 +12,8 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -27,6 +29,14 @@ _CLUSTERS: dict[str, Callable[[str], bool]] = {
     "OMPI_COMM_WORLD_SIZE": lambda value: value.isdigit() and int(value) > 1,
     # Where jax finds no hosts it writes a sentence there itself.
     "TPU_WORKER_HOSTNAMES": lambda value: "," in value and " " not in value,
+}
+# Beside them: this process's number, its number on its own machine, how many there are there, and what names the job.
+_PLACES = {
+    "SLURM_STEP_NUM_TASKS": ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE", "SLURM_JOB_ID"),
+    "OMPI_COMM_WORLD_SIZE": (
+        *("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+        "PMIX_NAMESPACE",
+    ),
 }
 _BY_HAND = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _MESSAGE = 2**14  # bytes; one size, so that one program is compiled for all messages
@@ -100,9 +110,64 @@ def several() -> bool:
     return by_hand[1] > 1 if by_hand else any(says(os.environ.get(name, "")) for name, says in _CLUSTERS.items())
 
 
+@dataclass(frozen=True)
+class Place:
+    """This process's number among `count` that work on the same, and what names the job of theirs; "" for one alone."""
+
+    number: int = 0
+    count: int = 1
+    job: str = ""
+
+
+def place_of_process() -> Place:
+    """This process's place among those that share out work by files, without a connection between them.
+
+    Where a cluster starts several on one machine, each takes the GPU of its own number there. Raises UserError for an
+    environment that cannot be right, and on a TPU slice, whose hosts compute only together.
+    """
+    by_hand = _by_hand()
+    if by_hand is not None:
+        address, count, number = by_hand
+        return Place(number, count, address) if count > 1 else Place()
+    if not several():
+        return Place()
+    for size, (rank, local, on_machine, job) in _PLACES.items():
+        if _CLUSTERS[size](os.environ.get(size, "")):
+            told, its = os.environ.get(rank, ""), os.environ.get(local, "")
+            if not told.isdigit() or int(told) >= int(os.environ[size]):
+                raise UserError(f"{size} is {os.environ[size]}, and {rank} {told!r}: number the processes from 0")
+            several_here = os.environ.get(on_machine, "1").partition("(")[0] != "1"
+            if its.isdigit() and several_here and "," in os.environ.get("CUDA_VISIBLE_DEVICES", "0,1"):
+                jax.config.update("jax_cuda_visible_devices", its)
+            return Place(int(told), int(os.environ[size]), f"{job} {os.environ.get(job, '')}")
+    raise UserError(
+        "the hosts of a TPU slice share out no samples: start this on one host alone, or as processes of their own by "
+        f"{', '.join(_BY_HAND)}"
+    )
+
+
+_SHARED: ContextVar[bool] = ContextVar("shared", default=False)
+
+
+@contextlib.contextmanager
+def shared_out() -> Iterator[Place]:
+    """Inside, a run may be read by each of several processes: what calls this shares its work out among them.
+
+    Yields this process's place. Raises UserError as `place_of_process` does.
+    """
+    token = _SHARED.set(True)
+    try:
+        yield place_of_process()
+    finally:
+        _SHARED.reset(token)
+
+
 def one_host_only(what: str) -> None:
-    """Refuse to go on among several processes. Raises UserError where the environment says that there are several."""
-    if several():
+    """Refuse to go on among several processes, but for work that is `shared_out`.
+
+    Raises UserError where the environment says that there are several.
+    """
+    if not _SHARED.get() and several():
         raise UserError(
             f"{what} runs on one host, over all of its devices: start it alone, without {_BY_HAND[0]} and the like,"
             " and not by mpirun or srun of several tasks"

@@ -4,6 +4,7 @@ The metrics are torch-fidelity's (`experiment.evaluation.inception`).
 """
 
 import json
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,22 +14,26 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from experiment.common.errors import UserError
+from experiment.common.errors import UserError, shown
 from experiment.common.files import check_folder, user_path, write_json
-from experiment.common.progress import say_start
+from experiment.common.progress import progress, say_start
 from experiment.common.provenance import provenance
 from experiment.config import load_config
 from experiment.data.load import load_dataset
-from experiment.data.scaling import Scaling
+from experiment.data.npz import mapped_images
+from experiment.devices.hosts import Place, shared_out
 from experiment.evaluation import inception
-from experiment.evaluation.drawing import draw_seed
+from experiment.evaluation.images import Images
 from experiment.evaluation.inception import FidMetrics, Weights
 from experiment.evaluation.opening import open_run, samplers_of
 from experiment.evaluation.points import points_at, read_budgets, settings_of
 from experiment.evaluation.results import plain
 from experiment.evaluation.settings import FromConfig
 from experiment.evaluation.text import fitted, number
+from experiment.run.conditions import arrays_of, conditions, kind_of_run
+from experiment.run.samples import asked_for, parts_of
 from experiment.run.sampling import check_samples_fit, expected_seconds, told
+from experiment.run.shards import Shards
 
 Array = np.ndarray
 
@@ -99,13 +104,34 @@ class FidRow:
         return row
 
 
-def reference_images(run: Any, reference: str) -> tuple[Array, Reference]:
-    """Load the images of FidSettings.reference, uint8 (m, h, w, c).
+def reference_images(run: Any, reference: str, folder: Path | None = None) -> tuple[Images, Reference]:
+    """Find the images of FidSettings.reference, to be read some at a time.
 
-    Raises UserError for one that is not there, holds no images, too few, or others than the run draws in size or
-    channels.
+    folder: where those of an .npz may be unpacked, so that they need not lie in memory. Raises UserError for one that
+    is not there, holds no images, too few, or others than the run draws in size or channels.
     """
     path, (crop, size) = user_path(reference, "--fid_reference"), (run.config.data.crop, run.config.data.size)
+    mapped = None
+    if folder is not None and path.is_file() and path.suffix.lower() == ".npz" and not (crop or size):
+        mapped = mapped_images(path, folder)
+    if mapped is not None:
+        parts, levels, name, split = mapped, 256, shown(path.stem), "all"
+    else:
+        parts, levels, name, split = _loaded(run, reference, path)
+    n, shape = sum(map(len, parts)), parts[0].shape[1:]
+    if shape != tuple(run.shape):
+        shapes = ["x".join(map(str, its)) for its in (shape, run.shape)]
+        raise UserError(
+            f"--fid_reference={reference} has images of {shapes[0]}, the run draws {shapes[1]}: resize or convert them"
+        )
+    if n < MIN_SIZE:
+        raise UserError(f"--fid_reference={reference} has {n} image(s): give at least {MIN_SIZE}")
+    return Images(parts, levels), Reference(name, split, n, list(shape))
+
+
+def _loaded(run: Any, reference: str, path: Path) -> tuple[list[Array], int, str, str]:
+    """The arrays of images of a data set, their levels, its name, and the split."""
+    crop, size = run.config.data.crop, run.config.data.size
     if reference in ("train", "test"):
         dataset, split = run.dataset, reference
     elif path.exists():
@@ -119,27 +145,24 @@ def reference_images(run: Any, reference: str) -> tuple[Array, Reference]:
             ) from None
     if dataset.levels is None:
         raise UserError(f"--fid_reference={reference} holds vectors: give images")
-    x = np.concatenate([dataset.train.x, dataset.test.x]) if split == "all" else getattr(dataset, split).x
-    if x.shape[1:] != tuple(run.shape):
-        shapes = ["x".join(map(str, shape)) for shape in (x.shape[1:], run.shape)]
-        raise UserError(
-            f"--fid_reference={reference} has images of {shapes[0]}, the run draws {shapes[1]}: resize or convert them"
-        )
-    if len(x) < MIN_SIZE:
-        raise UserError(f"--fid_reference={reference} has {len(x)} image(s): give at least {MIN_SIZE}")
-    return grey_values(x, dataset.levels), Reference(dataset.name, split, len(x), list(x.shape[1:]))
+    parts = [dataset.train.x, dataset.test.x] if split == "all" else [getattr(dataset, split).x]
+    return parts, dataset.levels, dataset.name, split
 
 
-def grey_values(x: Array, levels: int) -> Array:
-    """Levels as uint8 0..255, through a table: `Scaling.to_uint8` takes eight bytes for each."""
-    return Scaling(levels).to_uint8(np.arange(levels))[x]
-
-
-def fid(run: Any, samplers: Sequence[tuple[str, Any]], settings: FidSettings) -> Iterator[FidRow]:
+def fid(
+    run: Any,
+    samplers: Sequence[tuple[str, Any]],
+    settings: FidSettings,
+    parts: Path | None = None,
+    place: Place | None = None,
+) -> Iterator[FidRow]:
     """Draw, compare and yield a row for each (name, sampler).
 
-    run: as for `evaluate`. Raises UserError before anything is drawn for what is wrong with the run's kind of data,
-    the weights or the reference; later for samples that are not finite.
+    run: as for `evaluate`. parts: the folder where samples are kept, so that a killed computation goes on; None for
+    none. place: of this process, the first of those that share out the samples there.
+
+    Raises UserError before anything is drawn for what is wrong with the run's kind of data, the weights or the
+    reference; later for samples that are not finite.
     """
     inception.library()
     if run.scaling.levels is None or run.shape[-1] not in (1, 3):
@@ -151,15 +174,15 @@ def fid(run: Any, samplers: Sequence[tuple[str, Any]], settings: FidSettings) ->
         weights, of_weights = inception.checked_weights(
             user_path(settings.weights or "", "--fid_weights"), Path(folder)
         )
-        reference, of_reference = reference_images(run, settings.reference)
-        cache = Path(folder, "cache")
-        for name, sampler in samplers:
-            draws = draw_seed(run, name, sampler, settings.seed, settings.n, run.config.eval.batch_size)
-            samples = grey_values(np.asarray(run.scaling.to_data(draws.x)), run.scaling.levels)
-            metrics = inception.compare_images(samples, reference, weights, cache)
+        reference, of_reference = reference_images(run, settings.reference, Path(folder))
+        for i, (name, sampler) in enumerate(samplers):
+            drawn = parts or Path(folder, "parts")
+            kept = samples_in_parts(run, sampler, name, settings, drawn, place or Place())
+            samples, nfe = unpacked(kept, Path(folder, f"samples{i}.npy"))
+            metrics = inception.compare_images(Images([samples]), reference, weights, Path(folder, "cache"))
             yield FidRow(
                 sampler=name,
-                nfe=draws.nfe,
+                nfe=nfe,
                 n=settings.n,
                 metrics=metrics,
                 notes=_notes(settings.n, metrics.kid_subset_size, of_weights.published),
@@ -172,6 +195,31 @@ def fid(run: Any, samplers: Sequence[tuple[str, Any]], settings: FidSettings) ->
                 preprocessing=inception.PREPROCESSING,
                 origin=_origin(),
             )
+
+
+def samples_in_parts(run: Any, sampler: Any, name: str, settings: FidSettings, folder: Path, place: Place) -> Shards:
+    """Draw the samples into the folder, or what is missing of them, or this process's share."""
+    n, size = settings.n, min(run.config.eval.batch_size, settings.n)
+    rows = conditions(run, n, settings.seed)
+    asked = asked_for(run, sampler, n, settings.seed, arrays_of(kind_of_run(run), rows, labels="arr_1"))
+    with progress(n, name, seconds=expected_seconds(run, sampler, n)) as work:
+        work.note("compiling")
+        parts = parts_of(folder, run, sampler, name, asked, size, rows, work)
+        parts.fill(place)
+    return parts
+
+
+def unpacked(parts: Shards, path: Path) -> tuple[Array, float]:
+    """Put the samples into one file, which is mapped. Returns them, uint8 (n, h, w, c), and the mean of their NFE."""
+    whole, first, cost = None, 0, 0.0
+    for part in parts.read():
+        if whole is None:
+            whole = np.lib.format.open_memmap(path, "w+", np.uint8, (parts.n, *part["x"].shape[1:]))
+        whole[first : first + len(part["x"])] = part["x"]
+        first, cost = first + len(part["x"]), cost + float(part["nfe"]) * len(part["x"])
+    assert whole is not None  # there is one sample at least
+    whole.flush()
+    return np.load(path, mmap_mode="r"), cost / parts.n
 
 
 def _network(run: Any) -> dict[str, Any]:
@@ -253,20 +301,27 @@ def fid_of_run(
     """
     of_settings = {name: value for name, value in given.items() if name not in ("samplers", "nfe")}
     names, budgets = given.get("samplers"), read_budgets(given.get("nfe") or ())
-    run, settings = open_run(workdir, FidSettings, of_settings, names, needs=inception.library, data=data, cache=cache)
+    with shared_out() as place:
+        run, settings = open_run(workdir, FidSettings, of_settings, names, inception.library, data=data, cache=cache)
     path = (user_path(out, "--out") if out else run.workdir / "fid") / "fid.json"
     points = points_at(samplers_of(run, names), budgets)
-    check_samples_fit(settings.n, run.shape)
+    check_samples_fit(min(run.config.eval.batch_size, settings.n), run.shape)
     check_folder(path.parent)
+    drawn = path.parent / "parts"
+    if place.number:
+        for point in points:
+            samples_in_parts(run, point.sampler, point.name, settings, drawn, place)
+        return [f"process {place.number} of {place.count} has drawn its share; the first one writes the files"]
     earlier, rows = _read(path), []
     seconds = sum(expected_seconds(run, point.sampler, settings.n) for point in points)
     say_start(
         f"FID of {run.workdir} at step {run.step}: {', '.join(map(str, points))}, {settings.n:,} samples each"
         f"{told(run, seconds)}"
     )
-    for row in fid(run, [(point.name, point.sampler) for point in points], settings):
+    for row in fid(run, [(point.name, point.sampler) for point in points], settings, drawn, place):
         rows.append(row)
         write_json(path, [*earlier, *(row.to_json() for row in rows)])
+    shutil.rmtree(drawn, ignore_errors=True)
     return [*fid_lines(rows), str(path)]
 
 

@@ -1,18 +1,20 @@
 """torch-fidelity's network and metrics on two sets of images (the optional extra `fid`).
 
-That library has the network, its preprocessing and the metrics; here are only the images that it is given and the
-weights that it reads. FID: Heusel et al. 2017, arXiv:1706.08500, eq. 6. KID: Bińkowski et al. 2018, arXiv:1801.01401,
-section 4. Precision and recall: Kynkäänniemi et al. 2019, arXiv:1904.06991, eq. 2, here in the Inception features as
-the ADM suite has them, not in VGG's. Inception score: Salimans et al. 2016, arXiv:1606.03498, section 4.
+That library has the network, its preprocessing, FID, KID and the Inception score; here are the images that it is given,
+the weights that it reads, and the passes over features that are too many for memory. FID: Heusel et al. 2017,
+arXiv:1706.08500, eq. 6. KID: Bińkowski et al. 2018, arXiv:1801.01401, section 4. Precision and recall: Kynkäänniemi et
+al. 2019, arXiv:1904.06991, eq. 2, here in the Inception features as the ADM suite has them, not in VGG's. Inception
+score: Salimans et al. 2016, arXiv:1606.03498, section 4.
 
 Nothing is downloaded, and torch is imported only by the functions that need it. On a GPU it has what JAX leaves of the
 memory: XLA_PYTHON_CLIENT_PREALLOCATE=false leaves it more.
 """
 
+import contextlib
 import hashlib
 import io
-import sys
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +23,16 @@ import numpy as np
 
 from experiment.common.errors import UserError, one_line
 from experiment.common.files import read_regular
+from experiment.common.progress import progress
+from experiment.evaluation.images import Images, release
 
 Array = np.ndarray
 MOST_BYTES = 2**30  # of the weights, which have 2**27
 
 KID_SUBSETS, KID_SUBSET_SIZE, NEIGHBOURS = 100, 1000, 3
 EXTRACTOR = "inception-v3-compat"
+BATCH = 32  # images at once, which take half a gigabyte inside the network
+ROWS, DISTANCES = 4096, 2**25  # of features at once, and distances between them
 WEIGHTS_FILE = "pt_inception-2015-12-05-6726825d.pth"
 WEIGHTS_SHA256 = "6726825d"  # its first digits, which the file's name has too
 WEIGHTS_REMEDY = (
@@ -114,49 +120,120 @@ def checked_weights(path: Path, folder: Path) -> tuple[Path, Weights]:
     return copy, Weights(path.name, digest, published=digest.startswith(WEIGHTS_SHA256))
 
 
-def compare_images(x: Array, y: Array, weights: Path, cache: Path) -> FidMetrics:
-    """The metrics of samples x (n, h, w, c) against a reference y (m, h, w, c), both uint8, c being 1 or 3.
+def compare_images(x: Images, y: Images, weights: Path, cache: Path) -> FidMetrics:
+    """The metrics of samples x against a reference y, of 1 or 3 channels.
 
-    weights: as `checked_weights` leaves them. cache: an empty folder, where the features of y are kept for the next x.
+    Features are kept in files, and neither they nor the images are ever all in memory. weights: as `checked_weights`
+    leaves them. cache: a folder for the features, empty before the first call; those of y are kept for the next x.
     """
     fidelity = library()
-    import torch
+    from torch_fidelity.metric_fid import fid_statistics_to_metric
+    from torch_fidelity.metric_isc import isc_featuresdict_to_metric
+    from torch_fidelity.metric_kid import kid_features_to_metric
 
-    def images(z: Array) -> Any:
-        channels_first = torch.from_numpy(z).permute(0, 3, 1, 2).expand(-1, 3, -1, -1)
-        return torch.utils.data.Subset(channels_first, range(len(z)))
-
+    cache.mkdir(parents=True, exist_ok=True)
+    names = ["2048", "logits_unbiased"]
+    network = fidelity.FeatureExtractorInceptionV3(EXTRACTOR, names, feature_extractor_weights_path=str(weights))
+    network.requires_grad_(False).eval().to(_device())
+    of_y, _ = features_of(y, network, cache / "reference")
+    of_x, logits = features_of(x, network, cache / "samples", again=True)
     size = min(KID_SUBSET_SIZE, len(x), len(y))
-    found = fidelity.calculate_metrics(
-        input1=images(x),
-        input2=images(y),
-        input2_cache_name="reference",
-        cache_root=str(cache),
-        feature_extractor=EXTRACTOR,  # named, for by itself the library fetches VGG's weights for precision and recall
-        feature_extractor_weights_path=str(weights),
-        isc=True,
-        fid=True,
-        kid=True,
-        prc=True,
-        kid_subsets=KID_SUBSETS,
-        kid_subset_size=size,
-        prc_neighborhood=NEIGHBOURS,
-        cuda=torch.cuda.is_available(),
-        save_cpu_ram=True,  # distances in parts, and no forked loaders, which JAX's threads would not survive
-        verbose=sys.stderr.isatty(),
+    found = fid_statistics_to_metric(statistics(of_x), statistics(of_y), verbose=False)
+    found |= kid_features_to_metric(
+        *map(_tensor, (of_x, of_y)), kid_subsets=KID_SUBSETS, kid_subset_size=size, verbose=False
     )
+    found |= isc_featuresdict_to_metric({"logits": _tensor(logits)}, "logits", verbose=False)
     return FidMetrics(
         fid=found[fidelity.KEY_METRIC_FID],
         kid=found[fidelity.KEY_METRIC_KID_MEAN],
         kid_sd=found[fidelity.KEY_METRIC_KID_STD],
         kid_subsets=KID_SUBSETS,
         kid_subset_size=size,
-        precision=found[fidelity.KEY_METRIC_PRECISION],
-        recall=found[fidelity.KEY_METRIC_RECALL],
+        precision=share_inside(of_x, of_y),
+        recall=share_inside(of_y, of_x),
         neighbours=NEIGHBOURS,
         inception_score=found[fidelity.KEY_METRIC_ISC_MEAN],
         inception_score_sd=found[fidelity.KEY_METRIC_ISC_STD],
     )
+
+
+def features_of(images: Images, network: Any, place: Path, again: bool = False) -> tuple[Array, Array]:
+    """Compute the pooled features (n, 2048) and the logits (n, 1008) of the images, in two files, which are mapped.
+
+    network: gives both, of tensors uint8 (b, 3, h, w). again: also where the files are there.
+    """
+    import torch
+
+    files = [place.with_suffix(f".{name}") for name in ("features", "logits")]
+    if again or not all(file.exists() for file in files):
+        parts = [file.with_name(f".{file.name}.part") for file in files]
+        with (
+            contextlib.ExitStack() as stack,
+            torch.no_grad(),
+            progress(len(images), f"Inception features, {place.name}", "image", seconds=len(images) / 30) as work,
+        ):
+            opened = [stack.enter_context(open(part, "wb")) for part in parts]
+            for batch in images.batches(BATCH):
+                tensor = torch.from_numpy(batch).permute(0, 3, 1, 2).expand(-1, 3, -1, -1).to(_device())
+                for found, to in zip(network(tensor), opened, strict=True):
+                    to.write(found.cpu().numpy().astype(np.float32).tobytes())
+                work.update(len(batch))
+        for part, file in zip(parts, files, strict=True):
+            part.replace(file)
+    features, logits = (np.memmap(file, np.float32, "r").reshape(len(images), -1) for file in files)
+    return features, logits
+
+
+def _rows(features: Array, size: int) -> Iterator[Array]:
+    """The rows, `size` at once, as copies in memory; what is mapped is given back."""
+    for first in range(0, len(features), size):
+        yield np.array(features[first : first + size])
+        release(features)
+
+
+def statistics(features: Array) -> dict[str, Array]:
+    """The mean and covariance of the rows, in float64."""
+    n, d = features.shape
+    total, products = np.zeros(d), np.zeros((d, d))
+    for rows in _rows(features, ROWS):
+        total += rows.sum(axis=0, dtype=np.float64)
+    for rows in _rows(features, ROWS):
+        centred = rows - total / n
+        products += centred.T @ centred
+    return {"mu": total / n, "sigma": products / (n - 1)}
+
+
+def share_inside(points: Array, others: Array) -> float:
+    """The share of the points that lie within the distance of another one's NEIGHBOURS-th nearest neighbour from it.
+
+    Of samples among the reference it is their precision, of the reference among the samples the recall.
+    """
+    import torch
+
+    def distances(rows: Array) -> Any:
+        these = torch.from_numpy(rows).to(_device())
+        some = [torch.cdist(these, torch.from_numpy(them).to(_device())).cpu() for them in _rows(others, ROWS)]
+        return torch.cat(some, dim=1)
+
+    block = max(1, DISTANCES // len(others))
+    radii = torch.cat([distances(rows).kthvalue(NEIGHBOURS + 1).values for rows in _rows(others, block)])
+    inside = [(distances(rows) <= radii).any(dim=1) for rows in _rows(points, block)]
+    return float(torch.cat(inside).double().mean())
+
+
+def _tensor(mapped: Array) -> Any:
+    """A tensor of a mapped file, which the library only reads."""
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it cannot be written
+        return torch.from_numpy(mapped)
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def versions() -> dict[str, str]:

@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -21,10 +20,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiment.common.errors import UserError, choose, one_line, shown
-from experiment.common.files import check_folder, user_path, write_bytes, write_json, write_npz, write_text
+from experiment.common.errors import UserError, choose
+from experiment.common.files import check_folder, user_path, write_bytes, write_json, write_text
 from experiment.common.progress import progress, say_start
-from experiment.data.npz import read_npz
+from experiment.devices.hosts import Place, shared_out
 from experiment.devices.memory import check_fits
 from experiment.devices.sharding import mesh_here, round_up
 from experiment.evaluation import variational_bounds as bounds
@@ -36,6 +35,7 @@ from experiment.run.conditions import conditions_of
 from experiment.run.earlier import keep_earlier
 from experiment.run.load import in_float32
 from experiment.run.sampling import GUESSED_CALLS, padded, seconds_per_call, solver_remedy, told
+from experiment.run.shards import Shards
 from sde_lib import (
     DiagonalGaussian,
     Hutchinson,
@@ -165,24 +165,34 @@ def _examples(run: Any, first: int, size: int) -> tuple[Array, Any]:
     return test.x[index], conditions_of(run, test, index)
 
 
-def parts(run: Any, settings: LikelihoodSettings, folder: Path | None, budget: bool) -> Iterator[dict[str, Array]]:
+def parts(
+    run: Any, settings: LikelihoodSettings, folder: Path | None, budget: bool, place: Place | None = None
+) -> Iterator[dict[str, Array]]:
     """Compute every batch's arrays, in order.
 
-    With a folder each is kept there, and one that is there already is not computed again.
+    With a folder each is kept there, and one that is there already is not computed again; with a place this process
+    computes its share of them, and only the first one goes on when all are there.
     """
     n = count_of_examples(run, settings)
     size = min(settings.batch_size, n)
     split = round_up(size, mesh_here())  # the devices divide it; parts are kept by `size`, whatever the devices
     with progress(n, "likelihood", "example", likelihood_seconds(run, settings)) as work, solver_remedy():
         work.note("compiling")
-        for first in range(0, n, size):
-            path, rows = None if folder is None else folder / f"{first:08d}.npz", min(size, n - first)
-            part = _read(path, rows) or _compute(run, first, settings, split, rows, budget)
-            if path is not None and not path.exists():
-                write_npz(path, **part)
+
+        def compute(first: int, rows: int) -> dict[str, Array]:
+            part = _compute(run, first, settings, split, rows, budget)
             work.note("")
-            work.update(len(part["ratios"]))
-            yield part
+            work.at(first + rows)
+            return part
+
+        if folder is None:
+            for first in range(0, n, size):
+                yield compute(first, min(size, n - first))
+            return
+        kept = Shards(folder, n, size, compute, lambda part: len(part["ratios"]))
+        kept.fill(place or Place())
+        if place is None or not place.number:
+            yield from kept.read()
 
 
 def _compute(
@@ -232,21 +242,6 @@ def count_of_examples(run: Any, settings: LikelihoodSettings) -> int:
     return n
 
 
-def _read(path: Path | None, rows: int) -> dict[str, Array] | None:
-    """Read a batch that is kept. One that is damaged is set aside, and said, so that it is computed again."""
-    if path is None or not path.exists():
-        return None
-    try:
-        part = read_npz(path)
-        if part["ratios"].shape[0] != rows:
-            raise UserError(f"{path} is of another batch: leave it out")
-    except (UserError, LookupError) as error:
-        aside = path.rename(path.with_name(f"{path.name}.damaged"))
-        print(f"computed again, for it is damaged: {shown(str(aside))} ({one_line(error)})", file=sys.stderr)
-        return None
-    return part
-
-
 def likelihood_seconds(run: Any, settings: LikelihoodSettings) -> float:
     """About how long the likelihood takes: each call comes with two directional derivatives' worth for each probe."""
     calls = GUESSED_CALLS * settings.k * (1 + 2 * settings.probes)
@@ -254,18 +249,25 @@ def likelihood_seconds(run: Any, settings: LikelihoodSettings) -> float:
 
 
 def likelihood(
-    run: Any, settings: LikelihoodSettings, folder: Path | None = None, *, budget: bool = True
+    run: Any,
+    settings: LikelihoodSettings,
+    folder: Path | None = None,
+    *,
+    budget: bool = True,
+    place: Place | None = None,
 ) -> tuple[LikelihoodResult, Array, dict[str, Array]]:
     """Compute the likelihood of the held-out split, batch by batch.
 
     folder: where batches are kept, and found again. budget: whether to solve the first batch again, tighter and with
-    other draws. Raises UserError for data that the settings do not suit, and where the solver gives up.
+    other draws. place: of this process, the first of those that share out the batches in the folder.
+
+    Raises UserError for data that the settings do not suit, and where the solver gives up.
 
     Returns:
         The result with its error budget, the value of each example (n,), and the bounds' arrays.
     """
     given, run = run, in_float32(run)
-    found = list(parts(run, settings, folder, budget))
+    found = list(parts(run, settings, folder, budget, place))
     dim = math.prod(run.shape)
     unit, convert = likelihood_unit(dim, run.scaling.bin_width)
     per_unit = abs(float(convert(np.array(1.0))))  # of an error in nats
@@ -374,7 +376,8 @@ def likelihood_of_run(
     """
     if given.get("chain") is None and {given.get("betas"), given.get("variance")} != {None}:
         raise UserError(NO_CHAIN)
-    run, settings = open_run(workdir, LikelihoodSettings, given, data=data, cache=cache)
+    with shared_out() as place:
+        run, settings = open_run(workdir, LikelihoodSettings, given, data=data, cache=cache)
     folder = user_path(out, "--out") if out else run.workdir / "likelihood"
     if run.scaling.levels is None and any(given.get(name) is not None for name in ("dequantization", "k")):
         raise UserError(
@@ -388,7 +391,10 @@ def likelihood_of_run(
     say_start(f"likelihood of {n:,} held-out examples by {run.workdir} at step {run.step}{told(run, seconds)}")
     what = plain({"step": run.step, "config": run.config.to_dict(), **dataclasses.asdict(settings)})
     digest = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:12]
-    found, values, arrays = likelihood(run, settings, folder / "parts" / digest)
+    if place.number:
+        list(parts(in_float32(run), settings, folder / "parts" / digest, True, place))
+        return [f"process {place.number} of {place.count} has computed its share; the first one writes the files"]
+    found, values, arrays = likelihood(run, settings, folder / "parts" / digest, place=place)
     name = f"{settings.dequantization}_k{settings.k}" if run.scaling.levels else "nats"
     unit, convert = likelihood_unit(math.prod(run.shape), run.scaling.bin_width)
     pictures = bounds.pictures(arrays, settings, unit, convert)

@@ -120,7 +120,7 @@ def _losses(runs: Sequence[ComparedRun]) -> Figure | None:
         return None
     caption = "The loss of each run over its steps."
     wide, narrow = loss_curves(training, held_out), loss_curves(training, held_out, narrow=True)
-    return Figure("loss.png", "losses", caption, wide, narrow=narrow)
+    return Figure("loss.png", "losses", caption, wide, width=0.75, narrow=narrow)
 
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -179,12 +179,12 @@ def _page(runs: Sequence[ComparedRun], notes: Sequence[str], document: Mapping[s
             if any(run.likelihoods for run in runs)
             else "",
         ),
-        ("Losses", figure_of(figure) if figure else ""),
+        ("Losses", f'<div class="pictures">{figure_of(figure)}</div>' if figure else ""),
         ("Cost", table_of(COST, *cost_table(runs))),
         ("Where these numbers come from", _origin(runs, document)),
     ]
     head = head_of(title, document["date"], document["git_commit"], facts, boxed)
-    return page_of(title, head, sections)
+    return page_of(title, f"<style>body {{ max-width: 80rem; }}</style>{head}", sections)  # for wide tables
 
 
 COST = (

@@ -21,7 +21,7 @@ OF_LOSS = (
     *("sde.name", "sde.beta_min", "sde.beta_max", "sde.sigma_min", "sde.sigma_max", "sde.t_min"),
     *("model.parameterization", "model.sigma_data", "model.condition"),
     *("train.weighting", "train.times", "train.min_snr_gamma", "train.time_mean", "train.time_std"),
-    *("train.uncertainty", "train.cond_dropout", "data.dequantize"),
+    *("train.uncertainty", "train.cond_dropout", "train.objective", "train.flow_map_loss", "data.dequantize"),
 )
 OF_PROTOCOL = ("n", "seeds", "seed", "reference", "compared", "splits", "folds")
 
@@ -122,7 +122,7 @@ def notes_on(runs: Sequence[ComparedRun]) -> list[str]:
     changed = [key for key in OF_LOSS if len({repr(run.values.get(key)) for run in runs if run.rows}) > 1]
     if changed:
         notes.append(
-            f"The training losses are not of the same quantity, for {', '.join(changed)} "
+            f"The training losses are not of the same quantity, because {', '.join(changed)} "
             f"differ{'s' * (len(changed) == 1)}: their heights cannot be compared."
         )
     of_runs: dict[str, list[str]] = {}

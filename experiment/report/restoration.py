@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from experiment.build.methods import make_method, method_list
-from experiment.build.samplers import check_sampler, make_sampler
+from experiment.build.samplers import FLOW_MAP, check_sampler, make_sampler
 from experiment.common.errors import UserError, choose
 from experiment.common.files import check_folder, user_path, write_bytes, write_json, write_npz, write_text
 from experiment.common.progress import say_start
@@ -149,6 +149,8 @@ def _checked(given: Mapping[str, Any]) -> tuple[str, Asked]:
     check_seed(given["seed"])
     check_flag("steps", given["steps"], "sample.steps")
     check_sampler(given["sampler"] or SAMPLER)
+    if given["sampler"] == FLOW_MAP:
+        raise UserError(f"--sampler={FLOW_MAP} takes no score given an observation: leave it out, or choose another")
     return operator, Asked(**{name: given[name] for name in Asked.__dataclass_fields__})
 
 

@@ -199,7 +199,7 @@ def load_run(workdir: str | Path, data: str = "", cache: str = "") -> Run:
     be read.
     """
     directory = RunDirectory(workdir)
-    one_host_only("sampling, and whatever else reads a run,")
+    one_host_only("what reads a run, but for sample.py and evaluate.py --likelihood and --fid,")
     config, shape = read_config(directory)
     with config.unlocked():
         config.data.path, config.data.cache = data or config.data.path, cache or config.data.cache

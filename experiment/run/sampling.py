@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -64,35 +64,66 @@ def draw(
     cond: a pytree of arrays with n rows, for a conditional network. frames: of the path, which is kept of the first
     `shown` samples. Raises UserError where an adaptive solver gives up, and for samples that are not finite.
     """
-    batch_size, total, found, seconds = min(batch_size, n), 0, [], []
+    batch_size, total, found, seconds = min(batch_size, n), 0.0, [], []
     paths, times = [], np.zeros(0)
     with progress(n, description, seconds=expected_seconds(run, sampler, n)) as work:
         work.note("compiling")
         for first in range(0, n, batch_size):
             start, kept = perf_counter(), min(batch_size, n - first)
-            with watched(partial(_tell, work, first, kept)):
-                result = draw_batch(run, sampler, key, first, batch_size, cond, frames)
-            if first < shown:
-                paths.append(np.asarray(result.path[:, : min(kept, shown - first)]))
-                times = np.asarray(result.times)
-            found.append(np.asarray(result.x)[:kept])
+            drawn = draw_rows(run, sampler, key, first, kept, batch_size, description, cond, work, frames)
+            if first < shown and drawn.path is not None:
+                paths.append(drawn.path[:, : shown - first])
+                times = drawn.times
+            found.append(drawn.x)
             seconds.append(perf_counter() - start)
-            total += kept * result.nfe
-            work.note("")
-            work.at(first + kept)
-    x = np.concatenate(found)
+            total += kept * drawn.nfe
+    labels = cond if run.config.model.condition == "label" else None
+    path = (np.concatenate(paths, axis=1), times) if paths else None
+    return Draws(np.concatenate(found), total / n, seconds, labels, cond=cond, path=path)
+
+
+class Rows(NamedTuple):
+    """Some samples x (n, *shape) in the model's space, their NFE, and their path (frames, n, *shape) with its times."""
+
+    x: Array
+    nfe: float
+    path: Array | None
+    times: Array
+
+
+def draw_rows(
+    run: Any,
+    sampler: Any,
+    key: jax.Array,
+    first: int,
+    kept: int,
+    batch_size: int,
+    description: str,
+    cond: Any,
+    work: Work,
+    frames: int = 0,
+) -> Rows:
+    """Draw a batch of samples from `first` on, and keep the first `kept` of them.
+
+    work: of all samples, which is told how far it is. frames: of the path; 0 for none. Raises UserError as `draw` does.
+    """
+    before = work.done
+    with watched(partial(_tell, work, before, kept)):
+        result = draw_batch(run, sampler, key, first, batch_size, cond, frames)
+    x = np.asarray(result.x)[:kept]
     if not np.isfinite(x).all():
         raise UserError(
             f"{description} drew samples that are not finite: train longer, or give it more steps (config.sample.steps)"
         )
-    labels = cond if run.config.model.condition == "label" else None
-    path = (np.concatenate(paths, axis=1), times) if paths else None
-    return Draws(x, total / n, seconds, labels, cond=cond, path=path)
-
-
-def _tell(work: Work, first: int, kept: int, done: int, calls: int) -> None:
     work.note("")
-    work.at(first + kept * done / calls)
+    work.at(before + kept)
+    path = np.asarray(result.path)[:, :kept] if frames else None
+    return Rows(x, float(result.nfe), path, np.asarray(result.times) if frames else np.zeros(0))
+
+
+def _tell(work: Work, before: float, kept: int, done: int, calls: int) -> None:
+    work.note("")
+    work.at(before + kept * done / calls)
 
 
 def draw_batch(run: Any, sampler: Any, key: jax.Array, first: int, size: int, cond: Any = None, frames: int = 0) -> Any:

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,9 @@ from sde_lib.composed import calls, jvps, take_rows
 from sde_lib.distributions import Prior
 from sde_lib.score import ScoreFn, check_score
 from sde_lib.typing import PyTree
+
+if TYPE_CHECKING:
+    from sde_lib.flow_map.base import FlowMap  # whose room samples by this module
 
 # All randomness of sample i comes from fold_in(key, i), split by purpose.
 _PRIOR, _NOISE = 0, 1
@@ -76,9 +79,15 @@ class Sampler(Protocol):
         ...
 
 
+class MapSampler(Protocol):
+    """A sampler that takes a flow map in place of a score."""
+
+    def run(self, score_fn: "FlowMap", x: jax.Array, keys: jax.Array, cond: PyTree, frames: int) -> Samples: ...
+
+
 def sample(
-    sampler: Sampler,
-    score_fn: ScoreFn,
+    sampler: Sampler | MapSampler,
+    score_fn: "ScoreFn | FlowMap",
     key: jax.Array,
     n: int,
     shape: tuple[int, ...],
@@ -98,7 +107,7 @@ def sample(
 
     Args:
         sampler: its settings, such as `EulerMaruyama(steps=500)`.
-        score_fn: the score, which carries its SDE.
+        score_fn: the score, which carries its SDE; for `FlowMapSampler` a flow map.
         key: a typed key, `jax.random.key(seed)`.
         n, shape: the result is (n, *shape).
         cond: conditioning with n rows, handed to the score.
@@ -142,7 +151,8 @@ def sample(
             .astype(jnp.promote_types(dtype, jnp.float32))
         )
         noise_keys = fold_in_each(keys, _NOISE)
-        done = sampler.run(take_rows(score_fn, rows), x, noise_keys, batch_cond, frames)
+        of_rows = take_rows(cast(Any, score_fn), rows)  # whichever the sampler takes
+        done = sampler.run(of_rows, x, noise_keys, batch_cond, frames)
         path = done.path if done.path is None else done.path.astype(dtype)
         asked = sampler.asks(score_fn) if hasattr(sampler, "asks") else score_fn  # a part of it, of some samplers
         products = jvps(asked) * done.nfe // calls(asked)

@@ -64,3 +64,21 @@ def test_clouds_in_units_of_their_own_fill_their_panels() -> None:
     picture = np.asarray(Image.open(io.BytesIO(scatter({"x": points}, square=False))).convert("L"))
     dark = picture < 128
     assert dark.any(axis=0).mean() > 0.5 and dark.any(axis=1).mean() > 0.5
+
+
+def test_an_outline_is_dashed_and_closed_behind_the_points() -> None:
+    corners = np.array([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]])
+    cloud = np.concatenate([corners, np.full((400, 2), 1.0)])
+
+    def picture(**outline: np.ndarray) -> np.ndarray:
+        png = scatter({"x": cloud}, limit=2.0, **outline)  # type: ignore[arg-type]
+        return np.asarray(Image.open(io.BytesIO(png)).convert("L")).astype(int)
+
+    plain, outlined = picture(), picture(outline=corners)
+    rows, columns = np.nonzero(np.abs(plain - outlined) > 40)
+    for places, across in ((rows, columns), (columns, rows)):  # a side at each end, with gaps
+        for side in (places.min(), places.max()):
+            drawn = np.unique(across[np.abs(places - side) <= 1])
+            assert 0.3 < len(drawn) / (np.ptp(across) + 1) < 0.95
+    dark = plain < 60
+    assert dark.any() and np.abs(plain - outlined)[dark].max() < 40  # the points are in front

@@ -275,6 +275,7 @@ def test_particles_draw_by_twisted_smc(restore: Any) -> None:
         ({"noise": float("nan")}, "--noise is nan: give"),
         ({"noise": 0.0}, "--noise=0: proximal divides by it"),
         ({"noise": 0.0, "method": "projection", "particles": 4}, "--noise=0: particles are weighed by it"),
+        ({"sampler": "flow_map"}, "--sampler=flow_map takes no score given an observation"),
         ({"draws": 1}, "--draws is 1, and one draw has no spread: give at least 2"),
         ({"draws": 0}, "--draws is 0: give at least 2"),
         ({"n": 0}, "--n is 0: give at least 1"),

@@ -119,7 +119,8 @@ export function mixture(weights, means, covariances) {
     variances[2 * i] = Math.max(0, S[0][0] * c * c + S[1][1] * s * s + cross);
     variances[2 * i + 1] = Math.max(0, S[0][0] * s * s + S[1][1] * c * c - cross);
   });
-  return {k, d, logWeights: Float64Array.from(weights, Math.log), means: Float64Array.from(means.flat()), basis, variances};
+  const logWeights = Float64Array.from(weights, Math.log);
+  return {k, d, logWeights, means: Float64Array.from(means.flat()), basis, variances};
 }
 
 // The mixture of x_t: means alpha m, variances alpha² v + sigma².
@@ -158,10 +159,12 @@ function prepared(m) {
     for (let j = 0; j < d; j++) w -= 0.5 * (LOG_2PI + Math.log(variances[i * d + j]));
     return w;
   });
-  return {...m, normalisers, precisions: variances.map((v) => 1 / v), along: new Float64Array(k * d), share: new Float64Array(k)};
+  const precisions = variances.map((v) => 1 / v);
+  return {...m, normalisers, precisions, along: new Float64Array(k * d), share: new Float64Array(k)};
 }
 
-// Of one row: fills `along` (k d) with the offsets in each basis and `share` (k) with p(component | x); returns log p(x).
+// Of one row: fills `along` (k d) with the offsets in each basis and `share` (k) with p(component | x).
+// Returns log p(x).
 function parts({k, d, means, basis, precisions, normalisers, along, share}, x, offset) {
   let largest = -Infinity;
   for (let i = 0; i < k; i++) {

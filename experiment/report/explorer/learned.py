@@ -29,7 +29,7 @@ STOPS = 12  # densities after the first, whose is the prior's
 CELLS = 32  # of the grid of densities, along a side
 CLASSES, TOLD = 10, 4  # choices that are shown, of classes and of other conditions
 EXAMPLES = 400  # shown of each choice
-TOLERANCE = 1e-4  # of the densities' solves: they are right to a hundredth of a nat
+TOLERANCE = 1e-4  # of the densities' solves
 DEPTH_OF_LOG, PARTS = 40.0, 32_000  # densities are kept down to e^-40 of the largest, in so many parts
 
 
@@ -89,7 +89,6 @@ def run_data(run: Any) -> dict[str, Any]:
             "run": run.workdir.name,
             "step": f"{run.step:,}",
             "data": run.dataset.name,
-            "left": _left(exact),
             "cells": CELLS,
             "stops": STOPS,
             "middle": 2 * STOPS // 3,
@@ -108,10 +107,6 @@ def run_data(run: Any) -> dict[str, Any]:
             "exact": None if exact is None else _mixture(exact),
         },
     }
-
-
-def _left(exact: Any) -> str:
-    return "Examples of the data" if exact is None else "Exact"
 
 
 def _mixture(exact: Any) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from experiment.run.checkpoint import Checkpoints
 from experiment.run.load import load_run
 from experiment.run.log import read_metrics
 from experiment.training.trainer import Trainer
-from tests.commands import Command, Done, train_flags, trained
+from tests.commands import ROOT, Command, Done, train_flags, trained
 from tests.experiment.devices.test_sharding import losses, on_eight
 from tests.experiment.training.test_resume import assert_same_run
 
@@ -31,6 +31,7 @@ KEYS: dict[str, Any] = {
     "train_steps": 40,
     "train_fsdp": 2,
     "train_keep": 9,
+    "sample_batch_size": 10,
 }
 
 # The command, with a second host that is slow to leave: the first must not go before it.
@@ -152,6 +153,60 @@ def test_a_mistake_is_told_on_every_host(tmp_path: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         first, second = end(start_pair(*train_flags(workdir, **KEYS)))
     assert first.mistake.startswith("another process") and second.mistake.startswith("host 0: another process")
+
+
+# Samples, shared out
+
+DRAW = [str(ROOT / "sample.py"), "--sampler=ddim", "--n=200", "--steps=20"]
+
+
+def samples_of(folder: Path) -> bytes:
+    assert not (folder / "parts").exists()
+    return (folder / "samples.npz").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def drawn(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The samples that one process draws alone, with as many devices as each of two has."""
+    folder = tmp_path_factory.mktemp("alone") / "samples"
+    done = Command(*DRAW, f"--workdir={whole}", f"--out={folder}", XLA_FLAGS=hosts()[0]["XLA_FLAGS"]).wait()
+    assert done.status == 0, done.err
+    return samples_of(folder)
+
+
+# The command, which waits after each part, so that it can be killed on the way.
+SLOW_PARTS = """
+import runpy, sys, time
+import experiment.run.samples as samples
+draw_rows = samples.draw_rows
+
+def slowly(*given):
+    time.sleep(0.1)
+    return draw_rows(*given)
+
+samples.draw_rows = slowly
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("killed", (0, 1))
+def test_the_samples_of_two_processes_are_those_of_one_whichever_is_killed(
+    killed: int, whole: Path, drawn: bytes, tmp_path: Path
+) -> None:
+    slow, folder = tmp_path / "slow.py", tmp_path / "samples"
+    slow.write_text(SLOW_PARTS)
+    argv = [*DRAW, f"--workdir={whole}", f"--out={folder}"]
+    pair = start_pair(str(slow), *argv)
+    done = stop_when(pair, lambda: len(list(folder.glob("parts/*/*.npz"))) >= 4, signal.SIGKILL, (killed,))
+    assert [it.status for it in done] == ([-signal.SIGKILL, 0] if killed == 0 else [0, -signal.SIGKILL]), done
+    if killed == 0:  # the other one has drawn all the rest, and the same command puts it together
+        assert len(list(folder.glob("parts/*/*.npz"))) == 20 and not (folder / "samples.npz").exists()
+        assert "process 1 of 2 has drawn its share" in done[1].out
+        parts = {path.name: path.stat().st_mtime_ns for path in folder.glob("parts/*/*.npz")}
+        again = Command(*argv, XLA_FLAGS=hosts()[0]["XLA_FLAGS"]).wait()
+        assert again.status == 0 and len(parts) == 20, again.err
+    assert samples_of(folder) == drawn
 
 
 JOIN = """

@@ -32,9 +32,9 @@ from experiment.evaluation.fid import (
     fid,
     fid_lines,
     fid_of_run,
-    grey_values,
     reference_images,
 )
+from experiment.evaluation.images import Images
 from experiment.evaluation.inception import FidMetrics, Weights, checked_weights, compare_images, library
 from experiment.evaluation.metrics import frechet
 from sde_lib import VP, EulerMaruyama, ExactScore
@@ -91,7 +91,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def sets() -> tuple[Array, Array]:
     """Samples, half of them examples of the reference and half of noise; the reference. 32 grey pictures each."""
-    y = grey_values(pictures(32), 17)
+    y = np.asarray(Images([pictures(32)], 17))
     noise = np.random.default_rng(0).integers(0, 256, (16, 4, 4, 1), dtype=np.uint8)
     return np.concatenate([y[:16], noise]), y
 
@@ -115,7 +115,8 @@ def found(
         patch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", refuse)
         patch.setattr("socket.socket.connect", refuse)
         x, y = sets
-        return compare_images(x, y, weights, cache), compare_images(y[::-1].copy(), y, weights, cache)
+        of_x, of_y, reversed_y = (Images([z]) for z in (x, y, y[::-1].copy()))
+        return compare_images(of_x, of_y, weights, cache), compare_images(reversed_y, of_y, weights, cache)
 
 
 @pytest.fixture(scope="module")
@@ -211,8 +212,8 @@ def compared(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Array, Array]]:
     """Instead of Inception: the images that it would have been given."""
     given: list[tuple[Array, Array]] = []
 
-    def record(x: Array, y: Array, *_: Any) -> FidMetrics:
-        given.append((x, y))
+    def record(x: Images, y: Images, *_: Any) -> FidMetrics:
+        given.append((np.asarray(x), np.asarray(y)))
         return FidMetrics(0.5, 0.5, 0.5, 100, 1000, 0.5, 0.5, 3, 0.5, 0.5)
 
     monkeypatch.setattr(inception, "library", lambda: SimpleNamespace(__version__="0"))
@@ -276,14 +277,16 @@ def test_references(run: Any, tmp_path: Path) -> None:
         Image.fromarray(image[..., 0]).save(tmp_path / "folder" / f"{i:02d}.png")
     np.savez(tmp_path / "adm.npz", images)
     assert reference_images(run, "train")[1] == Reference("pictures", "train", 40, [4, 4, 1])
-    np.testing.assert_array_equal(reference_images(run, "test")[0], Scaling(17).to_uint8(run.dataset.test.x))
+    np.testing.assert_array_equal(
+        np.asarray(reference_images(run, "test")[0]), Scaling(17).to_uint8(run.dataset.test.x)
+    )
     for path in ("folder", "adm.npz"):  # no tenth of it is held out
         x, told = reference_images(run, str(tmp_path / path))
-        assert sorted(z.tobytes() for z in x) == sorted(z.tobytes() for z in images)
+        assert sorted(z.tobytes() for z in np.asarray(x)) == sorted(z.tobytes() for z in images)
         assert told == Reference(Path(path).stem, "all", 21, [4, 4, 1])
     run.shape = (8, 8, 1)
     x, told = reference_images(run, "digits")
-    assert (told.split, told.images, x.max()) == ("train", 1500, 255)
+    assert (told.split, told.images, np.asarray(x).max()) == ("train", 1500, 255)
 
 
 def test_references_that_will_not_do(run: Any, tmp_path: Path) -> None:

@@ -17,12 +17,14 @@ from experiment.common.errors import UserError
 from experiment.config import whole_config
 from experiment.data.dataset import Dataset, Split
 from experiment.data.scaling import Scaling
+from experiment.devices.hosts import Place
 from experiment.evaluation import variational_bounds as bounds
 from experiment.evaluation.likelihood import (
     LikelihoodSettings,
     _averaged,
     likelihood,
     likelihood_lines,
+    parts,
     prior_mismatch,
 )
 from sde_lib import VE, VP, CosineVP, ExactScore, GaussianMixture
@@ -239,6 +241,18 @@ def test_the_prior_s_mismatch_is_the_kl_of_the_data_s_moments() -> None:
     v, m = alpha**2 * x.var(axis=0) + sigma**2, alpha * x.mean(axis=0)
     expected = 0.5 * np.sum((v + m**2) / sigma**2 - 1 - np.log(v / sigma**2))
     assert expected > 1e-3 and prior_mismatch(run) == pytest.approx(expected, rel=1e-3)
+
+
+def test_processes_share_out_the_batches_and_the_first_has_the_figures_of_one_alone(tmp_path: Path) -> None:
+    settings = settings_of(**FAST)
+    whole, values, _ = likelihood(PICTURES, settings, budget=False)
+    assert list(parts(PICTURES, settings, tmp_path, False, Place(1, 2, "job"))) == []  # the first one is slow to start
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert len(written) == 3
+    shared, again, _ = likelihood(PICTURES, settings, tmp_path, budget=False, place=Place(0, 2, "job"))
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == written  # nothing was left to compute
+    np.testing.assert_array_equal(again, values)
+    assert replace(shared, seconds_per_example=0.0) == replace(whole, seconds_per_example=0.0)
 
 
 def test_a_killed_computation_goes_on_and_ends_in_the_same_figures(tmp_path: Path) -> None:

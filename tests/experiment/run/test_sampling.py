@@ -35,7 +35,7 @@ def test_classes_come_in_the_training_data_s_proportions_by_seed() -> None:
 def test_the_nfe_is_the_mean_over_samples_and_each_batch_has_its_own_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
-    def draw_batch(run: Any, sampler: Any, key: Any, first: int, size: int, labels: Any) -> Any:
+    def draw_batch(run: Any, sampler: Any, key: Any, first: int, size: int, labels: Any, frames: int) -> Any:
         calls.append((first, size))
         return SimpleNamespace(x=np.arange(first, first + size, dtype=np.float32)[:, None], nfe=10 * len(calls))
 

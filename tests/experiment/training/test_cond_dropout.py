@@ -60,7 +60,7 @@ def test_an_update_sees_other_conditions_dropped_at_every_step(labelled: Trainer
 
     def loss_and_grad(params: Any, learned: Any, batch: Any, key: Any) -> Any:
         seen.append(np.asarray(batch["cond"]))
-        return jnp.zeros(()), (jnp.zeros(16), jnp.zeros(16)), jax.tree.map(jnp.zeros_like, params)
+        return jnp.zeros(()), (jnp.zeros(16), jnp.zeros(16), {}), jax.tree.map(jnp.zeros_like, params)
 
     monkeypatch.setattr(labelled, "loss_and_grad", loss_and_grad)
     state = labelled.initial_state()

@@ -29,7 +29,7 @@ def kl(found, mean, covariance):
 
 
 @pytest.mark.parametrize("sde", ALL_SDES, ids=ALL_SDE_IDS)
-@pytest.mark.parametrize("renoise", [0.0, 0.6, 1.0])
+@pytest.mark.parametrize("renoise", [0.0, 1.0])
 @pytest.mark.parametrize("steps", [1, 2, 4])
 def test_with_the_exact_map_the_law_is_exact_at_any_number_of_jumps(steps, renoise, sde):
     found = gaussian_law(FlowMapSampler(steps, renoise), ExactFlowMap(DATA, sde), MEAN, COVARIANCE)

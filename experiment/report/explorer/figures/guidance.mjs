@@ -1,4 +1,6 @@
-import {guidanceLaw, guided, heun, levels, mixture, mixtureScore, normalPoints, normals, reverseSDE} from "../compass.mjs";
+import {
+  guidanceLaw, guided, heun, levels, mixture, mixtureScore, normalPoints, normals, reverseSDE,
+} from "../compass.mjs";
 import {colour, frames, number, slider, stage, tell, worker} from "../stage.mjs";
 
 const PARTICLES = 2000;

@@ -16,7 +16,9 @@ export function noiseCompassFigure(section, page) {
     const x = Float64Array.from(accuracies.flatMap(() => held));
     const paths = accuracies.map(() => [held]);
     const down = levels({...page.vp, tMax: from.t}, 40);
-    for (const _ of heun(inaccurate(score, accuracies), x, down)) paths.forEach((path, i) => path.push([x[2 * i], x[2 * i + 1]]));
+    for (const _ of heun(inaccurate(score, accuracies), x, down)) {
+      paths.forEach((path, i) => path.push([x[2 * i], x[2 * i + 1]]));
+    }
     return paths;
   };
 
@@ -42,7 +44,8 @@ export function noiseCompassFigure(section, page) {
     s.circle(...path.at(-1), 4, ink.second, {fill: true});
     s.circle(...guess, 5, ink.third, {width: 2});
     const length = Math.hypot(...said);
-    if (length > 1e-9) s.arrow(...held, (0.6 * said[0]) / length, (0.6 * said[1]) / length, ink.ink, {width: 2.4, head: 9});
+    const needle = said.map((value) => (0.6 * value) / Math.max(length, 1e-9));
+    s.arrow(...held, ...needle, ink.ink, {width: 2.4, head: 9});
     s.handle(...held, ink.second);
     tell(section, {
       score: pair(...exact),

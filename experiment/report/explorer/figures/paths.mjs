@@ -68,7 +68,8 @@ export function pathsFigure(section, page) {
     for (const name of ["sde", "ode"]) {
       const x = Float64Array.from(start);
       runs[name] = {paths: [Float32Array.from(x)]};
-      solvers[name] = {x, steps: name === "sde" ? reverseSDE(score, x, down, normals(seed + 500)) : heun(score, x, down)};
+      const steps = name === "sde" ? reverseSDE(score, x, down, normals(seed + 500)) : heun(score, x, down);
+      solvers[name] = {x, steps};
     }
     const both = function* () {
       for (let i = 0; i < STEPS; i++) {
@@ -119,7 +120,9 @@ function futures(score, vp, now, place) {
   const x = new Float64Array(8).fill(place);
   const paths = Array.from(x, () => [[now.t, place]]);
   const along = levels({...vp, tMax: now.t}, 100);
-  for (const step of reverseSDE(score, x, along, normals(77))) paths.forEach((path, j) => path.push([along[step].t, x[j]]));
+  for (const step of reverseSDE(score, x, along, normals(77))) {
+    paths.forEach((path, j) => path.push([along[step].t, x[j]]));
+  }
   return paths;
 }
 
@@ -145,9 +148,8 @@ function histogram(s, x, steps, colour) {
 export function modeShares(peaks, x) {
   const found = new Array(peaks.k).fill(0);
   for (const value of x) {
-    let best = 0;
-    for (let i = 1; i < peaks.k; i++) if (Math.abs(value - peaks.means[i]) < Math.abs(value - peaks.means[best])) best = i;
-    found[best] += 1 / x.length;
+    const apart = peaks.means.map((mean) => Math.abs(value - mean));
+    found[apart.indexOf(Math.min(...apart))] += 1 / x.length;
   }
   return found;
 }

@@ -1,4 +1,6 @@
-import {levels, logProb, momentsOf, normalPoints, normals, observe, observed, reverseSDE, samples} from "../compass.mjs";
+import {
+  levels, logProb, momentsOf, normalPoints, normals, observe, observed, reverseSDE, samples,
+} from "../compass.mjs";
 import {choice, colour, frames, gridOver, number, opacities, pair, slider, stage, tell, worker} from "../stage.mjs";
 
 const CELLS = 72;

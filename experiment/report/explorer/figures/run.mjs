@@ -78,9 +78,8 @@ export function runFigure(section, page, run) {
     const steps = shown[name];
     const last = Math.min(run.stops[stop.value], (steps?.length ?? 0) - 1);
     for (let j = 0; j < TRAILS && steps; j++) {
-      s.line(steps.slice(0, last + 1).map((x, i) => [x[2 * j] / spread(all[i]), x[2 * j + 1] / spread(all[i])]), ink.ink, {
-        width: 0.8, opacity: 0.5,
-      });
+      const trail = steps.slice(0, last + 1).map((x, i) => [x[2 * j] / spread(all[i]), x[2 * j + 1] / spread(all[i])]);
+      s.line(trail, ink.ink, {width: 0.8, opacity: 0.5});
     }
     if (steps) s.dots(steps[last], ink.ink, {size: 1.6, scale: 1 / spread(all[last]), opacity: 0.9});
     const x = Float64Array.from(held, (value) => value / scale);
@@ -95,6 +94,9 @@ export function runFigure(section, page, run) {
   const draw = () => {
     const one = told[select.value];
     const ink = colour();
+    const name = one.exact ? "Exact" : "Examples of the data, noised";
+    section.querySelector("figcaption").textContent = name;
+    left.canvas.setAttribute("aria-label", `${name}, with a point that is dragged or moved by the arrow keys`);
     drawPane(left, "exact", one, ink);
     drawPane(right, "learned", one, ink);
     const level = now();
@@ -102,8 +104,8 @@ export function runFigure(section, page, run) {
     const cell = cellOf(held);
     const learned = one.score.at(level)(x, new Float64Array(2));
     const values = {
-      time: number(level.t, 4), place: pair(...x), learned: pair(...learned), "learned-log": number(logDensity(one)[cell]),
-      exact: "not known", "exact-log": "not known", apart: "not known",
+      time: number(level.t, 4), place: pair(...x), learned: pair(...learned),
+      "learned-log": number(logDensity(one)[cell]), exact: "not known", "exact-log": "not known", apart: "not known",
     };
     if (one.exact) {
       const exact = scoreOf(diffused(known, level))(x, new Float64Array(2));
