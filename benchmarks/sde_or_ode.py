@@ -30,10 +30,10 @@ from sde_lib.samplers import (
 
 MEAN, COVARIANCE = [0.4], [[0.25]]
 SAMPLERS: dict[str, LinearSampler] = {  # all at the same times, even in log SNR
-    "ODE, order 1 (ddim)": DDIM(),
-    "ODE, order 2 (dpmpp_2m)": DPMSolverPP2M(),
+    "ODE, order 1 (ddim)": DDIM(grid=UniformLogSNR()),
+    "ODE, order 2 (dpmpp_2m)": DPMSolverPP2M(grid=UniformLogSNR()),
     "eta = 0.5, order 2": SDEDPMSolverPP2M(eta=0.5, grid=UniformLogSNR()),
-    "SDE, order 1 (sde_dpmpp_1)": SDEDPMSolverPP1(),
+    "SDE, order 1 (sde_dpmpp_1)": SDEDPMSolverPP1(grid=UniformLogSNR()),
     "SDE, order 2 (sde_dpmpp_2m)": SDEDPMSolverPP2M(grid=UniformLogSNR()),
 }
 STEPS = np.unique(np.geomspace(8, 1024, 22).astype(int))
