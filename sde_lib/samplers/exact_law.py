@@ -68,9 +68,13 @@ def gaussian_law(
         mean: (d,).
         covariance: (d, d).
 
-    Raises ValueError for a score that is not affine in x.
+    Raises ValueError for a score that is not affine in x, and an SDE with a sampler that is no table.
     """
     if isinstance(score_fn, SDE):
+        if hasattr(sampler, "gaussian_law"):  # of its own, of what it takes
+            raise ValueError(
+                f"gaussian_law: {type(sampler).__name__} is no table: give the map or score that it runs on"
+            )
         values, basis, mu = _principal(mean, covariance)
         maps = _exact_maps(host_sde(score_fn), values, mu, error)
         centre, spread = _law(sampler, host_sde(score_fn), values[:, None, None], mu[:, None], prior, maps)

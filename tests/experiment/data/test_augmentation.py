@@ -84,5 +84,8 @@ def test_each_transform_happens_as_often_as_it_should(probability: float) -> Non
         assert abs(float(some.std()) - 1) < 4 / np.sqrt(2 * len(some))
     stretch = labels[labels[:, 5] != 0, 5:7]
     assert abs(float(jnp.mean(stretch[:, 1] == 0)) - 0.5) < 4 * 0.5 / np.sqrt(len(stretch))  # along an axis
+    slanted = stretch[stretch[:, 1] != 0]
+    both = (slanted[:, 0] * slanted[:, 1]) ** 2  # b^4 cos^2 sin^2 of an angle that is uniform
+    assert abs(float(both.mean()) - 3 / 8) < 4 * float(both.std()) / np.sqrt(len(both)) < 0.2
     first, second = labels[:, 2] != 0, labels[:, 4] != 0
     assert abs(float(jnp.mean(first & second)) - probability**2) < 4 * probability / np.sqrt(n)  # each by itself

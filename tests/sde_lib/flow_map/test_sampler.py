@@ -142,3 +142,8 @@ def test_mistakes_are_told_in_one_line(given, told):
     with pytest.raises(ValueError, match=told) as error:
         given()
     assert "\n" not in str(error.value)
+
+
+def test_its_law_is_of_a_flow_map_and_not_of_an_sde():
+    with pytest.raises(ValueError, match="FlowMapSampler is no table: give the map or score it runs on"):
+        gaussian_law(FlowMapSampler(2), VP(), MEAN, COVARIANCE)
