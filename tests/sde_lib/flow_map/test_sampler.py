@@ -145,5 +145,5 @@ def test_mistakes_are_told_in_one_line(given, told):
 
 
 def test_its_law_is_of_a_flow_map_and_not_of_an_sde():
-    with pytest.raises(ValueError, match="FlowMapSampler is no table: give the map or score it runs on"):
+    with pytest.raises(ValueError, match="FlowMapSampler is no table: give the map or score that it runs on"):
         gaussian_law(FlowMapSampler(2), VP(), MEAN, COVARIANCE)
