@@ -12,7 +12,7 @@ from sde_lib.flow_map import jump, straight_velocity
 
 NETWORKS = {
     "mlp": (MLP, {"shape": (3,), "width": 8, "depth": 1}),
-    "unet": (UNet, {"shape": (4, 4, 1), "width": 8, "channel_mults": (1,), "num_classes": 2}),
+    "unet": (UNet, {"shape": (4, 4, 1), "width": 8, "channel_mults": (1,), "blocks": 1, "num_classes": 2}),
     "dit": (DiT, {"shape": (4, 4, 1), "width": 8, "depth": 1, "heads": 2}),
     "ncsnpp": (NCSNpp, {"shape": (4, 4, 1), "width": 8, "channel_mults": (1,), "blocks": 1, "attention": ()}),
 }
