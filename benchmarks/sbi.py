@@ -3,9 +3,10 @@
 The task's simulator draws --simulations pairs of parameters theta and observations x. The linear regression of theta
 by x is taken off (experiment/data/whitening.py), and the network of configs/sbi.py is trained on what is left,
 MEMBERS times, from other weights and without another tenth of the pairs, whose loss says which of a member's averaged
-weights to keep; the untrained network, which is the regression's own Gaussian, is among the choices. The mean of the
-members' outputs is the score, and samples that the prior does not allow are drawn again. Nothing is chosen by the
-reference.
+weights to keep; the untrained network, which is the regression's own Gaussian, is among the choices. Where the prior
+has walls, that Gaussian is cut by them, and the network is told how near they are (experiment/data/prior_walls.py). The
+mean of the members' outputs is the score, and samples that the prior does not allow are drawn again. Nothing is chosen
+by the reference.
 
 --reference is an .npz with observation_1, posterior_1, .., or the wheel of sbibm 1.1.0, of which nothing is imported.
 The weights are kept in the workdir, and used again by a command with the same pairs, map and config.
@@ -36,12 +37,22 @@ from experiment.common.errors import UserError
 from experiment.common.files import write_npz
 from experiment.config import check_flag, whole_config
 from experiment.data.dataset import Dataset, Split
+from experiment.data.prior_walls import PriorWalls, prior_walls
 from experiment.data.simulators import SIMULATORS, Simulator, simulations
 from experiment.data.whitening import Whitening, fit_whitening
 from experiment.evaluation.c2st import c2st
 from experiment.evaluation.calibration import bins_of, ranks_of, uniformity
 from experiment.training.trainer import averaged, ema_decay
-from sde_lib import NetworkScore, denoising_score_matching, likelihood_weighting, log_prob, sample, uniform_log_snr
+from sde_lib import (
+    SDE,
+    NetworkScore,
+    denoising_score_matching,
+    likelihood_weighting,
+    log_prob,
+    register_dataclass,
+    sample,
+    uniform_log_snr,
+)
 from sde_lib.samplers import DPMSolverPP2M
 
 Array = np.ndarray
@@ -165,12 +176,35 @@ class MeanNetwork:
         return jnp.mean(jax.vmap(lambda member: self.apply(member, x, c_noise, cond))(params), axis=0)
 
 
-class Ensemble:
-    """The members' weights while they are trained on z (n, d), told c (n, m)."""
+@register_dataclass
+@dataclass(frozen=True)
+class WalledScore:
+    """A network's score of residuals whose prior has walls: it adds to the score of a Gaussian that they cut."""
 
-    def __init__(self, config: Any, z: Array, c: Array):
-        self.config, self.z, self.c = config, jnp.asarray(z), jnp.asarray(c)
-        data = Dataset("residuals", Split(z, vectors=c), Split(z, vectors=c), None)
+    network: NetworkScore
+    walls: PriorWalls
+
+    @property
+    def sde(self) -> SDE:
+        return self.network.sde
+
+    def __call__(self, x: jax.Array, t: Any, cond: Any = None, *, key: jax.Array | None = None) -> jax.Array:
+        """The score at x (n, d), told c (n, k); the network is also told how near the walls are."""
+        alpha, sigma = (jnp.reshape(of(jnp.asarray(t, x.dtype)), (-1, 1)) for of in (self.sde.alpha, self.sde.sigma))
+        return self.network(x, t, self.walls.told(cond), key=key) + self.walls.score(x, alpha, sigma, cond)
+
+
+Score = NetworkScore | WalledScore
+
+
+class Ensemble:
+    """The members' weights while they are trained on z (n, d), told c (n, m); walls: of the prior, if it has any."""
+
+    def __init__(self, config: Any, z: Array, c: Array, walls: PriorWalls | None = None):
+        self.config, self.z, self.c, self.walls = config, jnp.asarray(z), jnp.asarray(c), walls
+        self.told = np.asarray(c if walls is None else walls.told(self.c))
+        split = Split(z, vectors=self.told)
+        data = Dataset("residuals", split, split, None)
         made = [build_network(config, data, nnx.Rngs(k)) for k in range(MEMBERS)]
         self.apply = made[0][0]
         self.untrained = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params for _, params in made))
@@ -180,13 +214,16 @@ class Ensemble:
         self.held_out = jnp.asarray(np.stack([np.flatnonzero(part == k)[: counts.min()] for k in range(MEMBERS)]))
         self.optimizer = build_optimizer(config)
 
-    def score(self, params: Any) -> NetworkScore:
+    def score(self, params: Any) -> Score:
         """The mean score of members with these weights."""
-        return build_score(self.config, MeanNetwork(self.apply), params)
+        return self._score(MeanNetwork(self.apply), params)
+
+    def _score(self, apply: Callable[..., jax.Array], params: Any) -> Score:
+        network = build_score(self.config, apply, params)
+        return network if self.walls is None else WalledScore(network, self.walls)
 
     def _loss(self, params: Any, rows: jax.Array, key: jax.Array, dropout: bool) -> jax.Array:
-        apply = self.apply if dropout else _Without(self.apply)
-        score_fn = build_score(self.config, apply, params)
+        score_fn = self._score(self.apply if dropout else _Without(self.apply), params)
         options = {"weighting": likelihood_weighting, "times": uniform_log_snr}
         return jnp.mean(denoising_score_matching(score_fn, self.z[rows], key, self.c[rows], **options))
 
@@ -253,7 +290,7 @@ class Posterior:
 
     simulator: Simulator
     whitening: Whitening
-    score_fn: NetworkScore
+    score_fn: Score
 
     def draw(self, x: Array, key: jax.Array) -> Array:
         """Draw a theta for each row of x (n, m); what the prior does not allow is drawn again."""
@@ -275,7 +312,7 @@ class Posterior:
     def log_prob(self, theta: Array, x: Array) -> Array:
         """Compute the log-density (n,) of theta (n, d) given x (n, m), by the probability-flow ODE.
 
-        That of a prior without walls: a posterior that is drawn again at walls is larger by an unknown constant of x.
+        What is drawn again at a prior's walls is not taken into account: the little that leaks through them.
         """
         z, cond = self.whitening.to_residual(theta, x), self.whitening.cond(x)
         found = log_prob(self.score_fn, jnp.asarray(z), rtol=TOLERANCE, atol=TOLERANCE, cond=cond)
@@ -292,9 +329,11 @@ def fitted(task: str, count: int, steps: int | None, workdir: Path) -> Posterior
     theta, x = simulations(task, count)
     whitening = fit_whitening(theta, x, simulator.draws)
     z, cond = whitening.to_residual(theta, x), whitening.cond(x)
-    ensemble = Ensemble(config, z, cond)
-    told = json.dumps([config.to_dict(), MEMBERS, PARTS, CHECK_EVERY, PATIENCE], sort_keys=True)
-    path = workdir / f"weights_{hashlib.sha256(told.encode() + z.tobytes() + cond.tobytes()).hexdigest()[:12]}.npz"
+    walls = None if simulator.support is None else prior_walls(whitening, simulator.support)
+    ensemble = Ensemble(config, z, cond, walls)
+    settings = json.dumps([config.to_dict(), MEMBERS, PARTS, CHECK_EVERY, PATIENCE], sort_keys=True)
+    digest = hashlib.sha256(settings.encode() + z.tobytes() + ensemble.told.tobytes()).hexdigest()
+    path = workdir / f"weights_{digest[:12]}.npz"
     leaves, structure = jax.tree.flatten(ensemble.untrained)
     if not path.exists():
         start = time.perf_counter()
