@@ -41,7 +41,7 @@ from experiment.data.prior_walls import PriorWalls, prior_walls
 from experiment.data.simulators import SIMULATORS, Simulator, simulations
 from experiment.data.whitening import Whitening, fit_whitening
 from experiment.evaluation.c2st import c2st
-from experiment.evaluation.calibration import bins_of, ranks_of, uniformity
+from experiment.evaluation.calibration import adjusted, bins_of, ranks_of, uniformity
 from experiment.training.trainer import averaged, ema_decay
 from sde_lib import (
     SDE,
@@ -65,7 +65,8 @@ SAMPLER, ROWS = DPMSolverPP2M(steps=32), 2000  # ROWS: drawn at once
 MOST_ROUNDS = 50  # of drawing again what lies outside of the prior's support
 MOST_OBSERVATIONS = 100
 PAIRS, RANKED = 1000, 19  # of the calibration: pairs, and draws for each
-FRESH_SEED, PAIRS_SEED = 77, 78  # of observations and pairs that were not trained on
+LEVEL = 0.05  # below it the ranks are called not uniform
+FRESH_SEED, PAIRS_SEED = 77, 78  # of observations and pairs that were not trained on; pairs anew have the next seeds
 KL_SEED = 79  # of the exact draws that the likelihood is measured at
 TOLERANCE = 1e-5  # of the likelihood's solve, relative and absolute
 MOST_STANDARD_ERRORS = 10.0
@@ -394,15 +395,22 @@ def held_out(task: str, count: int, n: int) -> list[Reference]:
     return [(x, np.asarray(exact(jax.random.key(i), jnp.asarray(x), n))) for i, x in enumerate(xs)]
 
 
-def calibrated(posterior: Posterior, task: str) -> dict[str, Any]:
-    """The p-value of each parameter, that the ranks of new truths among draws at their x are uniform."""
-    theta, x = simulations(task, PAIRS, PAIRS_SEED)
-    draws = posterior.draw(np.repeat(x, RANKED, axis=0), jax.random.key(PAIRS_SEED))
-    p = uniformity(ranks_of(theta, draws.reshape(PAIRS, RANKED, -1)), RANKED).tolist()
-    bins = bins_of(PAIRS, RANKED)
-    told = f"ranks at {PAIRS:,} new observations, {RANKED} draws at each, {bins} bins"
-    print(f"{told}: p {', '.join(f'{value:.3f}' for value in p)}", flush=True)
-    return {"p": p, "observations": PAIRS, "draws": RANKED, "bins": bins}
+def calibrated(posterior: Posterior, task: str, seed: int) -> dict[str, Any]:
+    """The p-value of each parameter, that the ranks of new truths among draws at their x are uniform.
+
+    Beside it the one that is raised for there being as many tests as parameters: the least of these is the verdict.
+    """
+    theta, x = simulations(task, PAIRS, seed)
+    draws = posterior.draw(np.repeat(x, RANKED, axis=0), jax.random.key(seed))
+    p = uniformity(ranks_of(theta, draws.reshape(PAIRS, RANKED, -1)), RANKED)
+    raised, bins = adjusted(p), bins_of(PAIRS, RANKED)
+    print(f"ranks at {PAIRS:,} new observations of seed {seed}, {RANKED} draws at each, {bins} bins:")
+    for name, values in (("p", p), ("by Holm's rule", raised)):
+        print(f"  {name:15}{', '.join(f'{value:.3f}' for value in values)}")
+    verdict = "not uniform" if raised.min() < LEVEL else "uniform as far as this tells"
+    print(f"  all parameters: p {raised.min():.3f}, {verdict} (level {LEVEL:g})", flush=True)
+    measured = {"p": p.tolist(), "p_holm": raised.tolist()}
+    return {**measured, "observations": PAIRS, "draws": RANKED, "bins": bins, "seed": seed}
 
 
 def main() -> None:
@@ -415,7 +423,9 @@ def main() -> None:
     parser.add_argument("--n", type=int, help="samples of each; by default as many as the reference has")
     parser.add_argument("--steps", type=int, help="of training at most; by default the config's own")
     parser.add_argument("--held_out", type=int, help="so many observations of the simulator's own too")
-    parser.add_argument("--calibration", action="store_true", help="ranks of truths among draws too")
+    parser.add_argument(
+        "--calibration", type=int, nargs="?", const=1, help="ranks of truths among draws too; so many times anew"
+    )
     parser.add_argument("--kl", type=int, help="divergence from the exact posterior too, by so many draws of each")
     parser.add_argument("--json", type=Path, help="results to add the task's to")
     given = parser.parse_args()
@@ -427,7 +437,7 @@ def main() -> None:
 def measure(given: argparse.Namespace) -> None:
     """Fit, draw and score what the flags name."""
     check_flag("simulations", given.simulations, "data.simulations", least=1000)  # few held-out ones choose nothing
-    for name, least in (("observations", 1), ("n", 10), ("held_out", 1), ("kl", 2)):
+    for name, least in (("observations", 1), ("n", 10), ("held_out", 1), ("calibration", 1), ("kl", 2)):
         check_flag(name, getattr(given, name), least=least)
     check_flag("steps", given.steps, "train.steps", least=CHECK_EVERY)
     if given.kl and SIMULATORS[given.task].log_posterior is None:
@@ -438,7 +448,7 @@ def measure(given: argparse.Namespace) -> None:
     updates = given.steps or sbi.get_config().train.steps
     result: dict[str, Any] = {"simulations": given.simulations, "most_updates": updates}
     if given.calibration:
-        result["ranks"] = calibrated(posterior, given.task)
+        result["ranks"] = [calibrated(posterior, given.task, PAIRS_SEED + k) for k in range(given.calibration)]
     if given.held_out:
         own = held_out(given.task, given.held_out, given.n or len(known[0][1]))
         result["held_out"] = compared(posterior, own, None, given.kl, "held-out observation")
