@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiment.evaluation.images import release
 from experiment.evaluation.points import Point
 from experiment.evaluation.settings import Settings
 from experiment.run.conditions import conditions
@@ -49,6 +50,26 @@ def sample_key(seed: int) -> jax.Array:
 def flat_points(run: Any, levels: Array) -> Array:
     """Examples (n, d) in float64: levels at their bins' centres in the model's space, or the vectors themselves."""
     return np.asarray(run.scaling.to_model(levels), np.float64).reshape(len(levels), -1)
+
+
+class FlatPoints:
+    """The examples of a split as `flat_points` gives them, those that are asked for: a large set is never in memory."""
+
+    def __init__(self, run: Any, levels: Array):
+        self._run, self._levels = run, levels
+
+    def __len__(self) -> int:
+        return len(self._levels)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n, d)."""
+        return len(self), int(np.prod(self._levels.shape[1:]))
+
+    def __getitem__(self, rows: slice | Array) -> Array:
+        taken = flat_points(self._run, self._levels[rows])
+        release(self._levels)
+        return taken
 
 
 def draw_seed(run: Any, description: str, sampler: Any, seed: int, n: int, batch_size: int) -> Draws:

@@ -14,8 +14,8 @@ import numpy as np
 from experiment.build.samplers import make_sampler
 from experiment.common.errors import UserError
 from experiment.evaluation.comparison import SPLITS, against, floor_of
-from experiment.evaluation.drawing import flat_points, sample_key
-from experiment.evaluation.metrics import ClassFeatures, disjoint_parts, sliced_wasserstein
+from experiment.evaluation.drawing import FlatPoints, flat_points, sample_key
+from experiment.evaluation.metrics import ClassFeatures, Points, disjoint_parts, sliced_wasserstein
 from experiment.evaluation.results import GuidancePoint, GuidanceResult
 from experiment.evaluation.settings import Settings
 from experiment.run.conditions import DROP_REMEDY, NO_DROPOUT, conditions_of
@@ -81,8 +81,8 @@ def guidance_curve(run: Any, scales: Sequence[float], settings: Settings) -> Gui
     asked, labels = (
         (test.labels[rows], reference.labels) if classes else (np.zeros(n, int), np.zeros(len(reference), int))
     )
-    features = ClassFeatures(flat_points(run, run.dataset.train.x), run.dataset.train.labels) if classes else None
-    distances, size = _distances_within(flat_points(run, reference.x), labels, asked, settings.seed)
+    features = ClassFeatures(FlatPoints(run, run.dataset.train.x), run.dataset.train.labels) if classes else None
+    distances, size = _distances_within(FlatPoints(run, reference.x), labels, asked, settings.seed)
     floor = floor_of(distances(None), size)
     samplers: dict[str, list[GuidancePoint]] = {name: [] for name in METHODS}
     for scale in scales:
@@ -97,12 +97,12 @@ def guidance_curve(run: Any, scales: Sequence[float], settings: Settings) -> Gui
             drawn = flat_points(run, np.asarray(run.scaling.to_data(draws.x)))
             obeyed = None if features is None else features.accuracy(drawn, asked)
             samplers[name].append(GuidancePoint(scale, draws.nfe, against(distances(drawn), floor), obeyed))
-    known = None if features is None else features.accuracy(flat_points(run, test.x), test.labels)
+    known = None if features is None else features.accuracy(FlatPoints(run, test.x), test.labels)
     return GuidanceResult(n, STEPS, dict(METHODS), samplers, floor, known)
 
 
 def _distances_within(
-    real: Array, labels: Array, asked: Array, seed: int
+    real: Points, labels: Array, asked: Array, seed: int
 ) -> tuple[Callable[[Array | None], list[float]], int]:
     """Sliced W2 within each class, its mean over the classes, for each of SPLITS random halves of the data.
 
