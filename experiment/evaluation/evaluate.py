@@ -170,7 +170,7 @@ class Asked:
 
 def _likelihood(run: Any, settings: LikelihoodSettings, kept: Kept | None) -> Any:
     folder = folder_of(run, settings, kept.folder) if kept else None
-    return likelihood(run, settings, folder, budget=False, place=kept and kept.place)
+    return likelihood(run, settings, folder, budget=False, place=kept.place if kept else None)
 
 
 def asked_of_run(
