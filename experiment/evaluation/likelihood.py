@@ -195,6 +195,22 @@ def parts(
             yield from kept.read()
 
 
+def folder_of(run: Any, settings: LikelihoodSettings, parent: Path) -> Path:
+    """The folder of these parts, called by all that they depend on."""
+    what = json.dumps(_what(run, settings), sort_keys=True, default=str)
+    return parent / hashlib.sha256(what.encode()).hexdigest()[:12]
+
+
+def _what(run: Any, settings: LikelihoodSettings) -> dict[str, Any]:
+    found = plain({"step": run.step, "config": run.config.to_dict(), **dataclasses.asdict(settings)})
+    return found  # type: ignore[no-any-return]
+
+
+def likelihood_share(run: Any, settings: LikelihoodSettings, folder: Path, place: Place, budget: bool = True) -> None:
+    """Compute the share of a process that is not the first one."""
+    list(parts(in_float32(run), settings, folder, budget, place))
+
+
 def _compute(
     run: Any, first: int, settings: LikelihoodSettings, size: int, kept: int, budget: bool
 ) -> dict[str, Array]:
@@ -389,12 +405,11 @@ def likelihood_of_run(
     if run.config.model.condition == "label":
         seconds += classifier_seconds(run, n)
     say_start(f"likelihood of {n:,} held-out examples by {run.workdir} at step {run.step}{told(run, seconds)}")
-    what = plain({"step": run.step, "config": run.config.to_dict(), **dataclasses.asdict(settings)})
-    digest = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:12]
+    what, kept = _what(run, settings), folder_of(run, settings, folder / "parts")
     if place.number:
-        list(parts(in_float32(run), settings, folder / "parts" / digest, True, place))
+        likelihood_share(run, settings, kept, place)
         return [f"process {place.number} of {place.count} has computed its share; the first one writes the files"]
-    found, values, arrays = likelihood(run, settings, folder / "parts" / digest, place=place)
+    found, values, arrays = likelihood(run, settings, kept, place=place)
     name = f"{settings.dequantization}_k{settings.k}" if run.scaling.levels else "nats"
     unit, convert = likelihood_unit(math.prod(run.shape), run.scaling.bin_width)
     pictures = bounds.pictures(arrays, settings, unit, convert)
