@@ -37,22 +37,13 @@ from experiment.common.errors import UserError
 from experiment.common.files import write_npz
 from experiment.config import check_flag, whole_config
 from experiment.data.dataset import Dataset, Split
-from experiment.data.prior_walls import PriorWalls, prior_walls
+from experiment.data.prior_walls import PriorWalls, WalledScore, prior_walls
 from experiment.data.simulators import SIMULATORS, Simulator, simulations
 from experiment.data.whitening import Whitening, fit_whitening
 from experiment.evaluation.c2st import c2st
 from experiment.evaluation.calibration import adjusted, bins_of, ranks_of, uniformity
 from experiment.training.trainer import averaged, ema_decay
-from sde_lib import (
-    SDE,
-    NetworkScore,
-    denoising_score_matching,
-    likelihood_weighting,
-    log_prob,
-    register_dataclass,
-    sample,
-    uniform_log_snr,
-)
+from sde_lib import NetworkScore, denoising_score_matching, likelihood_weighting, log_prob, sample, uniform_log_snr
 from sde_lib.samplers import DPMSolverPP2M
 
 Array = np.ndarray
@@ -175,24 +166,6 @@ class MeanNetwork:
 
     def __call__(self, params: Any, x: jax.Array, c_noise: jax.Array, cond: Any = None) -> jax.Array:
         return jnp.mean(jax.vmap(lambda member: self.apply(member, x, c_noise, cond))(params), axis=0)
-
-
-@register_dataclass
-@dataclass(frozen=True)
-class WalledScore:
-    """A network's score of residuals whose prior has walls: it adds to the score of a Gaussian that they cut."""
-
-    network: NetworkScore
-    walls: PriorWalls
-
-    @property
-    def sde(self) -> SDE:
-        return self.network.sde
-
-    def __call__(self, x: jax.Array, t: Any, cond: Any = None, *, key: jax.Array | None = None) -> jax.Array:
-        """The score at x (n, d), told c (n, k); the network is also told how near the walls are."""
-        alpha, sigma = (jnp.reshape(of(jnp.asarray(t, x.dtype)), (-1, 1)) for of in (self.sde.alpha, self.sde.sigma))
-        return self.network(x, t, self.walls.told(cond), key=key) + self.walls.score(x, alpha, sigma, cond)
 
 
 Score = NetworkScore | WalledScore

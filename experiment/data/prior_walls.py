@@ -13,6 +13,7 @@ beside the residuals. A smooth posterior has the same jump, so that at small noi
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ import numpy as np
 from jax.scipy.stats import norm
 
 from experiment.data.whitening import Whitening
-from sde_lib.pytree import register_dataclass
+from sde_lib import SDE, NetworkScore, register_dataclass
 
 Array = np.ndarray
 
@@ -68,3 +69,21 @@ def prior_walls(whitening: Whitening, support: tuple[Array, Array]) -> PriorWall
     ends = (high - whitening.offset) / size, (whitening.offset - low) / size
     arrays = np.concatenate([normals, -normals]), np.concatenate([-slope, slope], axis=1), np.concatenate(ends)
     return PriorWalls(*(jnp.asarray(array, jnp.float32) for array in arrays))
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class WalledScore:
+    """A network's score of residuals whose prior has walls: it adds to the score of a Gaussian that they cut."""
+
+    network: NetworkScore
+    walls: PriorWalls
+
+    @property
+    def sde(self) -> SDE:
+        return self.network.sde
+
+    def __call__(self, x: jax.Array, t: Any, cond: Any = None, *, key: jax.Array | None = None) -> jax.Array:
+        """The score at x (n, d), told c (n, k); the network is also told how near the walls are."""
+        alpha, sigma = (jnp.reshape(of(jnp.asarray(t, x.dtype)), (-1, 1)) for of in (self.sde.alpha, self.sde.sigma))
+        return self.network(x, t, self.walls.told(cond), key=key) + self.walls.score(x, alpha, sigma, cond)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from scipy.stats import kstest, truncnorm
 
-from benchmarks.sbi import Ensemble, Posterior, WalledScore, divergence, exact_kl, references
+from benchmarks.sbi import Ensemble, Posterior, calibrated, divergence, exact_kl, references
 from configs import sbi
 from experiment.common.errors import UserError
 from experiment.config import whole_config
-from experiment.data.prior_walls import prior_walls
+from experiment.data.prior_walls import WalledScore, prior_walls
 from experiment.data.simulators import SIMULATORS, simulations
 from experiment.data.whitening import fit_whitening
 from sde_lib import VP, FunctionScore
@@ -201,6 +201,21 @@ def test_divergence_is_that_of_gaussians():
     both = [np.concatenate([a, 3 * b], axis=1) for a, b in ((x, x[::-1]), (y, x))]
     exact = np.log(2) + (1 + 0.25) / (2 * 4) - 0.5
     assert divergence(*both) == pytest.approx(exact, abs=0.01)
+
+
+@pytest.mark.parametrize(("width", "verdict"), [(1.0, "uniform as far as this tells"), (0.7, "not uniform")])
+def test_the_verdict_on_ranks_is_of_all_parameters(width, verdict, monkeypatch, capsys):
+    monkeypatch.setattr("benchmarks.sbi.PAIRS", 400)
+    fitted = fit_whitening(*simulations("gaussian_linear", 10_000))
+    scale = np.ones(10)
+    scale[3] = width  # the draws of one parameter are too narrow
+    root = np.diag(np.sqrt(0.05) * scale)
+    exact = replace(fitted, root=root, slope=np.diag(0.5 * fitted.std), offset=0.5 * fitted.mean)
+    score_fn = FunctionScore(lambda x, t, cond: -x, VP(beta_max=12.0, t_min=1.65e-4))
+    found = calibrated(Posterior(SIMULATORS["gaussian_linear"], exact, score_fn), "gaussian_linear", 5)
+    assert f", {verdict} (level 0.05)" in capsys.readouterr().out
+    assert (min(found["p_holm"]) < 0.05) == (width < 1)
+    assert min(np.delete(found["p_holm"], 3)) > 0.05
 
 
 def test_kl_from_the_exact_posterior_by_the_likelihood():
