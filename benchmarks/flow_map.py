@@ -13,8 +13,8 @@ digits: a run that learned a flow map beside the score run that taught it: slice
 equal calls, with the noise floor, and the bits/dim of both. A few minutes.
 
 diagonal: the loss of denoising score matching of held-out examples by a flow map's diagonal over that by a score run,
-`--score`, which has had as many updates; 32 times the same examples, noise and times, by the weighting and the times
-of training. Seconds.
+`--score`, which has had as many updates, from the same start; 32 times the same examples, noise and times, by the
+weighting and the times of training. Seconds.
 """
 
 import argparse
@@ -198,7 +198,8 @@ def diagonal(workdir: str, score: str) -> dict[str, Any]:
     ratio = means["diagonal"] / means["score"]
     error = np.std(losses["diagonal"] - ratio * losses["score"], ddof=1) / means["score"] / REPEATS**0.5
     print(f"held-out loss of denoising score matching: {means}, ratio {ratio:.4f} +- {error:.4f}")
-    return {**means, "ratio": ratio, "se": float(error), "examples": len(x)}
+    row = {**means, "ratio": ratio, "se": float(error), "examples": len(x), "steps": runs["diagonal"].step}
+    return {"taught" if runs["diagonal"].config.train.teacher else "from scratch": row}
 
 
 def main() -> None:
@@ -221,6 +222,8 @@ def main() -> None:
     if given.json:
         path = Path(given.json)
         known = json.loads(path.read_text()) if path.is_file() else {}
+        if given.part == "diagonal":
+            results = {**known.get("diagonal", {}), **results}
         path.write_text(json.dumps({**known, given.part: results}, indent=1) + "\n")
 
 
