@@ -14,6 +14,7 @@ import numpy as np
 from scipy.special import chdtrc
 
 from experiment.build.conditions import condition_kind
+from experiment.data.dataset import some_of
 from experiment.evaluation.results import Calibration
 from experiment.run.conditions import conditions_of, take
 from experiment.run.sampling import as_data, draw, expected_seconds
@@ -92,16 +93,17 @@ def calibration_seconds(run: Any, sampler: Any, n: int) -> float:
 
 
 def calibration(run: Any, name: str, sampler: Any, n: int, batch_size: int, seed: int) -> tuple[Calibration, Array]:
-    """Draw for the first n held-out pairs, or fewer, and rank them.
+    """Draw for n held-out pairs, or fewer, and rank them.
 
     Returns:
         What is told of the ranks, and the ranks (n, d).
     """
     n, test = pairs(run, n), run.dataset.test
-    cond = take(conditions_of(run, test, np.arange(n)), np.repeat(np.arange(n), DRAWS))
+    chosen = some_of(n, len(test))
+    cond = take(conditions_of(run, test, chosen), np.repeat(np.arange(n), DRAWS))
     key = jax.random.fold_in(jax.random.key(seed), _CALIBRATION)
     drawn = draw(run, sampler, key, n * DRAWS, batch_size, f"calibration of {name}", cond)
-    ranks = ranks_of(test.x[:n], as_data(run.scaling, drawn.x).reshape(n, DRAWS, -1), seed)
+    ranks = ranks_of(test.x[chosen], as_data(run.scaling, drawn.x).reshape(n, DRAWS, -1), seed)
     return summary(name, ranks, DRAWS), ranks
 
 

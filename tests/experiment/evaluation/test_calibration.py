@@ -61,7 +61,8 @@ def run_of(width: float, shift: float, workdir: Path | None = None) -> Any:
     z = rng.standard_normal((PAIRS + 100, 2))
     cond = (z + NOISE * rng.standard_normal(z.shape)).astype(np.float32)
     x = UNITS.to_data(z)
-    train, test = Split(x[PAIRS:], vectors=cond[PAIRS:]), Split(x[:PAIRS], vectors=cond[:PAIRS])
+    held_out = PAIRS + 40  # more than are asked for
+    train, test = Split(x[held_out:], vectors=cond[held_out:]), Split(x[:held_out], vectors=cond[:held_out])
     return SimpleNamespace(
         config=whole_config({"model": {"condition": "vector"}}),
         dataset=Dataset("pairs", train, test, None, units=UNITS, cond_units=Units.of(cond)),
