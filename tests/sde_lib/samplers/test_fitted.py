@@ -13,12 +13,14 @@ from sde_lib.samplers import (
     EulerMaruyama,
     FittedSampler,
     FlowTime,
+    UniformT,
     UniPC,
+    ends_of,
     fit_table,
     gaussian_kl,
     sample,
 )
-from sde_lib.samplers.fitted import HELD_OUT, starts
+from sde_lib.samplers.fitted import HELD_OUT, _free, _Method, _slopes, starts
 from tests.oracles import random_mixture
 
 FINE = UniPC(steps=200, grid=FlowTime())
@@ -54,6 +56,23 @@ def test_its_errors_are_those_of_latents_that_were_held_out():
     for s, told in ((sampler, sampler.error), (starts(4)[0], sampler.start_error)):
         assert told == pytest.approx(error(s, score_fn, key=1, n=LATENTS - seen, first=seen), rel=1e-3)
     assert sampler.start == repr(starts(4)[0])
+
+
+def test_the_derivatives_by_rows_are_those_of_the_whole_table():
+    """Along all numbers at once, where the fit leaves out the calls that a number cannot move."""
+    score_fn, steps = fitted("VP", 4)[0], 4
+    method = _Method(replace(starts(steps)[0], grid=UniformT()), score_fn.sde)
+    free, x = _free(starts(steps)[0], score_fn.sde), jnp.linspace(-1, 1, 6).reshape(3, 2)
+    table, tangents = method.table(free), method.slopes(free)
+    ends, slopes = _slopes(score_fn, table, tangents, x, None, method.model)
+    along = jnp.asarray(np.random.default_rng(0).normal(size=len(free)), jnp.float32)
+    expected = jax.jvp(
+        lambda table: ends_of(table, score_fn, x, None, method.model),
+        (table,),
+        (jax.tree.map(lambda slope: slope @ along, tangents),),
+    )
+    np.testing.assert_allclose(ends, expected[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(jnp.einsum("pnd,p->nd", slopes, along), expected[1], rtol=1e-3, atol=1e-3)
 
 
 def test_on_a_gaussian_the_kl_falls_too():
