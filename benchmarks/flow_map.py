@@ -1,13 +1,20 @@
 """What flow maps learn: python benchmarks/flow_map.py --part=toy [--losses=lagrangian,..] [--json=FILE]
                        python benchmarks/flow_map.py --part=digits --workdir=RUN --teacher=RUN [--json=FILE]
+                       python benchmarks/flow_map.py --part=diagonal --workdir=RUN --score=RUN [--json=FILE]
 
 toy: a mixture of four Gaussians in two dimensions under the rectified flow; a perceptron of 3 x 128, 3,000 updates on
 512 examples, by each loss, with the exact score for a teacher and without one. Held against the exact flow map: the
 root mean square error of one jump, in units where the data have about 0.94, and the total variation of its modes'
-weights from those of the exact map, on 4,096 latents. About half a minute a row on two CPU cores.
+weights from those of the exact map, on 4,096 latents. The diagonal's loss of denoising score matching is over that of
+the exact score, for the same examples, noise and times; `score` is a network that learns by it alone. About half a
+minute to two minutes a row on two CPU cores.
 
 digits: a run that learned a flow map beside the score run that taught it: sliced W2 and the AUC of a classifier at
 equal calls, with the noise floor, and the bits/dim of both. A few minutes.
+
+diagonal: the loss of denoising score matching of held-out examples by a flow map's diagonal over that by a score run,
+`--score`, which has had as many updates, from the same start; 32 times the same examples, noise and times, by the
+weighting and the times of training. Seconds.
 """
 
 import argparse
@@ -32,12 +39,14 @@ from sde_lib import (
     NetworkFlowMap,
     RectifiedFlow,
     VelocityPrediction,
+    denoising_score_matching,
     flow_matching_weighting,
 )
 from sde_lib.flow_map import JumpLoss, consistency_loss, eulerian, flow_map_loss, lagrangian, semigroup
 from sde_lib.samplers import DDIM, DPMSolverPP2M, FlowTime, UniPC
 
 STEPS, BATCH, TESTED = 3000, 512, 4096
+REPEATS = 32  # of the held-out examples, with other noise
 WEIGHTS = np.array([0.4, 0.3, 0.2, 0.1])
 MEANS = 0.9 * np.array([[1, 1], [-1, 1], [-1, -1], [1, -1]])
 COVARIANCES = np.array(
@@ -46,7 +55,7 @@ COVARIANCES = np.array(
 DATA, SDE = GaussianMixture(WEIGHTS, MEANS, COVARIANCES), RectifiedFlow()
 EXACT = ExactFlowMap(DATA, SDE)
 JUMPS: dict[str, JumpLoss] = {"lagrangian": lagrangian, "semigroup": semigroup, "eulerian": eulerian}
-CONSISTENCY = "consistency"
+CONSISTENCY, SCORE = "consistency", "score"
 SETS = (
     *[("flow_map", FlowMapSampler(n, renoise)) for n in (1, 2, 4) for renoise in (0.0, 1.0) if n > 1 or not renoise],
     ("ddim", DDIM(steps=1)),  # which the others are too with one call
@@ -54,6 +63,11 @@ SETS = (
     *[("unipc", UniPC(order=min(n, 3), steps=n)) for n in (2, 4, 8)],
     *[("dpmpp_2m on FlowTime", DPMSolverPP2M(steps=n, grid=FlowTime())) for n in (4, 8)],
 )
+
+
+def diagonal_loss(score_fn: Any, x: jax.Array, key: jax.Array) -> jax.Array:
+    """The loss of the toy's score at each example."""
+    return denoising_score_matching(score_fn, x, key, weighting=flow_matching_weighting)
 
 
 @dataclass(frozen=True)
@@ -66,6 +80,8 @@ class Toy:
     def of_batch(self, flow_map: NetworkFlowMap, x: jax.Array, key: jax.Array) -> jax.Array:
         """The mean loss of a batch."""
         teacher = EXACT.score if self.taught else None
+        if self.loss == SCORE:
+            return jnp.mean(diagonal_loss(flow_map.score, x, key))
         if self.loss == CONSISTENCY:
             return jnp.mean(consistency_loss(flow_map, x, key, grid=FlowTime(1.0, 1.0), steps=20, teacher=teacher))
         found = flow_map_loss(
@@ -113,17 +129,22 @@ def toy(losses: list[str]) -> list[dict[str, Any]]:
     def modes(x: jax.Array) -> np.ndarray:
         return np.bincount(np.argmax(DATA.posterior(x), axis=1), minlength=len(WEIGHTS)) / len(x)
 
+    held_out, key = DATA.sample(jax.random.key(6), 16 * TESTED), jax.random.key(7)
+    least = float(jnp.mean(diagonal_loss(EXACT.score, held_out, key)))
     rows = []
     for loss in losses:
-        for taught in (True, False):
+        for taught in (True, False) if loss != SCORE else (False,):
             flow_map, milliseconds, norm = Toy(loss, taught).trained()
             reached = flow_map(latents, SDE.t_max, SDE.t_min)
             rms = float(jnp.sqrt(jnp.mean((reached - truth) ** 2)))
             away = 0.5 * float(np.abs(modes(reached) - modes(truth)).sum())
-            row = {"loss": loss, "taught": taught, "rms": rms, "modes": away, "ms": milliseconds, "norm": norm}
+            diagonal = float(jnp.mean(diagonal_loss(flow_map.score, held_out, key))) / least
+            row = {"loss": loss, "taught": taught, "rms": rms, "modes": away, "diagonal": diagonal}
+            row |= {"ms": milliseconds, "norm": norm}
             rows.append(row)
             how = "exact teacher" if taught else "no teacher"
-            told = f"rms {rms:.3f}  modes {away:.3f}  {milliseconds:.1f} ms an update  largest gradient {norm:.1f}"
+            told = f"rms {rms:.3f}  modes {away:.3f}  diagonal {diagonal:.4f}  "
+            told += f"{milliseconds:.1f} ms an update  largest gradient {norm:.1f}"
             print(f"{loss:12} {how:14} {told}", flush=True)
     return rows
 
@@ -160,23 +181,49 @@ def digits(workdir: str, teacher: str, seeds: int, examples: int) -> dict[str, A
     return {"rows": rows, "floors": floors, "bits_per_dim": bits, "steps": steps}
 
 
+def diagonal(workdir: str, score: str) -> dict[str, Any]:
+    """The held-out losses of the flow map's diagonal and of the score run, and their ratio with its standard error."""
+    from experiment.build.objective import TIMES, WEIGHTINGS
+    from experiment.evaluation.restoration import held_out
+    from experiment.run.load import load_run
+
+    runs = {"diagonal": load_run(workdir), "score": load_run(score)}
+    config = runs["score"].config
+    weighting, times = WEIGHTINGS[config.train.weighting](config), TIMES[config.train.times](config)
+    x = jnp.asarray(held_out(runs["score"], np.arange(len(runs["score"].dataset.test)), seed=0))
+    mean = jax.jit(lambda f, key: jnp.mean(denoising_score_matching(f, x, key, weighting=weighting, times=times)))
+    keys = jax.random.split(jax.random.key(8), REPEATS)
+    losses = {name: np.array([float(mean(run.score_fn, key)) for key in keys]) for name, run in runs.items()}
+    means = {name: float(values.mean()) for name, values in losses.items()}
+    ratio = means["diagonal"] / means["score"]
+    error = np.std(losses["diagonal"] - ratio * losses["score"], ddof=1) / means["score"] / REPEATS**0.5
+    print(f"held-out loss of denoising score matching: {means}, ratio {ratio:.4f} +- {error:.4f}")
+    row = {**means, "ratio": ratio, "se": float(error), "examples": len(x), "steps": runs["diagonal"].step}
+    return {"taught" if runs["diagonal"].config.train.teacher else "from scratch": row}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=("toy", "digits"), required=True)
-    parser.add_argument("--losses", default=",".join((*JUMPS, CONSISTENCY)))
+    parser.add_argument("--part", choices=("toy", "digits", "diagonal"), required=True)
+    parser.add_argument("--losses", default=",".join((SCORE, *JUMPS, CONSISTENCY)))
     parser.add_argument("--workdir")
     parser.add_argument("--teacher")
+    parser.add_argument("--score")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--examples", type=int, default=256)
     parser.add_argument("--json")
     given = parser.parse_args()
     if given.part == "toy":
         results: Any = toy(given.losses.split(","))
+    elif given.part == "diagonal":
+        results = diagonal(given.workdir, given.score)
     else:
         results = digits(given.workdir, given.teacher, given.seeds, given.examples)
     if given.json:
         path = Path(given.json)
         known = json.loads(path.read_text()) if path.is_file() else {}
+        if given.part == "diagonal":
+            results = {**known.get("diagonal", {}), **results}
         path.write_text(json.dumps({**known, given.part: results}, indent=1) + "\n")
 
 

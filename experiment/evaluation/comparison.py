@@ -9,7 +9,7 @@ import numpy as np
 
 from experiment.common.errors import UserError
 from experiment.common.progress import progress
-from experiment.evaluation.drawing import flat_points
+from experiment.evaluation.drawing import FlatPoints
 from experiment.evaluation.known_distribution import exact_metrics
 from experiment.evaluation.metrics import (
     AUC,
@@ -19,6 +19,7 @@ from experiment.evaluation.metrics import (
     SLICED_W2,
     ClassFeatures,
     Metric,
+    Points,
     class_metric,
     comparison_size,
     disjoint_parts,
@@ -69,11 +70,11 @@ def comparison_seconds(run: Any, sets: int, settings: Settings) -> float:
 
 
 def compare(run: Any, sets: Sequence[Sequence[Array]], settings: Settings) -> Comparison:
-    """Hold sets of samples, each with an array (n, d) for every seed, against the run's data.
+    """Hold sets of samples, each with an array (n, d) for every seed, against the run's data, read some at a time.
 
     Seed s of every set meets the same part of the data. Raises UserError where the data are too few.
     """
-    train, test = flat_points(run, run.dataset.train.x), flat_points(run, run.dataset.test.x)
+    train, test = FlatPoints(run, run.dataset.train.x), FlatPoints(run, run.dataset.test.x)
     metrics, left_out = _metrics(run, train, test)
     described = {name: MetricDescription(QUALITY, m.label, m.meaning, m.origin) for name, m in metrics.items()}
     described |= {
@@ -86,7 +87,7 @@ def compare(run: Any, sets: Sequence[Sequence[Array]], settings: Settings) -> Co
 
 
 def _quality(
-    sets: Sequence[Sequence[Array]], real: Array, metrics: dict[str, Metric], run: Any, settings: Settings
+    sets: Sequence[Sequence[Array]], real: Points, metrics: dict[str, Metric], run: Any, settings: Settings
 ) -> tuple[dict[str, Floor], list[dict[str, Value]]]:
     """The floors, and each set's values: the samples take the place of one of two disjoint parts of the data."""
     size = points_each_side(run, settings)
@@ -109,7 +110,7 @@ def _quality(
     return floors, values
 
 
-def _metrics(run: Any, train: Array, test: Array) -> tuple[dict[str, Metric], dict[str, str]]:
+def _metrics(run: Any, train: Points, test: Points) -> tuple[dict[str, Metric], dict[str, str]]:
     """The metrics that the data allow, and for those that they do not, why."""
     metrics = {
         "sliced_w2": SLICED_W2,
@@ -132,7 +133,7 @@ def _metrics(run: Any, train: Array, test: Array) -> tuple[dict[str, Metric], di
 
 
 def _memorisation(
-    sets: Sequence[Sequence[Array]], train: Array, test: Array, seed: int
+    sets: Sequence[Sequence[Array]], train: Points, test: Points, seed: int
 ) -> tuple[dict[str, Floor], list[dict[str, Value]]]:
     """The floors, half of the held-out data against the other half, and each set's values."""
     held_out = nearest_distances(test, train)

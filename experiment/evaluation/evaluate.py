@@ -16,10 +16,17 @@ from experiment.common.progress import say_start, whole
 from experiment.evaluation.calibration import calibrated, calibration, calibration_seconds
 from experiment.evaluation.comparison import SPLITS, compare, comparison_seconds, points_each_side
 from experiment.evaluation.curves import quality_curve
-from experiment.evaluation.drawing import Drawn, Strip, draw_point, draw_strip, sample_key
+from experiment.evaluation.drawing import Drawn, Kept, Strip, draw_point, draw_share, draw_strip, sample_key
 from experiment.evaluation.guidance_curve import guidance_curve, guidance_seconds, scales_of
 from experiment.evaluation.known_distribution import exact_errors, with_exact_score
-from experiment.evaluation.likelihood import LikelihoodSettings, count_of_examples, likelihood, likelihood_seconds
+from experiment.evaluation.likelihood import (
+    LikelihoodSettings,
+    count_of_examples,
+    folder_of,
+    likelihood,
+    likelihood_seconds,
+    likelihood_share,
+)
 from experiment.evaluation.opening import open_run, samplers_of
 from experiment.evaluation.points import Point, points_at, settings_of
 from experiment.evaluation.results import (
@@ -81,6 +88,7 @@ def evaluate(
     settings: Settings | None = None,
     budgets: Sequence[int] = (),
     scales: Sequence[float] = (),
+    kept: Kept | None = None,
 ) -> Evaluation:
     """Measure each sampler {name: sampler} on the run's score, then the likelihood of the held-out split.
 
@@ -88,6 +96,7 @@ def evaluate(
     network. settings: None for those of the run's config.
     budgets: score calls, besides the final denoising, that every fixed-step sampler is measured at, for curves of
     quality over NFE; its own number of steps gives way to the largest. A solver that chooses its steps stays one point.
+    kept: where what is drawn is kept: a killed evaluation goes on, and other processes do their share (`Asked.share`).
     Raises UserError where an adaptive solver gives up, a sampler cannot spend a budget, or the data are too few.
     """
     settings = settings or Settings.from_config(run.config)
@@ -98,11 +107,11 @@ def evaluate(
     check_samples_fit(settings.n, run.shape, settings.seeds * len(points))
     last = {point.name: point for point in points}  # of each sampler, at its largest budget
     with whole(_expected_seconds(run, points, settings, scales)):
-        drawn = [draw_point(run, point, settings) for point in points]
+        drawn = [draw_point(run, point, settings, kept) for point in points]
         comparison = compare(run, [d.samples for d in drawn], settings)
         strips = {name: draw_strip(run, point.sampler, settings.seed) for name, point in last.items()}
-        guidance = guidance_curve(run, scales, settings) if scales else None
-        of_held_out, values, _ = likelihood(run, held_out, budget=False)
+        guidance = guidance_curve(run, scales, settings, kept) if scales else None
+        of_held_out, values, _ = _likelihood(run, held_out, kept)
         of_pairs, ranks = _calibration(run, points, settings)
     measured = [Measured(*pair) for pair in zip(drawn, comparison.values, strict=True)]
     by_name = {name: [m for m in measured if m.drawn.point.name == name] for name in samplers}
@@ -125,11 +134,47 @@ def evaluate(
         guidance=guidance,
     )
     samples = {name: m.drawn.levels for name, m in at_most.items()}
-    data = getattr(run.dataset, settings.reference).x[: settings.n]
+    reference = getattr(run.dataset, settings.reference)
+    data = reference.x[np.random.RandomState(settings.seed).permutation(len(reference))[: settings.n]]
     return Evaluation(report, Arrays(samples, data, strips, values, ranks))
 
 
-def evaluate_run(
+@dataclass(frozen=True)
+class Asked:
+    """What is to be evaluated, as of `evaluate`."""
+
+    run: Any
+    samplers: Mapping[str, Any]
+    settings: Settings
+    budgets: Sequence[int]
+    scales: Sequence[float]
+
+    def evaluated(self, kept: Kept | None = None) -> Evaluation:
+        """Evaluate it, and say first what is done."""
+        run, settings = self.run, self.settings
+        seconds = _expected_seconds(run, points_at(self.samplers, self.budgets), settings, self.scales)
+        say_start(
+            f"evaluate {run.workdir} at step {run.step}: {', '.join(self.samplers)}; {settings.n:,} samples of "
+            f"{settings.seeds} seed(s) each, then the likelihood of {settings.likelihood_n:,} examples"
+            f"{told(run, seconds)}"
+        )
+        return evaluate(run, self.samplers, settings, self.budgets, self.scales, kept)
+
+    def share(self, kept: Kept) -> None:
+        """Do the share of a process that is not the first one: of the samples, then of the likelihood."""
+        for point in points_at(self.samplers, self.budgets):
+            draw_share(self.run, point, self.settings, kept)
+        held_out = _of_likelihood(self.settings)
+        folder = folder_of(self.run, held_out, kept.folder)
+        likelihood_share(self.run, held_out, folder, kept.place, budget=False)
+
+
+def _likelihood(run: Any, settings: LikelihoodSettings, kept: Kept | None) -> Any:
+    folder = folder_of(run, settings, kept.folder) if kept else None
+    return likelihood(run, settings, folder, budget=False, place=kept.place if kept else None)
+
+
+def asked_of_run(
     workdir: str,
     names: Sequence[str] | None = None,
     given: Mapping[str, int | None] | None = None,
@@ -138,8 +183,8 @@ def evaluate_run(
     scales: Sequence[float] | None = None,
     data: str = "",
     cache: str = "",
-) -> tuple[Run, Evaluation]:
-    """Evaluate a run directory: its samplers of those names, None for the config's, with the `given` settings.
+) -> Asked:
+    """Load a run directory: its samplers of those names, None for the config's, with the `given` settings.
 
     given: settings that go over those of config.eval where they are not None. exact_score: measure the samplers with
     the data's exact score instead of the network. scales: of guidance; None for those of `scales_of`. data, cache: as
@@ -150,13 +195,15 @@ def evaluate_run(
     run, settings = open_run(workdir, Settings, given or {}, names, data=data, cache=cache)
     scales = scales_of(run, scales, exact_score)
     run = with_exact_score(run) if exact_score else run
-    samplers = samplers_of(run, names)
-    seconds = _expected_seconds(run, points_at(samplers, budgets), settings, scales)
-    say_start(
-        f"evaluate {run.workdir} at step {run.step}: {', '.join(samplers)}; {settings.n:,} samples of {settings.seeds} "
-        f"seed(s) each, then the likelihood of {settings.likelihood_n:,} examples{told(run, seconds)}"
-    )
-    return run, evaluate(run, samplers, settings, budgets, scales)
+    return Asked(run, samplers_of(run, names), settings, budgets, scales)
+
+
+def evaluate_run(
+    workdir: str, names: Sequence[str] | None = None, given: Mapping[str, int | None] | None = None
+) -> tuple[Run, Evaluation]:
+    """Evaluate a run directory, as `asked_of_run` has it."""
+    asked = asked_of_run(workdir, names, given)
+    return asked.run, asked.evaluated()
 
 
 def _expected_seconds(run: Any, points: Sequence[Point], settings: Settings, scales: Sequence[float]) -> float:

@@ -320,9 +320,18 @@ def fid_of_run(
     )
     for row in fid(run, [(point.name, point.sampler) for point in points], settings, drawn, place):
         rows.append(row)
+        earlier = [found for found in earlier if not _repeats(row, found)]
         write_json(path, [*earlier, *(row.to_json() for row in rows)])
     shutil.rmtree(drawn, ignore_errors=True)
     return [*fid_lines(rows), str(path)]
+
+
+def _repeats(row: FidRow, earlier: Any) -> bool:
+    """Whether an earlier row is of the same samples, reference and versions: its command was killed, and repeated."""
+    ours, measured = row.to_json(), {"date", *plain(row.metrics)}
+    return isinstance(earlier, dict) and all(
+        earlier.get(name) == value for name, value in ours.items() if name not in measured
+    )
 
 
 def _read(path: Path) -> list[Any]:

@@ -14,13 +14,13 @@ import numpy as np
 from experiment.build.samplers import make_sampler
 from experiment.common.errors import UserError
 from experiment.evaluation.comparison import SPLITS, against, floor_of
-from experiment.evaluation.drawing import flat_points, sample_key
-from experiment.evaluation.metrics import ClassFeatures, disjoint_parts, sliced_wasserstein
+from experiment.evaluation.drawing import FlatPoints, Kept, draw_examples, flat_points
+from experiment.evaluation.metrics import ClassFeatures, Points, disjoint_parts, sliced_wasserstein
 from experiment.evaluation.results import GuidancePoint, GuidanceResult
 from experiment.evaluation.settings import Settings
 from experiment.run.conditions import DROP_REMEDY, NO_DROPOUT, conditions_of
 from experiment.run.guidance import Guidance, guided
-from experiment.run.sampling import draw, expected_seconds
+from experiment.run.sampling import expected_seconds
 
 Array = np.ndarray
 
@@ -69,8 +69,8 @@ def guidance_seconds(run: Any, scales: Sequence[float], settings: Settings) -> f
     return sum(expected_seconds(one, method, min(settings.n, MOST)) for one in runs for method in methods)
 
 
-def guidance_curve(run: Any, scales: Sequence[float], settings: Settings) -> GuidanceResult:
-    """Draw at each scale, by the SDE and by the ODE, from the same x_T, and measure.
+def guidance_curve(run: Any, scales: Sequence[float], settings: Settings, kept: Kept | None = None) -> GuidanceResult:
+    """Draw at each scale, by the SDE and by the ODE, from the same x_T, and measure. kept: see `draw_examples`.
 
     Raises UserError for a run that cannot be guided.
     """
@@ -81,28 +81,25 @@ def guidance_curve(run: Any, scales: Sequence[float], settings: Settings) -> Gui
     asked, labels = (
         (test.labels[rows], reference.labels) if classes else (np.zeros(n, int), np.zeros(len(reference), int))
     )
-    features = ClassFeatures(flat_points(run, run.dataset.train.x), run.dataset.train.labels) if classes else None
-    distances, size = _distances_within(flat_points(run, reference.x), labels, asked, settings.seed)
+    features = ClassFeatures(FlatPoints(run, run.dataset.train.x), run.dataset.train.labels) if classes else None
+    distances, size = _distances_within(FlatPoints(run, reference.x), labels, asked, settings.seed)
     floor = floor_of(distances(None), size)
     samplers: dict[str, list[GuidancePoint]] = {name: [] for name in METHODS}
     for scale in scales:
         for name, method in METHODS.items():
-            sampler, of_scale = make_sampler(method, run.config, steps=STEPS), guided(run, Guidance(scale))
-            what, key, cond = (
-                f"{method} at guidance {scale:g}",
-                sample_key(settings.seed),
-                conditions_of(run, test, rows),
-            )
-            draws = draw(of_scale, sampler, key, n, settings.batch_size, what, cond)
-            drawn = flat_points(run, np.asarray(run.scaling.to_data(draws.x)))
+            guidance, sampler = Guidance(scale), make_sampler(method, run.config, steps=STEPS)
+            of_scale, cond = guided(run, guidance), conditions_of(run, test, rows)
+            what = f"{method} at guidance {scale:g}"
+            draws = draw_examples(of_scale, what, sampler, settings.seed, n, settings.batch_size, cond, kept, guidance)
+            drawn = flat_points(run, draws.data)
             obeyed = None if features is None else features.accuracy(drawn, asked)
             samplers[name].append(GuidancePoint(scale, draws.nfe, against(distances(drawn), floor), obeyed))
-    known = None if features is None else features.accuracy(flat_points(run, test.x), test.labels)
+    known = None if features is None else features.accuracy(FlatPoints(run, test.x), test.labels)
     return GuidanceResult(n, STEPS, dict(METHODS), samplers, floor, known)
 
 
 def _distances_within(
-    real: Array, labels: Array, asked: Array, seed: int
+    real: Points, labels: Array, asked: Array, seed: int
 ) -> tuple[Callable[[Array | None], list[float]], int]:
     """Sliced W2 within each class, its mean over the classes, for each of SPLITS random halves of the data.
 

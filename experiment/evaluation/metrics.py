@@ -8,9 +8,9 @@ n.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -23,6 +23,24 @@ Array = np.ndarray
 Statistic = Callable[[Array, Array], float]
 
 MOST_TO_FIT = 10_000  # examples for the classifier whose features are compared
+BLOCK = 2**25  # entries of the data that are in memory at once
+
+
+class Points(Protocol):
+    """Points (n, d): an array, or what gives the rows that are asked for as one."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, rows: Any) -> Array: ...
+
+
+def blocks(x: Points) -> Iterator[slice]:
+    """Slices that cover the points, each of at most BLOCK entries."""
+    rows = max(BLOCK // max(x.shape[1], 1), 1)
+    return (slice(first, first + rows) for first in range(0, len(x), rows))
 
 
 @dataclass(frozen=True)
@@ -157,24 +175,23 @@ class ClassFeatures:
     change little.
     """
 
-    def __init__(self, x: Array, labels: Array):
+    def __init__(self, x: Points, labels: Array):
         from sklearn.neural_network import MLPClassifier
 
-        if len(x) > MOST_TO_FIT:
-            seen = np.sort(np.random.default_rng(0).permutation(len(x))[:MOST_TO_FIT])
-            x, labels = x[seen], labels[seen]
+        seen = np.sort(np.random.default_rng(0).permutation(len(x))[:MOST_TO_FIT])
+        points = x[seen]
         self._model = MLPClassifier((128, 64), max_iter=30, alpha=1e-2, random_state=0)
-        with _one_thread_if_small(x):
-            _fit(self._model, x, labels)
+        with _one_thread_if_small(points):
+            _fit(self._model, points, labels[seen])
 
     def __call__(self, x: Array) -> Array:
         for weights, bias in zip(self._model.coefs_[:-1], self._model.intercepts_[:-1], strict=True):
             x = np.maximum(x @ weights + bias, 0)
         return x
 
-    def accuracy(self, x: Array, labels: Array) -> float:
+    def accuracy(self, x: Points, labels: Array) -> float:
         """The share of the points that it labels correctly."""
-        return float(self._model.score(x, labels))
+        return sum(int(np.sum(self._model.predict(x[rows]) == labels[rows])) for rows in blocks(x)) / len(x)
 
 
 SLICED_W2 = Metric(
@@ -230,11 +247,16 @@ def disjoint_parts(real: int, size: int, splits: int, seed: int = 0) -> list[tup
     return [(order[:size], order[size : 2 * size]) for order in orders]
 
 
-def nearest_distances(x: Array, train: Array) -> Array:
+def nearest_distances(x: Points, train: Points) -> Array:
     """The Euclidean distance (n,) of each point to the nearest training example."""
     from sklearn.neighbors import NearestNeighbors
 
-    return NearestNeighbors(n_neighbors=1).fit(train).kneighbors(x)[0][:, 0]
+    nearest = np.full(len(x), np.inf)
+    for of_train in blocks(train):
+        search = NearestNeighbors(n_neighbors=1).fit(train[of_train])
+        for rows in blocks(x):
+            nearest[rows] = np.minimum(nearest[rows], search.kneighbors(x[rows])[0][:, 0])
+    return nearest
 
 
 def memorisation(to_train: Array, held_out_to_train: Array) -> dict[str, float | None]:

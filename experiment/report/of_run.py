@@ -1,10 +1,17 @@
-"""The whole of `evaluate.py`: from a run's directory to its report."""
+"""The whole of `evaluate.py`: from a run's directory to its report.
 
+What is drawn lies in parts, each a file that is whole or absent, until the report is written: what was killed goes on,
+and several processes share it out.
+"""
+
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
 from experiment.common.files import check_folder, user_path
-from experiment.evaluation.evaluate import evaluate_run
+from experiment.devices.hosts import shared_out
+from experiment.evaluation.drawing import Kept
+from experiment.evaluation.evaluate import asked_of_run
 from experiment.evaluation.guidance_curve import read_scales
 from experiment.evaluation.points import read_budgets
 from experiment.report.tables import text_table
@@ -31,8 +38,15 @@ def report_of_run(
     if user_path(workdir, "run directory").is_dir():  # otherwise that is the mistake to tell
         check_folder(folder)
     exact_score = bool(given.get("exact_score"))
-    run, evaluation = evaluate_run(workdir, given.get("samplers"), settings, budgets, exact_score, scales, data, cache)
+    with shared_out() as place:
+        asked = asked_of_run(workdir, given.get("samplers"), settings, budgets, exact_score, scales, data, cache)
+    kept = Kept(folder / "parts" / ("exact_score" if exact_score else "network"), place)
+    if place.number:
+        asked.share(kept)
+        return [f"process {place.number} of {place.count} has done its share; the first one writes the report"]
+    evaluation = asked.evaluated(kept)
     from experiment.report.report import write_report  # brings matplotlib, which no mistake should wait for
 
-    path, aside = write_report(run, evaluation, folder)
+    path, aside = write_report(asked.run, evaluation, folder)
+    shutil.rmtree(folder / "parts", ignore_errors=True)
     return [text_table(evaluation.report), *aside, str(path)]

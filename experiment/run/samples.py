@@ -6,7 +6,7 @@ are never all in memory.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -137,18 +137,22 @@ def parts_of(
     rows: Any,
     work: Work,
     kept_path: Kept = Kept(0, 0),  # noqa: B008 - it is frozen
+    stored: Callable[[Array], Any] | None = None,
 ) -> Shards:
-    """The parts of these samples, as the data are, each with its NFE, the first ones with their path.
+    """The parts of these samples, each with its NFE and seconds, the first ones with their path.
 
-    Their folder is called by all that they depend on, so that those of other settings are never taken for them.
+    stored: what is kept of samples in the model's space; None for them as the data are, pictures in 256 greys. Their
+    folder is called by all that they depend on, so that those of other settings are never taken for them.
     """
     n, key = asked["n"], jax.random.key(asked["seed"])
     what = json.dumps([asked, size, kept_path, run.config.to_dict()], sort_keys=True, default=str)
 
     def compute(first: int, kept: int) -> dict[str, Array]:
         work.done = first  # others have drawn some of what is before
+        start = perf_counter()
         drawn = draw_rows(run, sampler, key, first, kept, size, name, rows, work, kept_path.frames)
-        part = {"x": as_data(run.scaling, drawn.x), "nfe": np.array(drawn.nfe)}
+        x = as_data(run.scaling, drawn.x) if stored is None else np.asarray(stored(drawn.x))
+        part = {"x": x, "nfe": np.array(drawn.nfe), "seconds": np.array(perf_counter() - start)}
         if drawn.path is not None and first < kept_path.shown:
             part |= {"frames": drawn.path[:, : kept_path.shown - first], "times": drawn.times}
         return part

@@ -10,7 +10,7 @@ from experiment.common.errors import UserError
 from experiment.config import whole_config
 from experiment.data.dataset import Dataset, Split
 from experiment.data.scaling import Scaling
-from experiment.evaluation import comparison
+from experiment.evaluation import comparison, metrics
 from experiment.evaluation.comparison import against, compare, floor_of, points_each_side, spread
 from experiment.evaluation.metrics import Metric
 from experiment.evaluation.settings import Settings
@@ -112,3 +112,41 @@ def test_the_feature_classifier_is_fitted_to_the_training_split_and_judged_on_th
     metrics, left_out = comparison._metrics(run, run.dataset.train.x, run.dataset.test.x)
     assert "The classifier labels 20.0% of held-out examples correctly." in metrics["fd_numbers"].meaning
     assert left_out == {}
+
+
+class Counted(np.ndarray):
+    """Levels that note how many examples are asked for at once."""
+
+    most = 0
+
+    def __getitem__(self, rows: Any) -> Any:
+        taken = super().__getitem__(rows)
+        Counted.most = max(Counted.most, len(taken))
+        return np.asarray(taken)
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        raise AssertionError("the whole split was taken")
+
+
+def test_a_comparison_reads_the_data_some_at_a_time_to_the_same_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(3)
+    pictures = rng.integers(0, 256, (90, 2, 2, 1), dtype=np.uint8), rng.integers(0, 256, (40, 2, 2, 1), dtype=np.uint8)
+
+    def on(kind: Any) -> Any:
+        splits = [Split(x.view(kind), np.arange(len(x)) % 3) for x in pictures]
+        return SimpleNamespace(
+            dataset=Dataset("pictures", *splits, 256, 3), scaling=Scaling(256), shape=(2, 2, 1), config=None
+        )
+
+    sets = [[rng.uniform(-1, 1, (12, 4)) for _ in range(2)]]
+    monkeypatch.setattr(comparison, "SPLITS", 2)
+    of = settings(n=12)
+    whole = compare(on(np.ndarray), sets, of)
+    monkeypatch.setattr(metrics, "BLOCK", 4 * 13)  # thirteen examples at once
+    monkeypatch.setattr(metrics, "MOST_TO_FIT", 13)
+    few = compare(on(Counted), sets, of)
+    assert 12 <= Counted.most <= 13
+    for name in ("sliced_w2", "energy", "nn_ratio", "nn_close"):
+        assert few.floors[name].values == pytest.approx(whole.floors[name].values, rel=1e-12), name
+        assert few.values[0][name].values == pytest.approx(whole.values[0][name].values, rel=1e-12), name
+    assert "classifier labels" in few.metrics["fd_pictures"].meaning

@@ -19,8 +19,11 @@ from experiment.common.errors import UserError
 from experiment.config import whole_config
 from experiment.data.dataset import Dataset, Split
 from experiment.data.scaling import Scaling
+from experiment.devices.hosts import Place
+from experiment.evaluation import likelihood as likelihood_module
 from experiment.evaluation.curves import nfe_inside
-from experiment.evaluation.evaluate import Evaluation, evaluate
+from experiment.evaluation.drawing import Kept
+from experiment.evaluation.evaluate import Asked, Evaluation, evaluate
 from experiment.evaluation.fid import FidSettings
 from experiment.evaluation.likelihood import LikelihoodSettings, likelihood, likelihood_unit, se_probes
 from experiment.evaluation.points import Point, points_at, read_budgets
@@ -28,9 +31,10 @@ from experiment.evaluation.results import CurvePoint, Floor, MetricDescription, 
 from experiment.evaluation.settings import Settings
 from experiment.plots import evaluation as report_plots
 from experiment.report.tables import text_table
+from experiment.run import samples as run_samples
 from experiment.run.load import load_run
 from experiment.run.samples import draw_to_files, write_samples
-from experiment.run.sampling import draw, padded
+from experiment.run.sampling import draw, draw_rows, padded
 from sde_lib import VP, EulerMaruyama, ExactScore, ProbabilityFlow
 from sde_lib import sample as draw_samples
 from sde_lib.samplers import DDIM, DPMSolverPP3M, Heun, UniPC
@@ -417,3 +421,34 @@ def test_the_commands_on_a_trained_run(tmp_path: Path) -> None:
     assert report["protocol"]["n"] == 30 and report["protocol"]["reference"] == "train"
     assert report["checkpoint_step"] == 20 and report["trained_with"]["versions"] == report["versions"]
     assert report["samplers"]["em"]["settings"]["steps"] == 5
+
+
+def test_what_is_drawn_is_kept_for_a_killed_evaluation_and_by_another_process(
+    mixture: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings.from_config(
+        CONFIG, n=50, seeds=2, batch_size=20, likelihood_n=24, probes=1, rtol=1e-2, atol=1e-2
+    )
+    asked = Asked(mixture, {"ddim": DDIM(steps=4)}, settings, (), ())
+    whole = evaluate(mixture, asked.samplers, settings)
+    firsts: list[int] = []
+
+    def killed(*given: Any, **settings: Any) -> Any:
+        if len(firsts) == 4:
+            raise KeyboardInterrupt
+        firsts.append(given[3])
+        return draw_rows(*given, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_samples, "draw_rows", killed)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(mixture, asked.samplers, settings, kept=Kept(tmp_path, Place()))
+    assert firsts == [0, 20, 40, 0]  # three batches of the first seed, and one of the second
+    asked.share(Kept(tmp_path, Place(1, 2, "job")))  # the other process is gone: this one does all that is missing
+    for module, name in ((run_samples, "draw_rows"), (likelihood_module, "solve_batch")):
+        monkeypatch.setattr(module, name, None)  # nothing is left to compute
+    found = evaluate(mixture, asked.samplers, settings, kept=Kept(tmp_path, Place(0, 2, "job")))
+    assert found.report.samplers["ddim"].metrics == whole.report.samplers["ddim"].metrics
+    assert found.report.samplers["ddim"].nfe == whole.report.samplers["ddim"].nfe
+    np.testing.assert_array_equal(found.arrays.likelihood, whole.arrays.likelihood)
+    np.testing.assert_array_equal(found.arrays.samples["ddim"], whole.arrays.samples["ddim"])

@@ -264,6 +264,18 @@ def test_rows_that_are_there_stay(run: Any, compared: Any, monkeypatch: pytest.M
         501,
     ]
     assert [line.split()[0] for line in lines[:3]] == ["sampler", "ddim", "ode"]
+    fid_of_run(
+        "here", {**given, "samplers": ["ddim"]}
+    )  # as after a kill: this row is there already, and is not doubled
+    fid_of_run("here", {**given, "samplers": ["ddim"], "seed": 1})
+    rows = json.loads(path.read_text())
+    assert [(row["sampler"], row["seed"]) for row in rows] == [
+        ("em", 0),
+        ("em", 0),
+        ("ode", 0),
+        ("ddim", 0),
+        ("ddim", 1),
+    ]
     path.write_text("[{")
     with pytest.raises(UserError, match="move it away"):
         fid_of_run("here", {**given, "samplers": ["em"]})
