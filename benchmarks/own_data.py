@@ -23,6 +23,7 @@ from configs import fields, vectors
 from experiment.build.samplers import make_sampler
 from experiment.cli import convolutions_on_all_cores
 from experiment.config import load_config, whole_config
+from experiment.data.dataset import some_of
 from experiment.evaluation.likelihood import LikelihoodSettings, likelihood
 from experiment.run.load import load_run
 from experiment.run.sampling import draw
@@ -139,7 +140,7 @@ def measure(name: str, folder: Path, steps: int | None, sampler: str, calls: int
     x = np.asarray(run.scaling.to_data(drawn.x))
     settings = LikelihoodSettings.from_config(run.config, n=SCORED, probes=1)
     found, values, _ = likelihood(run, settings, budget=False)
-    exact = law.log_prob(np.asarray(run.dataset.test.x)[:SCORED])
+    exact = law.log_prob(np.asarray(run.dataset.test.x)[some_of(SCORED, len(run.dataset.test))])
     result = {
         "shape": list(law.shape),
         "trained_on": TRAINED,

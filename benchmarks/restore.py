@@ -3,7 +3,7 @@
     python benchmarks/restore.py [--workdir=runs/digits] [--operators=mask] [--methods=moment_matching,proximal]
         [--n=100] [--draws=15] [--steps=100] [--json=FILE]
 
-Trains configs/digits.py into WORKDIR where it is not trained yet. The first n held-out digits are seen through each
+Trains configs/digits.py into WORKDIR where it is not trained yet. n held-out digits are seen through each
 operator, and drawn by each method: the left half, the 2 x 2 means of blocks of 4 x 4, a blur of width 1. The noise is
 1.7 of the 17 levels, 0.2 in the model's space. A row goes over the one of the same operator, method and n in the file.
 """
@@ -41,8 +41,8 @@ def restored(run: Any, operator: str, method: str, args: Any) -> dict[str, Any]:
     sampler = make_sampler(SAMPLER, run.config, steps=args.steps, grid=GRID)
     found = restore_examples(run, seen, NOISE, method_of(method), sampler, n=args.n, draws=args.draws)
     figures = calibration_of(found, seen, run.scaling)
-    print(f"{operator}, {method}, {len(found.index)} digits, {found.seconds:.0f} s", *figure_lines(figures), sep="\n  ")
-    row = {"operator": operator, "seen": seen.words, "method": method, "n": len(found.index), "draws": args.draws}
+    print(f"{operator}, {method}, {len(found.y)} digits, {found.seconds:.0f} s", *figure_lines(figures), sep="\n  ")
+    row = {"operator": operator, "seen": seen.words, "method": method, "n": len(found.y), "draws": args.draws}
     cost = {"steps": args.steps, "nfe": found.nfe, "jvps": found.jvps, "seconds": round(found.seconds, 1)}
     return plain({**row, **vars(figures), **cost})  # type: ignore[no-any-return]
 

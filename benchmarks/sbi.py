@@ -3,9 +3,10 @@
 The task's simulator draws --simulations pairs of parameters theta and observations x. The linear regression of theta
 by x is taken off (experiment/data/whitening.py), and the network of configs/sbi.py is trained on what is left,
 MEMBERS times, from other weights and without another tenth of the pairs, whose loss says which of a member's averaged
-weights to keep; the untrained network, which is the regression's own Gaussian, is among the choices. The mean of the
-members' outputs is the score, and samples that the prior does not allow are drawn again. Nothing is chosen by the
-reference.
+weights to keep; the untrained network, which is the regression's own Gaussian, is among the choices. Where the prior
+has walls, that Gaussian is cut by them, and the network is told how near they are (experiment/data/prior_walls.py). The
+mean of the members' outputs is the score, and samples that the prior does not allow are drawn again. Nothing is chosen
+by the reference.
 
 --reference is an .npz with observation_1, posterior_1, .., or the wheel of sbibm 1.1.0, of which nothing is imported.
 The weights are kept in the workdir, and used again by a command with the same pairs, map and config.
@@ -36,10 +37,11 @@ from experiment.common.errors import UserError
 from experiment.common.files import write_npz
 from experiment.config import check_flag, whole_config
 from experiment.data.dataset import Dataset, Split
+from experiment.data.prior_walls import PriorWalls, WalledScore, prior_walls
 from experiment.data.simulators import SIMULATORS, Simulator, simulations
 from experiment.data.whitening import Whitening, fit_whitening
 from experiment.evaluation.c2st import c2st
-from experiment.evaluation.calibration import bins_of, ranks_of, uniformity
+from experiment.evaluation.calibration import adjusted, bins_of, ranks_of, uniformity
 from experiment.training.trainer import averaged, ema_decay
 from sde_lib import NetworkScore, denoising_score_matching, likelihood_weighting, log_prob, sample, uniform_log_snr
 from sde_lib.samplers import DPMSolverPP2M
@@ -54,7 +56,8 @@ SAMPLER, ROWS = DPMSolverPP2M(steps=32), 2000  # ROWS: drawn at once
 MOST_ROUNDS = 50  # of drawing again what lies outside of the prior's support
 MOST_OBSERVATIONS = 100
 PAIRS, RANKED = 1000, 19  # of the calibration: pairs, and draws for each
-FRESH_SEED, PAIRS_SEED = 77, 78  # of observations and pairs that were not trained on
+LEVEL = 0.05  # below it the ranks are called not uniform
+FRESH_SEED, PAIRS_SEED = 77, 78  # of observations and pairs that were not trained on; pairs anew have the next seeds
 KL_SEED = 79  # of the exact draws that the likelihood is measured at
 TOLERANCE = 1e-5  # of the likelihood's solve, relative and absolute
 MOST_STANDARD_ERRORS = 10.0
@@ -165,12 +168,17 @@ class MeanNetwork:
         return jnp.mean(jax.vmap(lambda member: self.apply(member, x, c_noise, cond))(params), axis=0)
 
 
-class Ensemble:
-    """The members' weights while they are trained on z (n, d), told c (n, m)."""
+Score = NetworkScore | WalledScore
 
-    def __init__(self, config: Any, z: Array, c: Array):
-        self.config, self.z, self.c = config, jnp.asarray(z), jnp.asarray(c)
-        data = Dataset("residuals", Split(z, vectors=c), Split(z, vectors=c), None)
+
+class Ensemble:
+    """The members' weights while they are trained on z (n, d), told c (n, m); walls: of the prior, if it has any."""
+
+    def __init__(self, config: Any, z: Array, c: Array, walls: PriorWalls | None = None):
+        self.config, self.z, self.c, self.walls = config, jnp.asarray(z), jnp.asarray(c), walls
+        self.told = np.asarray(c if walls is None else walls.told(self.c))
+        split = Split(z, vectors=self.told)
+        data = Dataset("residuals", split, split, None)
         made = [build_network(config, data, nnx.Rngs(k)) for k in range(MEMBERS)]
         self.apply = made[0][0]
         self.untrained = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params for _, params in made))
@@ -180,13 +188,16 @@ class Ensemble:
         self.held_out = jnp.asarray(np.stack([np.flatnonzero(part == k)[: counts.min()] for k in range(MEMBERS)]))
         self.optimizer = build_optimizer(config)
 
-    def score(self, params: Any) -> NetworkScore:
+    def score(self, params: Any) -> Score:
         """The mean score of members with these weights."""
-        return build_score(self.config, MeanNetwork(self.apply), params)
+        return self._score(MeanNetwork(self.apply), params)
+
+    def _score(self, apply: Callable[..., jax.Array], params: Any) -> Score:
+        network = build_score(self.config, apply, params)
+        return network if self.walls is None else WalledScore(network, self.walls)
 
     def _loss(self, params: Any, rows: jax.Array, key: jax.Array, dropout: bool) -> jax.Array:
-        apply = self.apply if dropout else _Without(self.apply)
-        score_fn = build_score(self.config, apply, params)
+        score_fn = self._score(self.apply if dropout else _Without(self.apply), params)
         options = {"weighting": likelihood_weighting, "times": uniform_log_snr}
         return jnp.mean(denoising_score_matching(score_fn, self.z[rows], key, self.c[rows], **options))
 
@@ -253,7 +264,7 @@ class Posterior:
 
     simulator: Simulator
     whitening: Whitening
-    score_fn: NetworkScore
+    score_fn: Score
 
     def draw(self, x: Array, key: jax.Array) -> Array:
         """Draw a theta for each row of x (n, m); what the prior does not allow is drawn again."""
@@ -275,7 +286,7 @@ class Posterior:
     def log_prob(self, theta: Array, x: Array) -> Array:
         """Compute the log-density (n,) of theta (n, d) given x (n, m), by the probability-flow ODE.
 
-        That of a prior without walls: a posterior that is drawn again at walls is larger by an unknown constant of x.
+        What is drawn again at a prior's walls is not taken into account: the little that leaks through them.
         """
         z, cond = self.whitening.to_residual(theta, x), self.whitening.cond(x)
         found = log_prob(self.score_fn, jnp.asarray(z), rtol=TOLERANCE, atol=TOLERANCE, cond=cond)
@@ -292,9 +303,11 @@ def fitted(task: str, count: int, steps: int | None, workdir: Path) -> Posterior
     theta, x = simulations(task, count)
     whitening = fit_whitening(theta, x, simulator.draws)
     z, cond = whitening.to_residual(theta, x), whitening.cond(x)
-    ensemble = Ensemble(config, z, cond)
-    told = json.dumps([config.to_dict(), MEMBERS, PARTS, CHECK_EVERY, PATIENCE], sort_keys=True)
-    path = workdir / f"weights_{hashlib.sha256(told.encode() + z.tobytes() + cond.tobytes()).hexdigest()[:12]}.npz"
+    walls = None if simulator.support is None else prior_walls(whitening, simulator.support)
+    ensemble = Ensemble(config, z, cond, walls)
+    settings = json.dumps([config.to_dict(), MEMBERS, PARTS, CHECK_EVERY, PATIENCE], sort_keys=True)
+    digest = hashlib.sha256(settings.encode() + z.tobytes() + ensemble.told.tobytes()).hexdigest()
+    path = workdir / f"weights_{digest[:12]}.npz"
     leaves, structure = jax.tree.flatten(ensemble.untrained)
     if not path.exists():
         start = time.perf_counter()
@@ -355,15 +368,22 @@ def held_out(task: str, count: int, n: int) -> list[Reference]:
     return [(x, np.asarray(exact(jax.random.key(i), jnp.asarray(x), n))) for i, x in enumerate(xs)]
 
 
-def calibrated(posterior: Posterior, task: str) -> dict[str, Any]:
-    """The p-value of each parameter, that the ranks of new truths among draws at their x are uniform."""
-    theta, x = simulations(task, PAIRS, PAIRS_SEED)
-    draws = posterior.draw(np.repeat(x, RANKED, axis=0), jax.random.key(PAIRS_SEED))
-    p = uniformity(ranks_of(theta, draws.reshape(PAIRS, RANKED, -1)), RANKED).tolist()
-    bins = bins_of(PAIRS, RANKED)
-    told = f"ranks at {PAIRS:,} new observations, {RANKED} draws at each, {bins} bins"
-    print(f"{told}: p {', '.join(f'{value:.3f}' for value in p)}", flush=True)
-    return {"p": p, "observations": PAIRS, "draws": RANKED, "bins": bins}
+def calibrated(posterior: Posterior, task: str, seed: int) -> dict[str, Any]:
+    """The p-value of each parameter, that the ranks of new truths among draws at their x are uniform.
+
+    Beside it the one that is raised for there being as many tests as parameters: the least of these is the verdict.
+    """
+    theta, x = simulations(task, PAIRS, seed)
+    draws = posterior.draw(np.repeat(x, RANKED, axis=0), jax.random.key(seed))
+    p = uniformity(ranks_of(theta, draws.reshape(PAIRS, RANKED, -1)), RANKED)
+    raised, bins = adjusted(p), bins_of(PAIRS, RANKED)
+    print(f"ranks at {PAIRS:,} new observations of seed {seed}, {RANKED} draws at each, {bins} bins:")
+    for name, values in (("p", p), ("by Holm's rule", raised)):
+        print(f"  {name:15}{', '.join(f'{value:.3f}' for value in values)}")
+    verdict = "not uniform" if raised.min() < LEVEL else "uniform as far as this tells"
+    print(f"  all parameters: p {raised.min():.3f}, {verdict} (level {LEVEL:g})", flush=True)
+    measured = {"p": p.tolist(), "p_holm": raised.tolist()}
+    return {**measured, "observations": PAIRS, "draws": RANKED, "bins": bins, "seed": seed}
 
 
 def main() -> None:
@@ -376,7 +396,9 @@ def main() -> None:
     parser.add_argument("--n", type=int, help="samples of each; by default as many as the reference has")
     parser.add_argument("--steps", type=int, help="of training at most; by default the config's own")
     parser.add_argument("--held_out", type=int, help="so many observations of the simulator's own too")
-    parser.add_argument("--calibration", action="store_true", help="ranks of truths among draws too")
+    parser.add_argument(
+        "--calibration", type=int, nargs="?", const=1, help="ranks of truths among draws too; so many times anew"
+    )
     parser.add_argument("--kl", type=int, help="divergence from the exact posterior too, by so many draws of each")
     parser.add_argument("--json", type=Path, help="results to add the task's to")
     given = parser.parse_args()
@@ -388,7 +410,7 @@ def main() -> None:
 def measure(given: argparse.Namespace) -> None:
     """Fit, draw and score what the flags name."""
     check_flag("simulations", given.simulations, "data.simulations", least=1000)  # few held-out ones choose nothing
-    for name, least in (("observations", 1), ("n", 10), ("held_out", 1), ("kl", 2)):
+    for name, least in (("observations", 1), ("n", 10), ("held_out", 1), ("calibration", 1), ("kl", 2)):
         check_flag(name, getattr(given, name), least=least)
     check_flag("steps", given.steps, "train.steps", least=CHECK_EVERY)
     if given.kl and SIMULATORS[given.task].log_posterior is None:
@@ -399,7 +421,7 @@ def measure(given: argparse.Namespace) -> None:
     updates = given.steps or sbi.get_config().train.steps
     result: dict[str, Any] = {"simulations": given.simulations, "most_updates": updates}
     if given.calibration:
-        result["ranks"] = calibrated(posterior, given.task)
+        result["ranks"] = [calibrated(posterior, given.task, PAIRS_SEED + k) for k in range(given.calibration)]
     if given.held_out:
         own = held_out(given.task, given.held_out, given.n or len(known[0][1]))
         result["held_out"] = compared(posterior, own, None, given.kl, "held-out observation")

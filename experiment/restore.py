@@ -59,7 +59,7 @@ def define_flags() -> None:
     flags.DEFINE_multi_string("prompt", None, "With --observed: what each is, in turn.")
     flags.DEFINE_string("cond", None, "With --observed: an .npz with cond, a row for each, or with embeddings.")
     flags.DEFINE_integer("draws", 15, "Draws for each example.")
-    flags.DEFINE_integer("n", 40, "Held-out examples or observations, the first ones.")
+    flags.DEFINE_integer("n", 40, "Held-out examples, the same ones each time, or observations, the first ones.")
     flags.DEFINE_string("sampler", None, "A sampler by name, as of sample.py. Default: sde_dpmpp_2m.")
     flags.DEFINE_integer("steps", None, "Steps of the sampler. Default: 100; the run's own with --sampler.")
     flags.DEFINE_float("eta", None, "How much noise: 0 is the ODE, 1 the reverse SDE. Default: the sampler's own.")

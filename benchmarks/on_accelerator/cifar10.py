@@ -48,13 +48,15 @@ def points(levels: np.ndarray) -> np.ndarray:
 
 def distance(run: object, samples: np.ndarray, part: Part) -> None:
     """Compare samples with the training images in the features of a small classifier, and two halves of those."""
+    from experiment.data.dataset import some_of
     from experiment.evaluation.metrics import ClassFeatures, frechet
 
     n, dataset = len(samples), run.dataset  # type: ignore[attr-defined]
     rows = np.random.default_rng(0).permutation(len(dataset.train))[: 2 * n + 10_000]
     images, labels = points(dataset.train.x[rows]), dataset.train.labels[rows]
     features = ClassFeatures(images[2 * n :], labels[2 * n :])
-    accuracy = features.accuracy(points(dataset.test.x[:2000]), dataset.test.labels[:2000])
+    judged = some_of(2000, len(dataset.test))
+    accuracy = features.accuracy(points(dataset.test.x[judged]), dataset.test.labels[judged])
     found = frechet(features(samples.reshape(n, -1)), features(images[:n]))
     floor = frechet(features(images[n : 2 * n]), features(images[:n]))
     told = f"{found:.3g}, floor {floor:.2g} ({n} on each side; the classifier labels {accuracy:.0%} of held-out images)"

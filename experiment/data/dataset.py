@@ -102,6 +102,14 @@ def fixed_order(n: int, source: str) -> tuple[np.ndarray, np.ndarray]:
     return np.sort(order[n_test:]), np.sort(order[:n_test])
 
 
+def some_of(n: int, count: int) -> np.ndarray:
+    """Choose n of so many held-out examples, or all where there are fewer: their places, ascending, always the same.
+
+    They are drawn from all, since files often lie class by class; those of a smaller n are among those of a larger one.
+    """
+    return np.sort(np.random.RandomState(SPLIT_SEED).permutation(count)[:n])
+
+
 def fixed_split(x: np.ndarray, labels: np.ndarray | None, source: str, **told: Any) -> tuple[Split, Split]:
     """Split x (n, ...), labels (n,), and what else `Split` takes, by `fixed_order`.
 

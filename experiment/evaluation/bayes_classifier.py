@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiment.common.progress import progress
+from experiment.data.dataset import some_of
 from experiment.devices.sharding import mesh_here, round_up
 from experiment.run.load import in_float32
 from experiment.run.sampling import GUESSED_CALLS, padded, seconds_per_call, solver_remedy
@@ -99,17 +100,17 @@ class BayesClassifier:
 
 
 def bayes_classifier(run: Any, n: int, settings: Any) -> BayesClassifier:
-    """Compute log p(x | c) of the first n held-out examples, or fewer, by every class of a class-conditional run."""
+    """Compute log p(x | c) of n held-out examples, or fewer, by every class of a class-conditional run."""
     run, n = in_float32(run), classified(run, n)
     test, classes, dim = run.dataset.test, run.dataset.num_classes, math.prod(run.shape)
-    size = round_up(min(settings.batch_size, n), mesh_here())
+    chosen, size = some_of(n, len(test)), round_up(min(settings.batch_size, n), mesh_here())
     key = jax.random.key(settings.seed)
     divergence = Exact() if dim <= EXACT_TO else Hutchinson(probes=PROBES)
     found = np.zeros((n, classes))
     with progress(n * classes, "by class", "example", classifier_seconds(run, n)) as work, solver_remedy():
         work.note("compiling")
         for first in range(0, n, size):
-            rows = padded(np.arange(first, min(first + size, n)), size)
+            rows = padded(chosen[first : first + size], size)
             kept = min(size, n - first)
             z = run.scaling.to_model(test.x[rows])
             log_q: Any = np.full(size, run.scaling.log_det(tuple(run.shape)))
@@ -128,7 +129,7 @@ def bayes_classifier(run: Any, n: int, settings: Any) -> BayesClassifier:
                 work.note("")
                 work.update(kept)
     counts = np.bincount(run.dataset.train.labels, minlength=classes)
-    return BayesClassifier(found, np.asarray(test.labels[:n]), counts / counts.sum())
+    return BayesClassifier(found, np.asarray(test.labels[chosen]), counts / counts.sum())
 
 
 def classified(run: Any, n: int) -> int:

@@ -134,7 +134,8 @@ def evaluate(
         guidance=guidance,
     )
     samples = {name: m.drawn.levels for name, m in at_most.items()}
-    data = getattr(run.dataset, settings.reference).x[: settings.n]
+    reference = getattr(run.dataset, settings.reference)
+    data = reference.x[np.random.RandomState(settings.seed).permutation(len(reference))[: settings.n]]
     return Evaluation(report, Arrays(samples, data, strips, values, ranks))
 
 

@@ -18,7 +18,7 @@ from experiment.common.files import check_folder, user_path, write_bytes, write_
 from experiment.common.progress import say_start
 from experiment.config import MOST, check_flag, check_seed
 from experiment.data.conditions import condition_rows
-from experiment.data.dataset import Split
+from experiment.data.dataset import Split, some_of
 from experiment.data.npz import DATA_KEYS, read_npz, told_in
 from experiment.run.conditions import arrays_of, conditions_of, kind_of_run, take
 
@@ -182,11 +182,11 @@ def read_examples(run: Any, path: Path) -> Split:
 
 
 def encode_examples(run: Any, folder: Path, *, n: int | None = None, seed: int = 0) -> str:
-    """Carry the first n held-out examples to their latents (--encode)."""
+    """Carry n held-out examples to their latents (--encode)."""
     from sde_lib import encode
 
     test = run.dataset.test
-    index = np.arange(min(n or run.config.eval.likelihood_n, len(test)))
+    index = some_of(n or run.config.eval.likelihood_n, len(test))
     x, cond = dequantised(run, test, index, _TEST, seed)
     latents, nfe = carry(run, encode, x, cond, "encode")
     arrays = {"latents": latents, "index": index} | arrays_of(kind_of_run(run), cond, texts="captions")

@@ -23,6 +23,7 @@ import numpy as np
 from experiment.common.errors import UserError, choose
 from experiment.common.files import check_folder, user_path, write_bytes, write_json, write_text
 from experiment.common.progress import progress, say_start
+from experiment.data.dataset import some_of
 from experiment.devices.hosts import Place, shared_out
 from experiment.devices.memory import check_fits
 from experiment.devices.sharding import mesh_here, round_up
@@ -128,7 +129,7 @@ def solve_batch(
     Returns:
         log p/q in nats (size, k, probes), q being what a change of units brings for data without levels, and the NFE.
     """
-    x, cond = _examples(run, first, size)
+    x, cond = _examples(run, settings, first, size)
     centres, key = run.scaling.to_model(x), jax.random.key(settings.seed)
     found, nfe = [], 0
     for draw in range(settings.k):
@@ -155,13 +156,13 @@ def solve_batch(
     return np.stack(found, axis=1), nfe
 
 
-def _examples(run: Any, first: int, size: int) -> tuple[Array, Any]:
-    """Examples first .. first + size - 1 of the held-out split, and what a conditional network is told of them.
+def _examples(run: Any, settings: LikelihoodSettings, first: int, size: int) -> tuple[Array, Any]:
+    """The examples first .. first + size - 1 of those that the settings take, and what a network is told of them.
 
-    Past the split's end its last example is repeated.
+    Past their end the last one is repeated.
     """
     test = run.dataset.test
-    index = padded(np.arange(first, min(first + size, len(test))), size)
+    index = padded(some_of(count_of_examples(run, settings), len(test))[first : first + size], size)
     return test.x[index], conditions_of(run, test, index)
 
 
@@ -221,7 +222,7 @@ def _compute(
         part["tighter"], _ = solve_batch(run, first, settings, size, scale=0.5)
         if run.scaling.levels:
             part["redrawn"], _ = solve_batch(run, first, settings, size, purpose=_OTHER_DRAWS)
-    x, cond = _examples(run, first, size)
+    x, cond = _examples(run, settings, first, size)
     x, key = run.scaling.to_model(x), jax.random.key(settings.seed)
     if settings.bound:
         of_bound = bounds.vlb_batch(run, x, cond, jax.random.fold_in(key, _BOUND), first)
@@ -414,7 +415,7 @@ def likelihood_of_run(
     unit, convert = likelihood_unit(math.prod(run.shape), run.scaling.bin_width)
     pictures = bounds.pictures(arrays, settings, unit, convert)
     lines = likelihood_lines(found)
-    document = {**what, **plain(found), "values": values}
+    document = {**what, **plain(found), "examples": some_of(n, len(run.dataset.test)), "values": values}
     if run.config.model.condition == "label":
         by_class = bayes_classifier(run, n, settings)
         lines += by_class.lines(convert, unit)

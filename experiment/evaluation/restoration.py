@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiment.common.errors import UserError
+from experiment.data.dataset import some_of
 from experiment.data.scaling import Scaling
 from experiment.evaluation.seen import Seen
 from experiment.run.conditions import conditions_of, take
@@ -80,7 +81,7 @@ class Restored:
 def restore_examples(
     run: Any, seen: Seen, noise: float, method: Any, sampler: Any, *, n: int, draws: int, seed: int = 0
 ) -> Restored:
-    """See the first n held-out examples through the operator and the noise, and draw each so many times given that.
+    """See n held-out examples through the operator and the noise, and draw each so many times given that.
 
     noise: its standard deviation, in the units of the data. Example i is seen alike for any n.
 
@@ -88,7 +89,7 @@ def restore_examples(
     """
     if not len(run.dataset.test):
         raise UserError(f"{run.dataset.name} has no held-out examples: train on data with a held-out split")
-    index = np.arange(min(n, len(run.dataset.test)))
+    index = some_of(n, len(run.dataset.test))
     truth = held_out(run, index, seed)
     told = conditions_of(run, run.dataset.test, index)
     y = look(seen, noise, truth, index, seed)

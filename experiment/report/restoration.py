@@ -17,6 +17,7 @@ from experiment.common.files import check_folder, user_path, write_bytes, write_
 from experiment.common.progress import say_start
 from experiment.common.provenance import provenance
 from experiment.config import check_flag, check_seed
+from experiment.data.dataset import some_of
 from experiment.evaluation.restoration import (
     Calibration,
     Estimate,
@@ -240,7 +241,8 @@ def write_restoration(
         **arrays_of(kind_of_run(run), found.cond, texts="captions"),
     }
     if found.truth is not None:
-        arrays |= {"truth": np.asarray(run.scaling.to_data(found.truth)), "index": np.arange(len(found.truth))}
+        places = some_of(len(found.truth), len(run.dataset.test))
+        arrays |= {"truth": np.asarray(run.scaling.to_data(found.truth)), "index": places}
     document = plain(
         {
             **settings,

@@ -19,22 +19,22 @@ HIDDEN = 96  # the grey of what a mask hides
 
 
 def picture_of(run: Any, seen: Seen, found: Restored, arrays: Mapping[str, Array]) -> Figure:
-    """Draw the first examples. arrays: draws, mean, sd, y and truth, if known, in the units of the data."""
-    shape = tuple(run.shape)
-    few = {name: arrays[name][:SHOWN] for name in ("draws", "mean", "sd", "truth", "y") if name in arrays}
-    what = "held-out examples, not selected" if "truth" in few else "observations"
+    """Draw some examples. arrays: draws, mean, sd, y, and, if known, truth and index, in the units of the data."""
+    shape, n, held_out = tuple(run.shape), len(found.y), "truth" in arrays
+    shown = min(SHOWN, n)
+    rows = np.arange(shown) * n // shown if held_out else np.arange(shown)  # of all: files often lie class by class
+    few = {name: arrays[name][rows] for name in ("draws", "mean", "sd", "truth", "y") if name in arrays}
+    what = "Held-out examples, not selected" if held_out else "The first observations"
     if len(shape) < 3:
-        one = "held-out example" if "truth" in few else "observation"
-        titles = [f"{one} {i}" for i in range(len(found.y))[:LINES_SHOWN]]
+        titles = [f"held-out example {arrays['index'][i]}" if held_out else f"observation {i}" for i in rows]
         channel = ", the first channel" if len(shape) == 2 and shape[-1] > 1 else ""
-        caption = f"The first {what}{channel}: five draws of each."
-        return Figure(FILE, "examples", caption, restored_lines(_lines(seen, few, found.residuals), titles))
+        caption = f"{what}{channel}: five draws of each."
+        lines = _lines(seen, few, found.residuals[rows])
+        return Figure(FILE, "examples", caption, restored_lines(lines, titles[:LINES_SHOWN]))
     unit = "levels" if run.scaling.levels is not None else "standard deviations of the data"
     both = "standard deviation (sd) and truth - mean are" if "truth" in few else "standard deviation (sd) is"
-    caption = (
-        f"The first {what}. The draws' {both} in {unit}; the residual is y - A(draw 1), over the noise{legend(shape)}."
-    )
-    return Figure(FILE, "examples", caption, restored_images(_columns(run, seen, few, found.residuals[:SHOWN])))
+    caption = f"{what}. The draws' {both} in {unit}; the residual is y - A(draw 1), over the noise{legend(shape)}."
+    return Figure(FILE, "examples", caption, restored_images(_columns(run, seen, few, found.residuals[rows])))
 
 
 def _columns(run: Any, seen: Seen, few: Mapping[str, Array], residuals: Array) -> dict[str, Array | Map]:

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiment.data.dataset import some_of
 from experiment.devices.sharding import put_rows, round_up
 from experiment.run.sampling import as_data, picture_of
 from experiment.training.trainer import State, Trainer
@@ -48,9 +49,9 @@ class Preview:
         trainer, train = self._trainer, self._trainer.config.train
         test, devices = trainer.dataset.test, trainer.mesh.size
         size = max(min(train.batch_size // train.accumulate, len(test)) // devices, 1) * devices
-        losses = []
-        for i in range(min(max(len(test) // size, 1), MOST_BATCHES)):
-            rows = np.arange(i * size, (i + 1) * size) % len(test)
+        batches = min(max(len(test) // size, 1), MOST_BATCHES)
+        chosen, losses = np.resize(some_of(batches * size, len(test)), (batches, size)), []
+        for i, rows in enumerate(chosen):
             key = jax.random.fold_in(jax.random.fold_in(jax.random.key(trainer.config.seed), _LOSS), i)
             batch = self._batch(rows)
             if not told and trainer.kind is not None:

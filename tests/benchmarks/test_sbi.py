@@ -6,11 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.stats import kstest, truncnorm
 
-from benchmarks.sbi import Ensemble, Posterior, divergence, exact_kl, references
+from benchmarks.sbi import Ensemble, Posterior, calibrated, divergence, exact_kl, references
 from configs import sbi
 from experiment.common.errors import UserError
 from experiment.config import whole_config
+from experiment.data.prior_walls import WalledScore, prior_walls
 from experiment.data.simulators import SIMULATORS, simulations
 from experiment.data.whitening import fit_whitening
 from sde_lib import VP, FunctionScore
@@ -85,13 +87,17 @@ def test_no_reference(tmp_path):
         references(tmp_path / "broken.npz", "slcp")
 
 
-@pytest.fixture(scope="module")
-def ensemble():
+def small():
     config = sbi.get_config()
     config.model.width, config.model.depth, config.train.batch_size = 16, 1, 32
+    return whole_config(config)
+
+
+@pytest.fixture(scope="module")
+def ensemble():
     rng = np.random.default_rng(0)
     z = rng.standard_normal((200, 2)).astype(np.float32)
-    return Ensemble(whole_config(config), z, rng.standard_normal((200, 3)).astype(np.float32))
+    return Ensemble(small(), z, rng.standard_normal((200, 3)).astype(np.float32))
 
 
 def member(params, k):
@@ -124,6 +130,22 @@ def test_noise_teaches_nothing(ensemble, monkeypatch):
     assert np.abs(ensemble.score(best)(x, 0.5, cond) + x).max() < 0.6
 
 
+def test_the_members_of_a_prior_with_walls_start_from_the_cut_gaussian_and_are_told_how_near_they_are():
+    theta, x = simulations("gaussian_mixture", 1000)
+    whitening = fit_whitening(theta, x)
+    z, c = whitening.to_residual(theta, x), whitening.cond(x)
+    walls = prior_walls(whitening, SIMULATORS["gaussian_mixture"].support)
+    made = [Ensemble(small(), z, c, walls), Ensemble(small(), z, c)]
+    score_fn = made[0].score(made[0].untrained)
+    x_t, cond = jnp.asarray(z[:50]), jnp.asarray(c[:50])
+    sde = score_fn.sde
+    expected = -x_t + walls.score(x_t, sde.alpha(jnp.asarray(0.2)), sde.sigma(jnp.asarray(0.2)), cond)
+    np.testing.assert_allclose(score_fn(x_t, 0.2, cond), expected, rtol=1e-4, atol=1e-4)
+    cut, free = (np.asarray(one._losses(one.untrained)) for one in made)
+    assert (cut < free - 0.02).all()
+    np.testing.assert_array_equal(made[0].told, walls.told(jnp.asarray(c)))
+
+
 def test_what_the_prior_does_not_allow_is_drawn_again_and_all_else_is_kept():
     theta, x = simulations("two_moons", 500)
     whitening = fit_whitening(theta, x)
@@ -141,12 +163,59 @@ def test_what_the_prior_does_not_allow_is_drawn_again_and_all_else_is_kept():
         assert divergence(inside, own) < 0.02
 
 
+@pytest.fixture(scope="module")
+def cut_by_walls():
+    """The Gaussian of gaussian_mixture's regression, cut by the prior's walls, and an x beside a corner of them."""
+    theta, x = simulations("gaussian_mixture", 2000)
+    whitening, simulator = fit_whitening(theta, x), SIMULATORS["gaussian_mixture"]
+    whitening = replace(whitening, root=np.diag(np.diag(whitening.root)))
+    # To beta_max 20: at 12 the noise's mean is not yet zero, which the log-density shows by up to 0.08.
+    network = FunctionScore(lambda x, t, cond: -x, VP(beta_max=20.0, t_min=1e-4))
+    score_fn = WalledScore(network, prior_walls(whitening, simulator.support))
+    x = np.array([9.7, -10.5])
+    mean, std = whitening.to_parameters(np.zeros((1, 2)), x[None])[0], np.diag(whitening.root)
+    exact = truncnorm((-10 - mean) / std, (10 - mean) / std, loc=mean, scale=std)
+    return Posterior(simulator, whitening, score_fn), x, exact
+
+
+def test_draws_of_a_posterior_that_walls_cut(cut_by_walls):
+    posterior, x, exact = cut_by_walls
+    free = replace(posterior, simulator=replace(posterior.simulator, support=None))
+    found = free.draw(np.tile(x, (8000, 1)), jax.random.key(0))
+    assert np.mean(np.abs(found).max(axis=1) > 10) < 0.05  # without its walls the Gaussian would have 0.85 there
+    for j in range(2):
+        uniform = exact.cdf(found)[:, j]
+        assert kstest(uniform, "uniform").statistic < 0.03
+
+
+def test_log_density_of_a_posterior_that_walls_cut(cut_by_walls):
+    posterior, x, exact = cut_by_walls
+    theta = exact.ppf(np.array([[0.1, 0.5], [0.5, 0.9], [0.8, 0.2], [0.3, 0.7]]))
+    found = posterior.log_prob(theta, np.tile(x, (4, 1)))
+    np.testing.assert_allclose(found, exact.logpdf(theta).sum(axis=1), atol=0.03)
+
+
 def test_divergence_is_that_of_gaussians():
     rng = np.random.default_rng(3)
     x, y = rng.standard_normal((200_000, 1)), 0.5 + 2 * rng.standard_normal((200_000, 1))
     both = [np.concatenate([a, 3 * b], axis=1) for a, b in ((x, x[::-1]), (y, x))]
     exact = np.log(2) + (1 + 0.25) / (2 * 4) - 0.5
     assert divergence(*both) == pytest.approx(exact, abs=0.01)
+
+
+@pytest.mark.parametrize(("width", "verdict"), [(1.0, "uniform as far as this tells"), (0.7, "not uniform")])
+def test_the_verdict_on_ranks_is_of_all_parameters(width, verdict, monkeypatch, capsys):
+    monkeypatch.setattr("benchmarks.sbi.PAIRS", 400)
+    fitted = fit_whitening(*simulations("gaussian_linear", 10_000))
+    scale = np.ones(10)
+    scale[3] = width  # the draws of one parameter are too narrow
+    root = np.diag(np.sqrt(0.05) * scale)
+    exact = replace(fitted, root=root, slope=np.diag(0.5 * fitted.std), offset=0.5 * fitted.mean)
+    score_fn = FunctionScore(lambda x, t, cond: -x, VP(beta_max=12.0, t_min=1.65e-4))
+    found = calibrated(Posterior(SIMULATORS["gaussian_linear"], exact, score_fn), "gaussian_linear", 5)
+    assert f", {verdict} (level 0.05)" in capsys.readouterr().out
+    assert (min(found["p_holm"]) < 0.05) == (width < 1)
+    assert min(np.delete(found["p_holm"], 3)) > 0.05
 
 
 def test_kl_from_the_exact_posterior_by_the_likelihood():

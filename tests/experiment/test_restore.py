@@ -15,7 +15,7 @@ from PIL import Image
 import experiment.report.restoration
 from experiment.common.errors import UserError
 from experiment.config import whole_config
-from experiment.data.dataset import Dataset, Split
+from experiment.data.dataset import Dataset, Split, some_of
 from experiment.data.scaling import Scaling
 from experiment.data.units import Units
 from experiment.evaluation.restoration import (
@@ -185,7 +185,8 @@ def test_the_files_hold_what_the_figures_are_of(restore: Any, run: Exact, tmp_pa
     saved, report = np.load(folder / "restored.npz"), json.loads((folder / "restore.json").read_text())
     draws, truth, opened = saved["draws"], saved["truth"], saved["open"]
     assert draws.shape == (2, 3, *SHAPE) and opened[:, 2:].all() and not opened[:, :2].any()
-    np.testing.assert_allclose(truth, run.dataset.test.x[:2], atol=1e-4)  # in the data's units
+    np.testing.assert_array_equal(saved["index"], some_of(2, len(run.dataset.test)))
+    np.testing.assert_allclose(truth, run.dataset.test.x[saved["index"]], atol=1e-4)  # in the data's units
     np.testing.assert_allclose(saved["mean"], draws.mean(axis=1), rtol=1e-5)
     figures = report["figures"]
     rmse = np.sqrt(np.mean((saved["mean"] - truth)[:, opened] ** 2)) / STD

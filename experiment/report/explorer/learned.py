@@ -16,6 +16,7 @@ from flax import nnx
 from experiment.common.errors import UserError
 from experiment.common.progress import progress
 from experiment.data.conditions import condition_rows
+from experiment.data.dataset import some_of
 from experiment.data.units import StandardizedScore
 from experiment.report.explorer.page import rounded
 from experiment.run.conditions import kind_of_run
@@ -119,29 +120,29 @@ def _mixture(exact: Any) -> dict[str, Any]:
 
 
 def choices(run: Any) -> list[Choice]:
-    """What the network may be told: nothing; each class; or what the first held-out examples are told.
+    """What the network may be told: nothing; each class; or what some held-out examples are told.
 
     "Nothing" comes first where it was trained.
     """
     kind, test = kind_of_run(run), run.dataset.test
-    scaled = np.asarray(run.scaling.to_model(test.x), np.float32)
+    scaled, some = np.asarray(run.scaling.to_model(test.x), np.float32), some_of(EXAMPLES, len(test))
     if kind is None:
-        return [Choice("", None, scaled[:EXAMPLES])]
+        return [Choice("", None, scaled[some])]
     found = []
     if run.config.train.cond_dropout:
-        found.append(Choice("anything", jax.tree.map(np.asarray, kind.nothing()), scaled[:EXAMPLES]))
+        found.append(Choice("anything", jax.tree.map(np.asarray, kind.nothing()), scaled[some]))
     if isinstance(kind, Label):
         for label in range(min(kind.num_classes, CLASSES)):
             cond = np.asarray(label, np.int32)
             found.append(Choice(f"class {label}", cond, scaled[test.labels == label][:EXAMPLES]))
         return found
-    units, rows = run.data_shape.cond_units, condition_rows(kind, test.rows(np.arange(min(TOLD, len(test)))))
+    told = some_of(TOLD, len(test))
+    units, rows = run.data_shape.cond_units, condition_rows(kind, test.rows(told))
     if run.config.model.condition == "vector" and units is not None:
         rows = units.to_model(rows)
-    for i in range(min(TOLD, len(test))):
-        found.append(
-            Choice(_what(test, run, i), jax.tree.map(lambda row, i=i: np.asarray(row)[i], rows), scaled[i : i + 1])
-        )
+    for row, i in enumerate(told):
+        cond = jax.tree.map(lambda values, row=row: np.asarray(values)[row], rows)
+        found.append(Choice(_what(test, run, i), cond, scaled[i : i + 1]))
     return found
 
 

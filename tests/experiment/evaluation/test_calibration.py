@@ -15,7 +15,16 @@ from experiment.config import whole_config
 from experiment.data.dataset import Dataset, Split
 from experiment.data.scaling import Scaling
 from experiment.data.units import Units
-from experiment.evaluation.calibration import DRAWS, LEVELS, calibrated, calibration, coverage, ranks_of, uniformity
+from experiment.evaluation.calibration import (
+    DRAWS,
+    LEVELS,
+    adjusted,
+    calibrated,
+    calibration,
+    coverage,
+    ranks_of,
+    uniformity,
+)
 from experiment.evaluation.evaluate import evaluate
 from experiment.evaluation.settings import Settings
 from experiment.report.report import write_report
@@ -52,7 +61,8 @@ def run_of(width: float, shift: float, workdir: Path | None = None) -> Any:
     z = rng.standard_normal((PAIRS + 100, 2))
     cond = (z + NOISE * rng.standard_normal(z.shape)).astype(np.float32)
     x = UNITS.to_data(z)
-    train, test = Split(x[PAIRS:], vectors=cond[PAIRS:]), Split(x[:PAIRS], vectors=cond[:PAIRS])
+    held_out = PAIRS + 40  # more than are asked for
+    train, test = Split(x[held_out:], vectors=cond[held_out:]), Split(x[:held_out], vectors=cond[:held_out])
     return SimpleNamespace(
         config=whole_config({"model": {"condition": "vector"}}),
         dataset=Dataset("pairs", train, test, None, units=UNITS, cond_units=Units.of(cond)),
@@ -128,6 +138,17 @@ def test_p_is_uniform_for_uniform_ranks_and_unknown_for_few() -> None:
     p = uniformity(ranks, DRAWS)
     assert np.abs(np.sort(p) - (np.arange(400) + 0.5) / 400).max() < 0.09  # Kolmogorov and Smirnov's at 0.3 %
     assert np.isnan(uniformity(ranks[:9], DRAWS)).all()
+
+
+def test_holm_s_rule() -> None:
+    # Worked by hand: 0.01 x 4, 0.02 x 3, then 0.021 x 2 = 0.042, which may not be below its forerunner, and 0.9.
+    found = adjusted(np.array([0.9, 0.01, np.nan, 0.021, 0.02]))
+    np.testing.assert_allclose(found, [0.9, 0.04, np.nan, 0.06, 0.06], rtol=1e-12)
+    np.testing.assert_allclose(adjusted(np.full(3, 0.5)), 1.0)
+    # Where all hold, the least is below 0.05 in 5 % of cases: 1 - (1 - 0.05/10)^10 for independent tests.
+    p = np.random.default_rng(0).uniform(size=(4000, 10))
+    share = np.mean([adjusted(row).min() < 0.05 for row in p])
+    assert share == pytest.approx(1 - (1 - 0.005) ** 10, abs=4 * np.sqrt(0.05 / 4000))
 
 
 def test_it_is_of_vectors_that_are_told_vectors() -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from experiment.common.errors import UserError
 from experiment.config import whole_config
-from experiment.data.dataset import Dataset, Split
+from experiment.data.dataset import Dataset, Split, some_of
 from experiment.data.scaling import Scaling
 from experiment.devices.hosts import Place
 from experiment.evaluation import variational_bounds as bounds
@@ -83,6 +83,12 @@ def test_vectors_are_given_their_log_density() -> None:
     assert abs(found.mean - float(exact.mean())) < 4 * found.se_probes + 2e-3
     assert found.se_images == pytest.approx(values.std(ddof=1) / 40**0.5)
     assert 0 < abs(found.tolerance_change) < 1e-2 and found.se_dequantization is None
+
+
+def test_some_examples_are_taken_from_all_of_the_held_out_ones() -> None:
+    _, values, _ = likelihood(VECTORS, settings_of(**{**FAST, "probes": 64}, n=10), budget=False)
+    exact = np.asarray(LAW.at(VP(), 0.01).log_prob(jnp.asarray(VECTORS.dataset.test.x)))
+    assert np.corrcoef(values, exact[some_of(10, 40)])[0, 1] > 0.95 > np.corrcoef(values, exact[:10])[0, 1]
 
 
 @pytest.mark.parametrize("dequantization", ["uniform", "truncated_normal"])
@@ -323,7 +329,7 @@ def test_a_network_that_never_ends_a_solve_is_told_with_the_remedy() -> None:
         likelihood(run, settings_of(**FAST, n=2), budget=False)
     hard = SimpleNamespace(**{**vars(VECTORS), "score_fn": ExactScore(LAW, VP(t_min=1e-12))})
     with pytest.raises(UserError, match="max_steps"):
-        likelihood(hard, settings_of(**{**FAST, "rtol": 1e-9, "atol": 1e-12}, n=2), budget=False)
+        likelihood(hard, settings_of(**{**FAST, "rtol": 1e-9, "atol": 1e-12}, n=16), budget=False)
 
 
 def test_a_chain_without_the_likelihood_is_told() -> None:

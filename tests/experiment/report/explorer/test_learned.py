@@ -16,7 +16,7 @@ from flax import nnx
 
 from experiment.common.errors import UserError
 from experiment.config import whole_config
-from experiment.data.dataset import Dataset, Split
+from experiment.data.dataset import Dataset, Split, some_of
 from experiment.data.scaling import Scaling
 from experiment.data.toys import mixture_distribution
 from experiment.data.units import StandardizedScore, Units
@@ -147,7 +147,7 @@ def test_the_network_in_the_page_is_flaxs(name: str, written: Any, computed: Any
         assert [choice["name"] for choice in data["choices"]] == ["anything", "class 0", "class 1", "class 2"]
         told = [np.full(len(x), label, np.int32) for label in (3, 0, 1, 2)]
     elif name == "vectors":
-        vectors = [np.full(2, np.nan), *run.dataset.test.vectors[:4]]
+        vectors = [np.full(2, np.nan), *run.dataset.test.vectors[some_of(4, len(run.dataset.test))]]
         told = [np.tile(np.asarray(vector, np.float32), (len(x), 1)) for vector in vectors]
     score_of = jax.jit(lambda score, *given: score(*given))
     scores = [np.asarray(score_of(run.score_fn, x, t, cond)) for cond in told]
