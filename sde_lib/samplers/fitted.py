@@ -85,7 +85,7 @@ def starts(steps: int) -> list[LinearSampler]:
     methods: list[LinearSampler] = [
         IPNDM(order=min(4, steps)),
         DEIS(order=order),
-        DPMSolverPP2M(),
+        *([DPMSolverPP2M()] if steps > 1 else []),
         *(UniPC(order=p) for p in range(2, order + 1)),
     ]
     return [replace(method, steps=steps, grid=grid) for method in methods for grid in GRIDS]

@@ -21,7 +21,7 @@ from sde_lib.samplers import (
     sample,
 )
 from sde_lib.samplers.fitted import HELD_OUT, _free, _Method, _slopes, starts
-from tests.oracles import random_mixture
+from tests.oracles import normal, random_mixture
 
 FINE = UniPC(steps=200, grid=FlowTime())
 LATENTS = 1024
@@ -82,6 +82,16 @@ def test_on_a_gaussian_the_kl_falls_too():
     sampler = fit_table(ExactScore(data, VP()), jax.random.key(0), steps=4, shape=(2,), latents=LATENTS)
     least = min(gaussian_kl(start, VP(), mean, covariance) for start in starts(4))
     assert gaussian_kl(sampler, VP(), mean, covariance) < 0.1 * least
+
+
+def test_one_call_is_enough_where_the_flow_is_linear():
+    data = normal(0.5)  # x_0 is a multiple of x_T
+    sampler = fit_table(
+        ExactScore(data, VP()), jax.random.key(0), steps=1, shape=(2,), latents=64, fine=UniPC(steps=60)
+    )
+    assert sampler.error < 1e-3 < 0.1 < sampler.start_error
+    x = sample(sampler, ExactScore(data, VP()), jax.random.key(1), 4096, (2,))
+    assert x.nfe == 1 and np.std(np.asarray(x.x)) == pytest.approx(0.5, rel=0.03)
 
 
 def test_the_batch_changes_nothing_and_the_condition_is_handed_by_rows():
