@@ -17,7 +17,8 @@ from experiment.run.fitted import COLUMNS, MODELS, digest
 from experiment.run.load import load_run
 from sde_lib.samplers import fit_table
 
-BATCH = 128  # latents at once
+BATCH = 64  # latents at once
+UPDATES = 20  # at most: more take minutes, and gain a percent or two each
 
 
 def fit_run(workdir: str, nfe: Sequence[int], latents: int = 256, seed: int = 0) -> str:
@@ -47,6 +48,7 @@ def _fit(run: Any, folder: Path, calls: int, latents: int, seed: int) -> str:
             shape=run.shape,
             latents=latents,
             cond=conditions(run, latents, seed),
+            iterations=UPDATES,
             batch_size=min(latents, BATCH),
         )
     except ValueError as error:

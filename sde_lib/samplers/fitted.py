@@ -10,6 +10,7 @@ and so does the cost of a call. Shaul et al. 2024, arXiv:2403.01329, fit such ta
 2024, arXiv:2404.14507, and Chen et al. 2024, arXiv:2405.11326, fit the times alone.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -34,6 +35,8 @@ HISTORY = 4  # calls that a row gives a weight
 HELD_OUT = 0.25  # of the latents
 GRIDS = (Quadratic(), FlowTime(), UniformLogSNR())  # of the methods that a fit may start from
 FINE = UniPC(steps=200, grid=FlowTime())  # of order 4
+AT_ONCE = 1 + HISTORY  # derivatives: those of a row
+FEW, RESIDUALS = 64, 20  # latents, and residuals for each number, at least, of the part that is fitted first
 TRIES = 12  # dampings for each update
 SMALL, MOST_SMALL = 0.01, 3  # so many updates in a row that lower the mean square by so small a share are the last
 
@@ -82,7 +85,7 @@ def starts(steps: int) -> list[LinearSampler]:
     methods: list[LinearSampler] = [
         IPNDM(order=min(4, steps)),
         DEIS(order=order),
-        DPMSolverPP2M(),
+        *([DPMSolverPP2M()] if steps > 1 else []),
         *(UniPC(order=p) for p in range(2, order + 1)),
     ]
     return [replace(method, steps=steps, grid=grid) for method in methods for grid in GRIDS]
@@ -102,8 +105,9 @@ def fit_table(
 ) -> FittedSampler:
     """Fit a deterministic sampler of so many steps, and calls, to the probability flow of this score.
 
-    A quarter of the latents is held out, to measure by. An update costs one forward derivative of `steps` calls for
-    each of about 5 `steps` numbers, and for each latent; the fit ends by itself where updates no longer help.
+    A quarter of the latents is held out, to measure by. An update costs a forward derivative of about half of `steps`
+    calls for each of about 5 `steps` numbers, and for each latent: those of a part at first. The fit ends
+    by itself where updates no longer help.
 
     Args:
         score_fn: the score, which carries its SDE.
@@ -113,7 +117,7 @@ def fit_table(
         latents: how many.
         cond: what the score is told, a row for each latent.
         fine: the sampler whose result stands for the flow's.
-        iterations: updates, at most.
+        iterations: updates of a part of the latents, and then of all, at most.
         batch_size: how many latents at once; default all.
 
     Raises ValueError for fewer than 1 step or 8 latents, a sampler `fine` that draws noise, and results that are not
@@ -131,13 +135,16 @@ def fit_table(
     first_held_out = latents - round(HELD_OUT * latents)
     whole = _Misses(score_fn, drawn.path[0], drawn.x, cond, batch_size or latents)
     seen, held_out = whole.part(slice(first_held_out)), whole.part(slice(first_held_out, None))
+    few = seen.part(slice(_enough(steps, math.prod(shape))))
     candidates = starts(steps)
-    squares = [seen.mean_square(_padded(table_of(start, sde)), start.model) for start in candidates]
+    squares = [few.mean_square(_padded(table_of(start, sde)), start.model) for start in candidates]
     if not np.isfinite(squares).all():
         raise ValueError("fit_table: the sampler's results are not finite: look at the score")
     start = candidates[int(np.argmin(squares))]
     method = _Method(replace(start, grid=UniformT()), score_fn.sde)  # another grid compiles nothing anew
-    free = _least_squares(seen, method, _free(start, sde), iterations)
+    free = _free(start, sde)
+    for part in (few, seen) if len(few.x) < len(seen.x) else (seen,):  # the way to a minimum need not be exact
+        free = _least_squares(part, method, free, iterations)
     table = jax.tree.map(lambda v: np.asarray(v, float), method.table(free))
     return FittedSampler(
         steps=steps,
@@ -152,26 +159,40 @@ def fit_table(
     )
 
 
+def _places(steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """What is fitted, by rows of the table: in column 0 where the row ends, then weights of calls that have been."""
+    ends = np.arange(steps)[:, None] < steps - 1  # the last row ends at t_min
+    row, column = np.nonzero(np.hstack([ends, np.tril(np.ones((steps, HISTORY), bool))]))
+    return row, column
+
+
 def _free(start: LinearSampler, sde: SDE) -> np.ndarray:
-    """What is fitted (P,), as the start has it: the logarithms of the steps in log SNR, and no change of any weight."""
+    """What is fitted (P,), as the start has it.
+
+    A row's end is the logit of how much of the log SNR that is left it leaves to the rows after it, so that it moves no
+    row before; a weight is its change, 0.
+    """
     log_snr = np.asarray(sde.log_snr(np.asarray(start.grid(sde, start.steps))))
-    return np.concatenate([np.log(np.diff(log_snr)), np.zeros(len(_weights(start.steps)[0]))])
+    left = log_snr[-1] - log_snr[:-1]
+    free = np.zeros((start.steps, 1 + HISTORY))
+    free[:-1, 0] = np.log(left[1:] / (left[:-1] - left[1:]))
+    return free[_places(start.steps)]
 
 
-def _weights(steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """The places in b (steps, HISTORY) of calls that have been."""
-    row, call = np.nonzero(np.tril(np.ones((steps, HISTORY))))
-    return row, call
+def _enough(steps: int, entries: int) -> int:
+    """How many latents tell which start is best, and where to go from it."""
+    return max(FEW, math.ceil(RESIDUALS * len(_places(steps)[0]) / entries))
 
 
 @partial(jax.jit, static_argnames="method")
 def _table(free: jax.Array, method: LinearSampler, sde: SDE) -> Table:
     """The method's table on these steps, with these changes of its weights."""
+    numbers = jnp.zeros((method.steps, 1 + HISTORY), free.dtype).at[_places(method.steps)].set(free)
     first, last = sde.log_snr(sde.t_max), sde.log_snr(sde.t_min)
-    inner = first + (last - first) * jnp.cumsum(jax.nn.softmax(free[: method.steps]))[:-1]
+    inner = last - (last - first) * jnp.exp(jnp.cumsum(jax.nn.log_sigmoid(numbers[:-1, 0])))
     start, end = (jnp.reshape(jnp.asarray(t, free.dtype), 1) for t in (sde.t_max, sde.t_min))
     table = _padded(method.update(sde, jnp.concatenate([start, sde.time_of_log_snr(inner), end])))
-    return table._replace(b=jnp.asarray(table.b).at[_weights(method.steps)].add(free[method.steps :]))
+    return table._replace(b=table.b + numbers[:, 1:])
 
 
 _table_slopes = jax.jit(jax.jacfwd(_table), static_argnames="method")  # with a last axis of P
@@ -201,13 +222,52 @@ class _Method:
         return _table_slopes(jnp.asarray(free, jnp.float32), self.sampler, self.sde)
 
 
+# x, the last values of the model, and the derivatives of both.
+_Slopes = tuple[jax.Array, tuple[jax.Array, ...], jax.Array, tuple[jax.Array, ...]]
+
+
 @partial(jax.jit, static_argnames="model")
 def _slopes(
     score_fn: ScoreFn, table: Table, tangents: Table, x: jax.Array, cond: PyTree, model: Prediction
 ) -> tuple[jax.Array, jax.Array]:
-    """The ends (n, *shape), and their derivatives (n, *shape, P) along each of P changes of the table."""
-    ends, along = jax.linearize(lambda table: ends_of(table, score_fn, x, cond, model), table)
-    return ends, jax.vmap(along, in_axes=-1, out_axes=-1)(tangents)
+    """The ends (n, *shape), and their derivatives (P, n, *shape) along each of P changes of the table, by rows.
+
+    The changes of a row move the calls after it alone: each call's derivative is taken along those of rows before it,
+    AT_ONCE at a time, which is half as dear as along all.
+    """
+    row, _ = _places(len(table.t))
+    count = -len(row) % AT_ONCE + len(row)
+    tangents = jax.tree.map(lambda v: jnp.moveaxis(_longer(v, count), -1, 1), tangents)
+    parts = jnp.asarray(-(-np.searchsorted(row, np.arange(len(table.t))) // AT_ONCE))
+
+    def step(carry: _Slopes, scanned: tuple[Table, Table, jax.Array]) -> tuple[_Slopes, None]:
+        x, past, moved, past_moved = carry
+        row, changes, parts = scanned
+        call, along = jax.linearize(lambda x, t: model(score_fn, x, t, cond), x, row.t)
+
+        def more(i: jax.Array, found: jax.Array) -> jax.Array:
+            some = partial(jax.lax.dynamic_slice_in_dim, start_index=i * AT_ONCE, slice_size=AT_ONCE)
+            return jax.lax.dynamic_update_slice_in_dim(
+                found, jax.vmap(along)(some(moved), some(changes.t)), i * AT_ONCE, 0
+            )
+
+        known = (call, *past)
+        known_moved = (jax.lax.fori_loop(0, parts, more, jnp.zeros_like(moved)), *past_moved)
+        moved = moved * row.a + jnp.multiply.outer(changes.a, x)
+        for j, (value, slope) in enumerate(zip(known, known_moved, strict=True)):
+            moved = moved + slope * row.b[j] + jnp.multiply.outer(changes.b[:, j], value)
+        x = sum((value * row.b[j] for j, value in enumerate(known)), start=x * row.a)
+        return (x, known[:-1], moved, known_moved[:-1]), None
+
+    still = jnp.zeros((count, *x.shape), x.dtype)
+    start = (x, (jnp.zeros_like(x),) * (HISTORY - 1), still, (still,) * (HISTORY - 1))
+    ends, _, moved, _ = jax.lax.scan(step, start, (table, tangents, parts))[0]
+    return ends, moved[: len(row)]
+
+
+def _longer(v: jax.Array, count: int) -> jax.Array:
+    """With zeros at the end of the last axis."""
+    return jnp.pad(v, [(0, 0)] * (v.ndim - 1) + [(0, count - v.shape[-1])])
 
 
 @dataclass(frozen=True)
@@ -241,9 +301,9 @@ class _Misses:
         curvature, gradient = np.zeros((count, count)), np.zeros(count)
         for x, target, cond in self._batches():
             ends, slopes = _slopes(self.score_fn, table, tangents, x, cond, model)
-            rows = np.asarray(slopes, float).reshape(-1, count)
-            curvature += rows.T @ rows
-            gradient += rows.T @ np.asarray(ends - target, float).ravel()
+            rows = np.asarray(slopes, float).reshape(count, -1)
+            curvature += rows @ rows.T
+            gradient += rows @ np.asarray(ends - target, float).ravel()
         return curvature / len(self.x), gradient / len(self.x)
 
 

@@ -122,6 +122,8 @@ DENOISER_GRID = FlowTime(power=6.0, shift=2.0, decay=0.5)  # of multistep method
 NOISE_GRID_3 = FewToMany(NOISE_GRID, FlowTime(power=3.0, shift=2.0, decay=0.3))
 DENOISER_GRID_3 = FewToMany(DENOISER_GRID, FlowTime(power=6.0, shift=2.0, decay=0.3))
 STOCHASTIC_GRID = FlowTime(power=6.0, shift=1.0)  # of those that draw noise, and forget how they started
+# SA-Solver's, of weak order 3 where it was measured.
+STOCHASTIC_GRID_3 = FewToMany(STOCHASTIC_GRID, FlowTime(power=4.0, shift=1.0, decay=0.4))
 
 
 @dataclass(frozen=True)

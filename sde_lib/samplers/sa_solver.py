@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from sde_lib.samplers.adams import NODES, WEIGHTS, lagrange_integrals
 from sde_lib.samplers.exponential import SDEDPMSolverPP1
+from sde_lib.samplers.grids import STOCHASTIC_GRID_3, Grid
 from sde_lib.samplers.linear import Table
 from sde_lib.samplers.unipc import corrected
 from sde_lib.sde import SDE
@@ -31,6 +32,7 @@ class SASolver(SDEDPMSolverPP1):
             one, `predictor` = 1 is `SDEDPMSolverPP1` and 2 is `SDEDPMSolverPP2MHeun`.
     """
 
+    grid: Grid = STOCHASTIC_GRID_3
     predictor: int = 3
     corrector: int = 2
 

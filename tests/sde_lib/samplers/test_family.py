@@ -722,3 +722,11 @@ def test_a_grid_goes_from_one_at_few_steps_to_another_at_many(sde):
         np.testing.assert_array_equal(grid(sde, steps), alone(sde, steps))
     at = {g: sde.log_snr(g(sde, 28)) for g in (grid, few, many)}
     np.testing.assert_allclose(at[grid], 0.75 * at[few] + 0.25 * at[many], rtol=1e-6)
+
+
+@pytest.mark.parametrize("sde", [VP(), VE()], ids=["VP", "VE"])
+@pytest.mark.parametrize("widths", [(0.6, 0.35, 0.5), (1.5, 0.5, 0.2, 0.07, 0.03)], ids=["unit scale", "many scales"])
+def test_at_256_steps_sa_solver_loses_nothing_by_its_own_grid(sde, widths):
+    law = (sde, np.full(len(widths), 0.4), np.diag(np.square(widths)))
+    own, even = (gaussian_kl(s, *law) for s in (SASolver(steps=256), SASolver(steps=256, grid=UniformLogSNR())))
+    assert own < even

@@ -13,13 +13,15 @@ from sde_lib.samplers import (
     EulerMaruyama,
     FittedSampler,
     FlowTime,
+    UniformT,
     UniPC,
+    ends_of,
     fit_table,
     gaussian_kl,
     sample,
 )
-from sde_lib.samplers.fitted import HELD_OUT, starts
-from tests.oracles import random_mixture
+from sde_lib.samplers.fitted import HELD_OUT, _free, _Method, _slopes, starts
+from tests.oracles import normal, random_mixture
 
 FINE = UniPC(steps=200, grid=FlowTime())
 LATENTS = 1024
@@ -56,6 +58,23 @@ def test_its_errors_are_those_of_latents_that_were_held_out():
     assert sampler.start == repr(starts(4)[0])
 
 
+def test_the_derivatives_by_rows_are_those_of_the_whole_table():
+    """Along all numbers at once, where the fit leaves out the calls that a number cannot move."""
+    score_fn, steps = fitted("VP", 4)[0], 4
+    method = _Method(replace(starts(steps)[0], grid=UniformT()), score_fn.sde)
+    free, x = _free(starts(steps)[0], score_fn.sde), jnp.linspace(-1, 1, 6).reshape(3, 2)
+    table, tangents = method.table(free), method.slopes(free)
+    ends, slopes = _slopes(score_fn, table, tangents, x, None, method.model)
+    along = jnp.asarray(np.random.default_rng(0).normal(size=len(free)), jnp.float32)
+    expected = jax.jvp(
+        lambda table: ends_of(table, score_fn, x, None, method.model),
+        (table,),
+        (jax.tree.map(lambda slope: slope @ along, tangents),),
+    )
+    np.testing.assert_allclose(ends, expected[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(jnp.einsum("pnd,p->nd", slopes, along), expected[1], rtol=1e-3, atol=1e-3)
+
+
 def test_on_a_gaussian_the_kl_falls_too():
     """By the exact recursion, through the table's own numbers."""
     mean, covariance = [0.3, -0.5], [[0.5, 0.2], [0.2, 0.3]]
@@ -63,6 +82,16 @@ def test_on_a_gaussian_the_kl_falls_too():
     sampler = fit_table(ExactScore(data, VP()), jax.random.key(0), steps=4, shape=(2,), latents=LATENTS)
     least = min(gaussian_kl(start, VP(), mean, covariance) for start in starts(4))
     assert gaussian_kl(sampler, VP(), mean, covariance) < 0.1 * least
+
+
+def test_one_call_is_enough_where_the_flow_is_linear():
+    data = normal(0.5)  # x_0 is a multiple of x_T
+    sampler = fit_table(
+        ExactScore(data, VP()), jax.random.key(0), steps=1, shape=(2,), latents=64, fine=UniPC(steps=60)
+    )
+    assert sampler.error < 1e-3 < 0.1 < sampler.start_error
+    x = sample(sampler, ExactScore(data, VP()), jax.random.key(1), 4096, (2,))
+    assert x.nfe == 1 and np.std(np.asarray(x.x)) == pytest.approx(0.5, rel=0.03)
 
 
 def test_the_batch_changes_nothing_and_the_condition_is_handed_by_rows():
