@@ -192,9 +192,9 @@ def test_nothing_compiles_again_over_scales_intervals_and_checkpoints(name):
     np.testing.assert_array_less(1e-5, np.diff(np.sort([float(x[0, 0]) for x in drawn])))
 
 
-@pytest.mark.parametrize(("name", "tolerance"), [("dpmpp_2m", 0), ("pc", 1e-5)])
-def test_a_sample_is_the_same_in_batches_of_1_7_and_64(name, tolerance):
-    """Bit for bit but for noise, which rounds otherwise at the end of a vector of the processor."""
+@pytest.mark.parametrize("name", ["dpmpp_2m", "em", "pc"])
+def test_a_sample_is_the_same_in_batches_of_1_7_and_64(name):
+    """Bit for bit. Scale 1 alone is another program, of half the calls, which rounds otherwise."""
     scale = np.linspace(0.0, 4.0, 64).astype(np.float32)
     scale[5] = 1.0
     cond = np.arange(64) % 2
@@ -202,8 +202,8 @@ def test_a_sample_is_the_same_in_batches_of_1_7_and_64(name, tolerance):
     guided = Autoguidance(ClassifierFree(score_fn, scale, 2, -3.0, 4.0), score_fn, scale[::-1])
     together = sample(SAMPLERS[name], guided, KEY, 64, (3,), cond=cond).x
     sevens = sample(SAMPLERS[name], guided, KEY, 64, (3,), cond=cond, batch_size=7).x
-    np.testing.assert_allclose(sevens, together, rtol=tolerance, atol=tolerance)
-    for i in (0, 5, 63):
+    np.testing.assert_array_equal(sevens, together)
+    for i, tolerance in ((0, 0), (17, 0), (63, 0), (5, 1e-6)):
         one = guided.take(np.array([i]))
         alone = sample(SAMPLERS[name], one, KEY, 1, (3,), cond=cond[i : i + 1], first=i).x
         np.testing.assert_allclose(alone[0], together[i], rtol=tolerance, atol=tolerance)
