@@ -35,7 +35,7 @@ class Preview:
         return bool(train.preview_every) and step // train.preview_every > before // train.preview_every
 
     def held_out_losses(self, state: State) -> dict[str, float]:
-        """The mean loss of the first held-out examples under the averaged weights, always with the same noise.
+        """The mean loss of some held-out examples under the averaged weights, always with the same noise.
 
         Of a network that learns to do without its condition it is the loss with it, and beside it the one without.
         """

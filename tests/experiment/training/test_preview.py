@@ -41,6 +41,10 @@ def test_the_held_out_loss_is_the_averages_on_the_held_out_examples(trainer: Tra
     assert Preview(moved).held_out_loss(later) == loss
     moved.dataset = Dataset("x", trainer.dataset.train, Split(test.x + 100), None)
     assert Preview(moved).held_out_loss({**state, "ema": other}) > 10 * loss
+    by_class = np.concatenate([test.x[:n], test.x[n:] + 100])
+    moved.dataset = Dataset("x", trainer.dataset.train, Split(by_class), None)
+    near, far = (Preview(of).held_out_loss({**state, "ema": other}) for of in (trainer, moved))
+    assert far > 2 * near  # it looks at all kinds, in whatever order they lie
 
 
 def test_a_few_held_out_examples_are_enough(trainer: Trainer) -> None:
