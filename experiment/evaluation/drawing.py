@@ -1,7 +1,8 @@
 """Drawing for an evaluation: the samples of every seed with their cost, and the path of the first ones."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -94,48 +95,50 @@ class Examples(NamedTuple):
     batch_seconds: list[float]
 
 
-def draw_examples(
-    run: Any,
-    description: str,
-    sampler: Any,
-    seed: int,
-    n: int,
-    batch_size: int,
-    cond: Any,
-    kept: Kept | None = None,
-    guidance: Guidance | None = None,
-) -> Examples:
-    """Draw a seed's n samples.
+@dataclass(frozen=True)
+class Wanted:
+    """A seed's n samples: by which run and sampler, told what, and guided how, where the run's score is."""
 
-    kept: where they are kept, in parts that are whole or absent. guidance: the score's, where it has one.
-    """
+    run: Any
+    sampler: Any
+    name: str
+    seed: int
+    n: int
+    batch_size: int
+    cond: Any
+    guidance: Guidance | None = None
+
+
+def draw_examples(wanted: Wanted, kept: Kept | None = None) -> Examples:
+    """Draw samples. kept: where they are kept, in parts that are whole or absent."""
+    run, to_data = wanted.run, wanted.run.scaling.to_data
     if kept is None:
-        draws = draw(run, sampler, sample_key(seed), n, batch_size, description, cond)
-        return Examples(np.asarray(run.scaling.to_data(draws.x)), draws.nfe, draws.batch_seconds)
-    found = list(in_parts(run, description, sampler, seed, n, batch_size, cond, kept, guidance).read())
+        key = sample_key(wanted.seed)
+        draws = draw(run, wanted.sampler, key, wanted.n, wanted.batch_size, wanted.name, wanted.cond)
+        return Examples(np.asarray(to_data(draws.x)), draws.nfe, draws.batch_seconds)
+    found = list(in_parts(wanted, kept, to_data).read())
     nfe = float(np.average([float(part["nfe"]) for part in found], weights=[len(part["x"]) for part in found]))
     return Examples(np.concatenate([part["x"] for part in found]), nfe, [float(part["seconds"]) for part in found])
 
 
-def in_parts(
-    run: Any,
-    description: str,
-    sampler: Any,
-    seed: int,
-    n: int,
-    batch_size: int,
-    cond: Any,
-    kept: Kept,
-    guidance: Guidance | None = None,
-) -> Shards:
-    """Draw what is missing of a seed's samples, or this process's share of it."""
-    asked = asked_for(run, sampler, n, seed, arrays_of(kind_of_run(run), cond, labels="arr_1"), guidance)
-    with progress(n, description, seconds=expected_seconds(run, sampler, n)) as work:
+def in_parts(wanted: Wanted, kept: Kept, stored: Callable[[Array], Any] | None = None) -> Shards:
+    """Draw what is missing of samples, or this process's share of it. stored: as for `parts_of`."""
+    run, sampler, n = wanted.run, wanted.sampler, wanted.n
+    beside = arrays_of(kind_of_run(run), wanted.cond, labels="arr_1")
+    asked = asked_for(run, sampler, n, wanted.seed, beside, wanted.guidance)
+    with progress(n, wanted.name, seconds=expected_seconds(run, sampler, n)) as work:
         work.note("compiling")
-        size = min(batch_size, n)
-        parts = parts_of(kept.folder, run, sampler, description, asked, size, cond, work, stored=run.scaling.to_data)
+        size = min(wanted.batch_size, n)
+        parts = parts_of(kept.folder, run, sampler, wanted.name, asked, size, wanted.cond, work, stored=stored)
         parts.fill(kept.place)
     return parts
+
+
+def _wanted(run: Any, point: Point, settings: Settings, seed: int) -> Wanted:
+    """The samples of the seed that is so many after the settings' first one."""
+    name, number = f"{point}, seed {seed + 1}/{settings.seeds}", settings.seed + seed
+    cond = conditions(run, settings.n, number)
+    return Wanted(run, point.sampler, name, number, settings.n, settings.batch_size, cond)
 
 
 def draw_point(run: Any, point: Point, settings: Settings, kept: Kept | None = None) -> Drawn:
@@ -145,16 +148,12 @@ def draw_point(run: Any, point: Point, settings: Settings, kept: Kept | None = N
     Raises UserError for samples that are not finite, and where an adaptive solver gives up.
     """
     n, batch_size = settings.n, settings.batch_size
-    found = []
-    for i in range(settings.seeds):
-        description, seed = f"{point}, seed {i + 1}/{settings.seeds}", settings.seed + i
-        cond = conditions(run, n, seed)
-        found.append(draw_examples(run, description, point.sampler, seed, n, batch_size, cond, kept))
+    found = [draw_examples(_wanted(run, point, settings, i), kept) for i in range(settings.seeds)]
     seconds = [time for draws in found for time in draws.batch_seconds]
     if len(seconds) == 1:  # the only batch compiled, perhaps in a process that is gone: it is drawn once more for time
-        cond = conditions(run, n, settings.seed)
+        timing = replace(_wanted(run, point, settings, 0), name=f"{point}, timing")
         for _ in range(2 if kept else 1):
-            again = draw_examples(run, f"{point}, timing", point.sampler, settings.seed, n, batch_size, cond)
+            again = draw_examples(timing)
         seconds += again.batch_seconds
     first, later = seconds[0], float(np.median(seconds[1:]))
     levels = [draws.data for draws in found]
@@ -170,9 +169,8 @@ def draw_point(run: Any, point: Point, settings: Settings, kept: Kept | None = N
 
 def draw_share(run: Any, point: Point, settings: Settings, kept: Kept) -> None:
     """Draw this process's share of the samples of every seed."""
-    for seed in range(settings.seed, settings.seed + settings.seeds):
-        cond = conditions(run, settings.n, seed)
-        in_parts(run, f"{point}, seed {seed}", point.sampler, seed, settings.n, settings.batch_size, cond, kept)
+    for seed in range(settings.seeds):
+        in_parts(_wanted(run, point, settings, seed), kept, run.scaling.to_data)
 
 
 def draw_strip(run: Any, sampler: Any, seed: int) -> Strip:

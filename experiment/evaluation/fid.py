@@ -16,13 +16,14 @@ import numpy as np
 
 from experiment.common.errors import UserError, shown
 from experiment.common.files import check_folder, user_path, write_json
-from experiment.common.progress import progress, say_start
+from experiment.common.progress import say_start
 from experiment.common.provenance import provenance
 from experiment.config import load_config
 from experiment.data.load import load_dataset
 from experiment.data.npz import mapped_images
 from experiment.devices.hosts import Place, shared_out
 from experiment.evaluation import inception
+from experiment.evaluation.drawing import Kept, Wanted, in_parts
 from experiment.evaluation.images import Images
 from experiment.evaluation.inception import FidMetrics, Weights
 from experiment.evaluation.opening import open_run, samplers_of
@@ -30,8 +31,7 @@ from experiment.evaluation.points import points_at, read_budgets, settings_of
 from experiment.evaluation.results import plain
 from experiment.evaluation.settings import FromConfig
 from experiment.evaluation.text import fitted, number
-from experiment.run.conditions import arrays_of, conditions, kind_of_run
-from experiment.run.samples import asked_for, parts_of
+from experiment.run.conditions import conditions
 from experiment.run.sampling import check_samples_fit, expected_seconds, told
 from experiment.run.shards import Shards
 
@@ -199,14 +199,9 @@ def fid(
 
 def samples_in_parts(run: Any, sampler: Any, name: str, settings: FidSettings, folder: Path, place: Place) -> Shards:
     """Draw the samples into the folder, or what is missing of them, or this process's share."""
-    n, size = settings.n, min(run.config.eval.batch_size, settings.n)
-    rows = conditions(run, n, settings.seed)
-    asked = asked_for(run, sampler, n, settings.seed, arrays_of(kind_of_run(run), rows, labels="arr_1"))
-    with progress(n, name, seconds=expected_seconds(run, sampler, n)) as work:
-        work.note("compiling")
-        parts = parts_of(folder, run, sampler, name, asked, size, rows, work)
-        parts.fill(place)
-    return parts
+    n, cond = settings.n, conditions(run, settings.n, settings.seed)
+    wanted = Wanted(run, sampler, name, settings.seed, n, run.config.eval.batch_size, cond)
+    return in_parts(wanted, Kept(folder, place))
 
 
 def unpacked(parts: Shards, path: Path) -> tuple[Array, float]:

@@ -14,7 +14,7 @@ import numpy as np
 from experiment.build.samplers import make_sampler
 from experiment.common.errors import UserError
 from experiment.evaluation.comparison import SPLITS, against, floor_of
-from experiment.evaluation.drawing import FlatPoints, Kept, draw_examples, flat_points
+from experiment.evaluation.drawing import FlatPoints, Kept, Wanted, draw_examples, flat_points
 from experiment.evaluation.metrics import ClassFeatures, Points, disjoint_parts, sliced_wasserstein
 from experiment.evaluation.results import GuidancePoint, GuidanceResult
 from experiment.evaluation.settings import Settings
@@ -90,7 +90,8 @@ def guidance_curve(run: Any, scales: Sequence[float], settings: Settings, kept: 
             guidance, sampler = Guidance(scale), make_sampler(method, run.config, steps=STEPS)
             of_scale, cond = guided(run, guidance), conditions_of(run, test, rows)
             what = f"{method} at guidance {scale:g}"
-            draws = draw_examples(of_scale, what, sampler, settings.seed, n, settings.batch_size, cond, kept, guidance)
+            seed, size = settings.seed, settings.batch_size
+            draws = draw_examples(Wanted(of_scale, sampler, what, seed, n, size, cond, guidance), kept)
             drawn = flat_points(run, draws.data)
             obeyed = None if features is None else features.accuracy(drawn, asked)
             samplers[name].append(GuidancePoint(scale, draws.nfe, against(distances(drawn), floor), obeyed))
