@@ -97,13 +97,15 @@ def sample(
     frames: int = 0,
     first: int = 0,
     batch_size: int | None = None,
+    fixed_batches: bool = False,
     dtype: DTypeLike = jnp.float32,
 ) -> Samples:
     """Draw n samples.
 
     Sample i depends on (key, first + i) alone, whatever the batch: drawing 0..63 and then 64..127 with first=64 gives
     what drawing 128 at once does. (The steps of a joint adaptive solve are shared by its batch, which moves a result
-    within its tolerance.)
+    within its tolerance.) XLA rounds sums and products otherwise for another number of rows, and steps that are not
+    stable make much of the last bits; `fixed_batches` keeps every bit.
 
     Args:
         sampler: its settings, such as `EulerMaruyama(steps=500)`.
@@ -114,7 +116,9 @@ def sample(
         prior: distribution of x at t_max; default the SDE's prior. `data.at(sde, sde.t_max)` is the exact one.
         frames: how many frames of the path to keep; 0 keeps none.
         first: index of the first sample.
-        batch_size: how many to draw at once; default all.
+        batch_size: how many to draw at once, at most; default all.
+        fixed_batches: draw batch_size at once, no fewer, sample i always at place i mod batch_size: it is then the same
+            to the last bit however many are drawn. What is drawn beside those that were asked for is dropped.
         dtype: of the result. The steps accumulate in float32 at least, whatever it is.
 
     Raises:
@@ -130,19 +134,22 @@ def sample(
         raise ValueError(f"sample: n must be at least 1, not {n}")
     if frames < 0 or frames == 1:
         raise ValueError(f"sample: frames must be 0 (keep no path) or at least 2 (both ends), not {frames}")
-    batch_size = n if batch_size is None else min(batch_size, n)
+    if fixed_batches and batch_size is None:
+        raise ValueError("sample: fixed_batches needs a batch_size, such as 64: sample i has its place in one")
+    batch_size = n if batch_size is None else batch_size if fixed_batches else min(batch_size, n)
     if batch_size < 1:
         raise ValueError(f"sample: batch_size must be at least 1, not {batch_size}")
-    if batch_size < n and getattr(sampler, "couples", False):
+    if (batch_size < n or fixed_batches) and getattr(sampler, "couples", False):
         name = type(sampler).__name__
         raise ValueError(f"sample: the samples of {name} are one population: leave out batch_size")
     check_rows(cond, n)
     prior = score_fn.sde.prior(shape) if prior is None else prior
     batches, particles = [], getattr(sampler, "particles", 1)
-    for start in range(0, n, batch_size):
-        # The last batch is filled up with samples that are dropped, so that it does not compile anew.
+    before = first % batch_size if fixed_batches else 0  # samples of the first batch that are dropped
+    for start in range(-before, n, batch_size):
+        # Batches are filled up with samples that are dropped, so that the last one does not compile anew.
         index = np.arange(start, start + batch_size)
-        rows = np.minimum(index, n - 1)
+        rows = np.clip(index, 0, n - 1)
         batch_cond = cond if cond is None else jax.tree.map(lambda c, rows=rows: c[rows], cond)
         keys = row_keys(key, jnp.asarray(first + index))
         x = (
@@ -154,20 +161,21 @@ def sample(
         of_rows = take_rows(cast(Any, score_fn), rows)  # whichever the sampler takes
         done = sampler.run(of_rows, x, noise_keys, batch_cond, frames)
         path = done.path if done.path is None else done.path.astype(dtype)
-        asked = sampler.asks(score_fn) if hasattr(sampler, "asks") else score_fn  # a part of it, of some samplers
-        products = jvps(asked) * done.nfe // calls(asked)
+        scored = sampler.asks(score_fn) if hasattr(sampler, "asks") else score_fn  # a part of it, of some samplers
+        products = jvps(scored) * done.nfe // calls(scored)
         batches.append(done._replace(x=done.x.astype(dtype), path=path, jvps=products))
-    if len(batches) == 1:
+    if len(batches) == 1 and batch_size == n:
         return batches[0]
+    asked = slice(before, before + n)
     paths = [b.path for b in batches if b.path is not None]
-    path = jnp.concatenate(paths, axis=1)[:, :n] if paths else None
-    x = jnp.concatenate([b.x for b in batches])[:n]
+    path = jnp.concatenate(paths, axis=1)[:, asked] if paths else None
+    x = jnp.concatenate([b.x for b in batches])[asked]
     log_evidence, population, log_weights = (
-        jnp.concatenate(kept)[:n] if (kept := [v for b in batches if (v := getattr(b, name)) is not None]) else None
+        jnp.concatenate(kept)[asked] if (kept := [v for b in batches if (v := getattr(b, name)) is not None]) else None
         for name in ("log_evidence", "particles", "log_weights")
     )
     sizes = [b.ess for b in batches if b.ess is not None]
-    ess = jnp.concatenate(sizes, axis=1)[:, :n] if sizes else None
+    ess = jnp.concatenate(sizes, axis=1)[:, asked] if sizes else None
     nfe, products = max(b.nfe for b in batches), max(b.jvps for b in batches)
     return Samples(x, nfe, path, batches[0].times, products, log_evidence, ess, population, log_weights)
 
