@@ -143,7 +143,12 @@ class SDE:
         """
         if self.namespace(log_snr) is jnp:
             return _time_of_log_snr(self, jnp.asarray(log_snr, jnp.result_type(log_snr, jnp.float32)))
-        return _bisect(self, np.asarray(log_snr, float))
+        target = np.asarray(log_snr, float)
+        try:
+            times: Any = _bisected(self, target.shape, target.tobytes())
+        except TypeError:  # its constants are arrays, which have no hash
+            return _bisect(self, target)
+        return times.copy()[()]  # a number of one
 
     def prior(self, shape: tuple[int, ...]) -> IsotropicGaussian:
         """The Gaussian N(0, sigma(t_max)² I) over arrays of this shape.
@@ -302,6 +307,12 @@ def _bisect(sde: SDE, target: Any) -> Any:
         for i in range(_BISECTIONS):
             low, high = halve(i, (low, high))
     return 0.5 * (low + high)
+
+
+@functools.lru_cache(maxsize=64)
+def _bisected(sde: SDE, shape: tuple[int, ...], target: bytes) -> np.ndarray:
+    """The same on the host, kept: every call of a sampler asks for the times of its grid."""
+    return np.asarray(_bisect(sde, np.frombuffer(target).reshape(shape)))
 
 
 _time_of_log_snr = jax.custom_jvp(_bisect)

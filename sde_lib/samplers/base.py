@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 import jax
@@ -151,13 +152,8 @@ def sample(
         index = np.arange(start, start + batch_size)
         rows = np.clip(index, 0, n - 1)
         batch_cond = cond if cond is None else jax.tree.map(lambda c, rows=rows: c[rows], cond)
-        keys = row_keys(key, jnp.asarray(first + index))
-        x = (
-            _draw_prior(prior, _of_particles(keys, particles))
-            .reshape(batch_size * particles, *shape)
-            .astype(jnp.promote_types(dtype, jnp.float32))
-        )
-        noise_keys = fold_in_each(keys, _NOISE)
+        x, noise_keys = _starts(prior, key, first + index, tuple(shape), particles)
+        x = x.astype(jnp.promote_types(dtype, jnp.float32))
         of_rows = take_rows(cast(Any, score_fn), rows)  # whichever the sampler takes
         done = sampler.run(of_rows, x, noise_keys, batch_cond, frames)
         path = done.path if done.path is None else done.path.astype(dtype)
@@ -187,6 +183,11 @@ def _of_particles(keys: jax.Array, particles: int) -> jax.Array:
     return jax.vmap(lambda key: jax.random.split(key, particles))(threefry(keys)).reshape(-1)
 
 
-@jax.jit
-def _draw_prior(prior: Prior, keys: jax.Array) -> jax.Array:
-    return jax.vmap(lambda key: prior.sample(key, 1)[0])(fold_in_each(keys, _PRIOR))
+@partial(jax.jit, static_argnames=("shape", "particles"))
+def _starts(
+    prior: Prior, key: jax.Array, index: jax.Array, shape: tuple[int, ...], particles: int
+) -> tuple[jax.Array, jax.Array]:
+    """The x at t_max of each sample's particles, one after the other, and each sample's key of its noise, (n,)."""
+    keys = row_keys(key, index)
+    x = jax.vmap(lambda key: prior.sample(key, 1)[0])(fold_in_each(_of_particles(keys, particles), _PRIOR))
+    return x.reshape(len(index) * particles, *shape), fold_in_each(keys, _NOISE)

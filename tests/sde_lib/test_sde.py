@@ -113,6 +113,18 @@ def test_time_of_log_snr_inverts_log_snr(sde):
     np.testing.assert_allclose(on_device, sde.log_snr(t), atol=2e-4)
 
 
+def test_kept_times_are_those_of_the_values_and_constants_that_are_asked_for():
+    sde, levels = VP(), np.array([-2.0, 0.3])
+    times = sde.time_of_log_snr(levels)
+    first = times.copy()
+    times[:] = 7.0
+    np.testing.assert_array_equal(sde.time_of_log_snr(levels), first)
+    np.testing.assert_array_equal(sde.time_of_log_snr(levels[:, None])[:, 0], first)
+    assert sde.time_of_log_snr(0.3) == first[1]
+    for other in (VP(beta_max=15.0), VP(beta_max=np.array(15.0))):
+        np.testing.assert_allclose(other.log_snr(other.time_of_log_snr(levels)), levels, atol=1e-12)
+
+
 @pytest.mark.parametrize("sde", SDES, ids=SDE_IDS)
 def test_log_snr_s_rate_is_g2_over_sigma2(sde):
     t, step = np.linspace(0.05, 0.95, 10), 1e-5
