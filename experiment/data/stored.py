@@ -28,6 +28,8 @@ from experiment.common.files import lock_file, open_regular
 
 BLOCK = 2**22  # bytes with a checksum of their own
 CHECKED = 256  # blocks checked at each start, 1 GiB: all of a smaller file, of a larger one others each time
+ROWS = 4096
+NUMBERS = 2**24  # 128 MiB in float64
 _BUILDING = ".building-"
 T = TypeVar("T")
 
@@ -170,6 +172,17 @@ def release(array: np.ndarray) -> None:
         base = base.base
     if isinstance(base, mmap.mmap) and hasattr(base, "madvise"):
         base.madvise(mmap.MADV_DONTNEED)
+
+
+def in_blocks(x: np.ndarray) -> Iterator[np.ndarray]:
+    """The rows of x in order, up to ROWS of them and NUMBERS numbers at once; what is mapped is given back on the way.
+
+    The blocks depend on x's shape alone, so that sums over them are the same for a mapped array as for another.
+    """
+    some = min(ROWS, max(1, NUMBERS // max(1, math.prod(x.shape[1:]))))
+    for first in range(0, len(x), some):
+        yield x[first : first + some]
+        release(x)
 
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:
