@@ -107,8 +107,8 @@ def _member(name: str, entry: zipfile.ZipInfo, archive: zipfile.ZipFile) -> Memb
         header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, by_columns, dtype = header(file)
         member = Member(name, shape, dtype, file.tell())
-    size = math.prod(shape) * dtype.itemsize
-    if (by_columns and len(shape) > 1) or dtype.hasobject or not size or member.start + size != entry.file_size:
+    size, numbers = math.prod(shape) * dtype.itemsize, dtype.kind in "iuf" and min(shape, default=1) > 0
+    if (by_columns and len(shape) > 1) or not numbers or member.start + size != entry.file_size:
         raise ValueError(f"{name} is not plainly rows")
     return member
 
