@@ -75,7 +75,6 @@ class Member:
                 count = min(some, self.shape[0] - first)
                 content = file.read(count * row)
                 yield np.frombuffer(content, self.dtype).reshape(count, *self.shape[1:])
-            file.read(1)  # the end, where the checksum is looked at
 
 
 def large_members(path: Path, names: Iterable[str]) -> dict[str, Member]:

@@ -41,11 +41,11 @@ def _own_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def large(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """From the call on every file is large, and read three rows and the like at once."""
+    """From the call on every file is large, and read a row or two at once."""
 
     def set_limits() -> None:
         monkeypatch.setattr(npz_rows, "LARGE", 1)
-        monkeypatch.setattr(npz_rows, "_READ", 700)
+        monkeypatch.setattr(npz_rows, "_READ", 150)
 
     return set_limits
 
