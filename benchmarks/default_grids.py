@@ -7,13 +7,15 @@
 * Samplers with noise, on two Gaussians: the root of the KL of the result's distribution, by the exact recursion.
 * Samplers without noise on a run, `--workdir=runs/digits`: the same distance over 96 latents, to 12 calls.
 
-It prints, for each sampler, its own grid's error over that of the best of the grids with a name: the geometric mean
-over SDEs, data and calls. Takes three minutes on two CPU cores, and four more with a run.
+It prints, for each sampler, its own grid's error over that of the best of the grids with a name, one for all data and
+calls of a part, and over that of the best for each: geometric means over SDEs, data and calls. Takes three minutes on
+two CPU cores, and four more with a run.
 """
 
 import argparse
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -119,20 +121,40 @@ def on_run(workdir: str) -> dict[str, Errors]:
     return {"digits": measure(names, (4, 5, 8, 12), errors)}
 
 
+def geometric_mean(values: Iterable[float]) -> float:
+    """Their geometric mean; nan of none."""
+    logs = np.log(list(values))
+    return float(np.exp(logs.mean())) if len(logs) else math.nan
+
+
 def summary(found: dict[str, Errors]) -> str:
-    """The own grid's error over that of the best with a name: geometric means, and the largest of all."""
-    lines = [f"{'sampler':18}" + "".join(f"{part:>12}" for part in PARTS) + f"{'largest':>12}"]
+    """The own grid's error over that of the best single grid with a name, and over that of each case's best.
+
+    Geometric means over the cases and the calls of a part; the largest is of one case at one number of calls.
+    """
+    lines = [f"{'':18}" + "".join(f"{part:>20}" for part in PARTS) + f"{'largest':>12}"]
     for name in next(iter(found.values())):
-        ratios = {
-            (case, calls): own / min(e[calls] for grid, e in errors[name].items() if grid != "own")
-            for case, errors in found.items()
-            for calls, own in errors[name]["own"].items()
+        errors = {
+            (grid, case, calls): error
+            for case, samplers in found.items()
+            for grid, row in samplers[name].items()
+            for calls, error in row.items()
         }
-        means = [
-            np.exp(np.mean([np.log(v) for (_, n), v in ratios.items() if n in part] or [np.nan]))
-            for part in PARTS.values()
-        ]
-        lines.append(f"{name:18}" + "".join(f"{v:12.2f}" for v in [*means, max(ratios.values())]))
+        named = {grid for grid, _, _ in errors} - {"own"}
+        best = {
+            (case, calls): own / min(errors[other, case, calls] for other in named)
+            for (grid, case, calls), own in errors.items()
+            if grid == "own"
+        }
+
+        def mean(grid: str, part: tuple[int, ...], errors: dict[Any, float] = errors) -> float:
+            return geometric_mean(v for (of, _, calls), v in errors.items() if of == grid and calls in part)
+
+        cells = []
+        for part in PARTS.values():
+            single = mean("own", part) / min((mean(grid, part) for grid in named), default=math.nan)
+            cells.append(f"{single:12.2f} {geometric_mean(v for (_, n), v in best.items() if n in part):7.2f}")
+        lines.append(f"{name:18}" + "".join(cells) + f"{max(best.values()):12.2f}")
     return "\n".join(lines)
 
 

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from scipy.stats import kstest, truncnorm
 
-from benchmarks.sbi import Ensemble, Posterior, calibrated, divergence, exact_kl, references
+from benchmarks.sbi import calibrated, divergence, exact_kl
+from benchmarks.sbi_posterior import Ensemble, Posterior
+from benchmarks.sbi_references import references
 from configs import sbi
 from experiment.common.errors import UserError
 from experiment.config import whole_config
@@ -123,7 +125,7 @@ def test_members_do_without_other_pairs(ensemble):
 
 def test_noise_teaches_nothing(ensemble, monkeypatch):
     # z does not depend on c, and is N(0, I): the untrained network is the best there is.
-    monkeypatch.setattr("benchmarks.sbi.CHECK_EVERY", 20)
+    monkeypatch.setattr("benchmarks.sbi_posterior.CHECK_EVERY", 20)
     best = ensemble.trained()
     rng = np.random.default_rng(2)
     x, cond = (jnp.asarray(rng.standard_normal((64, k)), jnp.float32) for k in (2, 3))
