@@ -4,7 +4,8 @@ import dataclasses
 import math
 import shutil
 import zipfile
-from collections.abc import Container, Iterable, Iterator, Mapping
+import zlib
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 from experiment.common.errors import UserError, quoted, shown
 from experiment.common.files import arrays_in, open_regular
 from experiment.data.dataset import Dataset, Split, class_count, fixed_order
-from experiment.data.npz_rows import large_members, readable, stored_splits
+from experiment.data.npz_rows import Member, large_members, readable, stored_splits
 from experiment.data.stored import in_blocks
 from experiment.data.units import Units
 from experiment.devices.memory import available
@@ -47,7 +48,10 @@ def load_npz(path: Path, cache: Path | None = None) -> Dataset:
     and values outside the levels.
     """
     large = {} if cache is None else large_members(path, (*DATA_KEYS, "x_train", "x_test"))
-    arrays = read_npz(path, leave_out=large)
+    embedded = {} if cache is None else large_members(path, ("embeddings", "embeddings_train", "embeddings_test"))
+    if sorted(embedded) not in (["embeddings"], ["embeddings_test", "embeddings_train"]):
+        embedded = {}  # what is wrong with them is told below
+    arrays = read_npz(path, leave_out={**large, **embedded})
     there: dict[str, Any] = {**large, **arrays}
     levels = _levels(path, arrays)
     parted = "x_train" in there and "x_test" in there
@@ -59,22 +63,23 @@ def load_npz(path: Path, cache: Path | None = None) -> Dataset:
         _check_form(path, key, there[key])
     if large and cache is not None:
         checked, of_units = partial(_checked, path, levels), partial(_units, path)
-        found = stored_splits(path, cache, [large[key] for key in keys], levels, checked, of_units)
+        found = stored_splits(path, cache, "examples", [large[key] for key in keys], levels, checked, of_units)
         if found is None:
             return load_npz(path)
-        xs, units = [found.train, found.test], found.units
+        train, test = _told_splits(path, arrays, [found.train, found.test], parted)
+        units = found.units
     else:
-        xs, units = [x for key in keys for x in _checked(path, levels, there[key], [there[key]], key)], None
+        xs = [x for key in keys for x in _checked(path, levels, there[key], [there[key]], key)]
+        if not parted:
+            xs = [xs[0][rows] for rows in fixed_order(len(xs[0]), str(path))]
+        (train, test), units = _told_splits(path, arrays, xs, parted), None
+    if cache is not None and embedded and parted == (len(embedded) == 2):
+        with_them = _with_embeddings(path, cache, embedded, arrays, (train, test))
+        if with_them is None:
+            return load_npz(path)
+        train, test = with_them
     if parted:
-        train, test = (
-            Split(x, **_told(path, arrays, len(x), part)) for x, part in zip(xs, ("_train", "_test"), strict=True)
-        )
         check_alike(path, train, test)
-    else:
-        n = there[keys[0]].shape[0]
-        told, parts = told_in(path, arrays, n), fixed_order(n, str(path))
-        xs = xs if large else [xs[0][rows] for rows in parts]
-        train, test = (dataclasses.replace(told.rows(rows), x=x) for rows, x in zip(parts, xs, strict=True))
     count, name = class_count(train, test, source=str(path)), shown(path.stem)
     cond_units = None if train.vectors is None else Units.of(train.vectors)
     if train.x.dtype == np.uint8:
@@ -82,6 +87,19 @@ def load_npz(path: Path, cache: Path | None = None) -> Dataset:
     units = units or _units(path, train.x)
     train, test = (dataclasses.replace(split, x=split.x.astype(units.dtype, copy=False)) for split in (train, test))
     return Dataset(name, train, test, levels=None, num_classes=count, units=units, cond_units=cond_units)
+
+
+def _told_splits(path: Path, arrays: dict[str, np.ndarray], xs: Sequence[np.ndarray], parted: bool) -> list[Split]:
+    """The examples of the training and the held-out split with what the file tells of them.
+
+    parted: by arrays of each split, otherwise by arrays of both.
+    """
+    if parted:
+        return [Split(x, **_told(path, arrays, len(x), part)) for x, part in zip(xs, ("_train", "_test"), strict=True)]
+    n = sum(map(len, xs))
+    told = told_in(path, arrays, n)
+    parts = fixed_order(n, str(path))
+    return [dataclasses.replace(told.rows(rows), x=x) for rows, x in zip(parts, xs, strict=True)]
 
 
 def read_npz(path: Path, leave_out: Container[str] = ()) -> dict[str, np.ndarray]:
@@ -235,24 +253,68 @@ def embeddings_in(
     """
     key, of_mask = f"embeddings{part}", f"mask{part}"
     embeddings, mask = arrays[key], arrays.get(of_mask)
+    checked = _check_embeddings(path, key, embeddings, of_mask, mask, n)
+    [embeddings] = _masked(path, key, checked, [embeddings])
+    return {"embeddings": embeddings, "mask": checked}
+
+
+def _with_embeddings(
+    path: Path, cache: Path, members: Mapping[str, Member], arrays: Mapping[str, np.ndarray], splits: Sequence[Split]
+) -> list[Split] | None:
+    """Both splits with their captions' embeddings, which are large and mapped; None where they cannot be.
+
+    members: of each split, or one of both. Raises UserError as `embeddings_in` does.
+    """
+    sizes = [sum(map(len, splits))] if len(members) == 1 else [len(split) for split in splits]
+    masks: dict[str, np.ndarray] = {}
+    for (key, member), n in zip(members.items(), sizes, strict=True):
+        of_mask = key.replace("embeddings", "mask")
+        masks[key] = _check_embeddings(path, key, member, of_mask, arrays.get(of_mask), n)
+
+    def checked(member: Member, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        return _masked(path, member.name, masks[member.name], blocks)
+
+    given = [zlib.crc32(mask.tobytes()) for mask in masks.values()]
+    found = stored_splits(path, cache, "embeddings", list(members.values()), given, checked)
+    if found is None:
+        return None
+    of_splits = list(masks.values())
+    if len(of_splits) == 1:
+        of_splits = [of_splits[0][rows] for rows in fixed_order(sizes[0], str(path))]
+    return [
+        dataclasses.replace(split, embeddings={"embeddings": rows, "mask": mask})
+        for split, rows, mask in zip(splits, (found.train, found.test), of_splits, strict=True)
+    ]
+
+
+def _check_embeddings(
+    path: Path | str, key: str, embeddings: Any, of_mask: str, mask: np.ndarray | None, n: int | None
+) -> np.ndarray:
+    """Check embeddings by dtype and shape, and return their mask."""
     if mask is None:
         raise UserError(
             f"{path}: {key} has no mask: save {of_mask} beside it, (n, l) bool, which is true where there is a token"
         )
-    if (
-        embeddings.ndim != 3
-        or embeddings.dtype.kind != "f"
-        or not embeddings.size
-        or len(embeddings) != (n or len(embeddings))
-    ):
+    shape = embeddings.shape
+    if len(shape) != 3 or embeddings.dtype.kind != "f" or not math.prod(shape) or shape[0] != (n or shape[0]):
         rows = "n" if n is None else n
         raise UserError(f"{path}: {key} is {_describe(embeddings)}; embeddings must be floats ({rows}, l, d)")
-    if mask.shape != embeddings.shape[:2] or mask.dtype != bool:
-        raise UserError(f"{path}: {of_mask} is {_describe(mask)}; it must be bool {embeddings.shape[:2]}")
-    embeddings = np.where(mask[:, :, None], embeddings, 0).astype(np.float32)
-    if not np.isfinite(embeddings).all():
+    if mask.shape != shape[:2] or mask.dtype != bool:
+        raise UserError(f"{path}: {of_mask} is {_describe(mask)}; it must be bool {shape[:2]}")
+    return mask
+
+
+def _masked(path: Path | str, key: str, mask: np.ndarray, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Yield the blocks of embeddings, 0 where the mask (n, l) is false. Raises UserError after the last of them."""
+    row, finite = 0, True
+    for block in blocks:
+        block = np.where(mask[row : row + len(block), :, None], block, 0).astype(np.float32)
+        finite &= bool(np.isfinite(block).all())
+        row += len(block)
+        yield block
+    if not finite:
+        of_mask = key.replace("embeddings", "mask")
         raise UserError(f"{path}: {key} has NaN or infinity where {of_mask} is true; drop these rows")
-    return {"embeddings": embeddings, "mask": mask}
 
 
 def check_alike(path: Path, train: Split, test: Split) -> None:

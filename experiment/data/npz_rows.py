@@ -1,8 +1,8 @@
 """The examples of a large `.npz`, unpacked once into files that are mapped into memory: see stored.py.
 
-In the folder `arrays/` beside the file lie
+In the folders `examples/`, and `embeddings/` for those of captions, beside the file lie
 
-    train.npy     the training examples, in the file's order, as `Split` has them
+    train.npy     the training rows, in the file's order, as `Split` has them
     test.npy      the held-out ones
     units.npy     float64 (2, ..): mean and std of the training examples, for numbers without levels
     record.json   the key and the checksums
@@ -77,8 +77,8 @@ class Member:
                 yield np.frombuffer(content, self.dtype).reshape(count, *self.shape[1:])
 
 
-def large_members(path: Path, names: Iterable[str]) -> dict[str, Member]:
-    """The arrays of these names, where they are too large together to be read into memory.
+def large_members(path: Path, names: Sequence[str]) -> dict[str, Member]:
+    """The arrays of these names, where they are too large together to be read into memory, in their order.
 
     {} where they are not, where they lie column by column (as Fortran has them), and where something is wrong with the
     file, which `read_npz` tells.
@@ -97,7 +97,7 @@ def large_members(path: Path, names: Iterable[str]) -> dict[str, Member]:
         sizes = sum(math.prod(member.shape) * member.dtype.itemsize for member in found.values())
     except Exception:  # zipfile, zlib and numpy raise a dozen kinds for what is damaged
         return {}
-    return found if sizes >= LARGE else {}
+    return {name: found[name] for name in names if name in found} if sizes >= LARGE else {}
 
 
 def _member(name: str, entry: zipfile.ZipInfo, archive: zipfile.ZipFile) -> Member:
@@ -114,7 +114,7 @@ def _member(name: str, entry: zipfile.ZipInfo, archive: zipfile.ZipFile) -> Memb
 
 @dataclass(frozen=True)
 class StoredSplits:
-    """The examples of both splits, mapped, and the units of the training ones, None for levels."""
+    """The rows of both splits, mapped, and the units of the training ones, None where they have none."""
 
     train: Array
     test: Array
@@ -124,26 +124,28 @@ class StoredSplits:
 def stored_splits(
     path: Path,
     cache: Path,
+    folder: str,
     members: Sequence[Member],
-    levels: int,
+    given: int | list[int],
     checked: Callable[[Member, Iterable[Array]], Iterable[Array]],
-    units_of: Callable[[Array], Units],
+    units_of: Callable[[Array], Units] | None = None,
 ) -> StoredSplits | None:
-    """The splits of one member, or the two that are themselves the splits, unpacked if need be.
+    """The splits of one member, or the two that are themselves the splits, unpacked into `folder` if need be.
 
-    checked: the blocks of a member as `Split` has them; raises UserError for wrong values. units_of: of numbers.
+    given: what the values depend on beside the file's own. checked: the blocks of a member as `Split` has them; raises
+    UserError for wrong values. units_of: of numbers that have them.
 
     Returns None, and says so, where no place can be written. Raises UserError as `load_npz` does.
     """
     with readable(path) as archive:
         told = [(m.name, m.shape, m.dtype.str, archive.getinfo(f"{m.name}.npy").CRC) for m in members]
-    key = hashlib.sha256(repr((_VERSION, told, levels)).encode()).hexdigest()
+    key = hashlib.sha256(repr((_VERSION, told, given)).encode()).hexdigest()
 
     def write(folder: Path) -> None:
         with readable(path) as archive:
             records = _unpack(folder, path, archive, members, checked)
         train = mapped(folder / "train.npy", records["train"])
-        if train.dtype != np.uint8:
+        if units_of is not None and train.dtype != np.uint8:
             units = units_of(train)
             for part in ("train", "test"):
                 _convert(folder / f"{part}.npy", records, part, units.dtype)
@@ -155,7 +157,7 @@ def stored_splits(
         write_record(folder, {"key": key, **records})
 
     try:
-        return stored_once(path, cache, "arrays", "unpacking", lambda folder: _open(folder, key), write)
+        return stored_once(path, cache, folder, "unpacking", lambda stored: _open(stored, key), write)
     except OSError as error:
         print(
             f"{path} is read into memory whole, since it cannot be unpacked ({error}): set data.cache to a writable "

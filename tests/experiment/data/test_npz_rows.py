@@ -2,6 +2,7 @@
 
 import mmap
 import os
+import re
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from experiment.data.dataset import Dataset
 from experiment.data.load import load_dataset
 from experiment.data.scaling import Scaled, Scaling
 from experiment.data.units import Units
-from tests.experiment.data.test_npz import GREY, IMAGES, LABELS, LIES, MISTAKES, VECTORS
+from tests.experiment.data.test_npz import CAPTIONS, EMBEDDED, GREY, IMAGES, LABELS, LIES, MISTAKES, VECTORS
 
 FIELDS = (np.random.default_rng(3).normal(size=(40, 5, 6, 2)) * [2, 30] + [1, 900]).astype(np.float32)
 SETS = {
@@ -30,6 +31,13 @@ SETS = {
     "bytes as vectors": {"x": IMAGES.reshape(40, -1)},
     "big-endian": {"x": FIELDS.astype(">f4")},
     "a split of its own": {"x_train": FIELDS[:30], "x_test": FIELDS[30:].astype(np.float64), "x": VECTORS},
+    "captions": {"x": VECTORS, "captions": CAPTIONS, **EMBEDDED},
+    "captions of splits": {
+        f"{name}_{part}": rows[of]
+        for name, rows in {"x": IMAGES, **EMBEDDED}.items()
+        for part, of in (("train", slice(30)), ("test", slice(30, 40)))
+    },
+    "embeddings that are of no split": {"x_train": IMAGES[:30], "x_test": IMAGES[30:], **EMBEDDED},
     "a split of images": {"x_train": IMAGES[:30], "y_train": LABELS[:30], "x_test": IMAGES[30:], "y_test": LABELS[30:]},
 }
 
@@ -52,7 +60,10 @@ def large(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
 def same(a: Any, b: Any) -> None:
     """Hold each array of two data sets to the last bit, and each number."""
-    if isinstance(a, np.ndarray):
+    if isinstance(a, dict):
+        for name, value in a.items():
+            same(value, b[name])
+    elif isinstance(a, np.ndarray):
         assert a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
     elif hasattr(a, "__dict__"):
         for name, value in vars(a).items():
@@ -83,6 +94,7 @@ def test_what_is_mapped_is_what_was_read(
     for found in (first, load_dataset("", str(path))):
         same(found, whole)
         assert is_mapped(found.train.x) and is_mapped(found.test.x) and not found.train.x.flags.writeable
+        assert found.train.embeddings is None or is_mapped(found.train.embeddings["embeddings"])
 
 
 @pytest.mark.parametrize("case", [*MISTAKES, *LIES])
@@ -100,6 +112,37 @@ def test_a_mistake_is_told_as_of_a_small_file(case: str, tmp_path: Path, large: 
     line = str(error.value)
     assert words in line and str(path) in line and "\n" not in line
     assert case in MISTAKES or not list(tmp_path.glob("*/*/train.npy"))
+
+
+@pytest.mark.parametrize(
+    "arrays, said",
+    [
+        ({"embeddings": EMBEDDED["embeddings"]}, "embeddings has no mask: save mask beside it"),
+        ({**EMBEDDED, "mask": EMBEDDED["mask"] * 1.0}, "mask is float64"),
+        ({**EMBEDDED, "embeddings": EMBEDDED["embeddings"] * np.inf}, "NaN or infinity where mask is true"),
+        ({**EMBEDDED, "embeddings": VECTORS}, "embeddings must be floats (40, l, d)"),
+        ({name: rows[:39] for name, rows in EMBEDDED.items()}, "embeddings must be floats (40, l, d)"),
+    ],
+)
+def test_wrong_embeddings_are_told_as_of_a_small_file(arrays: Any, said: str, tmp_path: Path, large: Any) -> None:
+    large()
+    np.savez(tmp_path / "set.npz", x=VECTORS, **arrays)
+    with pytest.raises(UserError, match=re.escape(said)):
+        loaded(tmp_path / "set.npz")
+
+
+def test_embeddings_follow_their_mask(tmp_path: Path, large: Any) -> None:
+    """Another mask shows other tokens, and those of one split alone are refused."""
+    large()
+    path = tmp_path / "set.npz"
+    for mask in (EMBEDDED["mask"], ~EMBEDDED["mask"]):
+        np.savez(path, x=VECTORS, embeddings=EMBEDDED["embeddings"], mask=mask)
+        told = loaded(path).train.embeddings
+        np.testing.assert_array_equal((np.asarray(told["embeddings"]) != 0).all(axis=-1), told["mask"])
+    alone = {"embeddings_train": EMBEDDED["embeddings"][:30], "mask_train": EMBEDDED["mask"][:30]}
+    np.savez(path, x_train=VECTORS[:30], x_test=VECTORS[30:], **alone)
+    with pytest.raises(UserError, match="only one of x_train and x_test has embeddings"):
+        loaded(path)
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
@@ -137,7 +180,7 @@ def test_what_is_stored_and_damaged_is_made_again(tmp_path: Path, large: Any, ca
     large()
     loaded(path)
     for name in ("train.npy", "test.npy", "units.npy", "record.json"):
-        file = tmp_path / "set.npz.noise_compass" / "arrays" / name
+        file = tmp_path / "set.npz.noise_compass" / "examples" / name
         content = bytearray(file.read_bytes())
         content[-9] ^= 1
         file.write_bytes(content)
