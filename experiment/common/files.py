@@ -15,7 +15,7 @@ import stat
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -169,15 +169,15 @@ def lock_file(file: Any, where: Path, wait: bool = False) -> None:
         print(line, file=sys.stderr)
 
 
-def arrays_in(archive: zipfile.ZipFile, most: int | None) -> dict[str, np.ndarray]:
+def arrays_in(archive: zipfile.ZipFile, most: int | None, leave_out: Container[str] = ()) -> dict[str, np.ndarray]:
     """Read the arrays of an open .npz, by name. Nothing is allocated that the file does not hold.
 
-    most: the bytes that they may take, None where that is not known.
+    most: the bytes that they may take, None where that is not known. leave_out: names of those that are not read.
 
     Raises ValueError for Python objects, for what is no array, and for one that is shorter or longer than it says;
     MemoryError for more than `most`. What zipfile, zlib and numpy raise for damage comes through.
     """
-    members = archive.infolist()
+    members = [member for member in archive.infolist() if member.filename.removesuffix(".npy") not in leave_out]
     if most is not None and sum(member.file_size for member in members) > most:
         raise MemoryError
     found: dict[str, np.ndarray] = {}

@@ -9,6 +9,8 @@ import math
 
 import numpy as np
 
+from experiment.data.scaling import Scaled
+
 Array = np.ndarray
 
 MOST = 1024  # entries of an example: the basis has so many squared, and its eigenvectors take seconds
@@ -18,7 +20,7 @@ WEIGHTS = (0.0, 0.1, 0.3, 0.6, 1.0)  # of the simpler covariance
 RIDGE = 1e-5  # of the data's variance: rounding must not make an eigenvalue negative
 
 
-def fit_gaussian(z: Array) -> dict[str, Array]:
+def fit_gaussian(z: Array | Scaled) -> dict[str, Array]:
     """Fit mean m (d,), basis U (d, d) and variances l (d,) to standardised examples z (n, *shape), d = prod(shape).
 
     The covariance is U diag(l) U^T. {} for more than MOST entries, and for fewer than 20 examples.
@@ -26,9 +28,8 @@ def fit_gaussian(z: Array) -> dict[str, Array]:
     size, n = math.prod(z.shape[1:]), len(z)
     if size > MOST or n < 20:
         return {}
-    if n * size > MOST_NUMBERS:
-        z = z[:: -(-n * size // MOST_NUMBERS)]
-        n = len(z)
+    z = z[:: -(-n * size // MOST_NUMBERS)]
+    n = len(z)
     order = np.random.RandomState(0).permutation(n)
     some, others = (
         np.asarray(z[rows], np.float64) for rows in (order[round(LEFT_OUT * n) :], order[: round(LEFT_OUT * n)])

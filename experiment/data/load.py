@@ -109,7 +109,7 @@ def _from_path(path: Path, cache: Path, recipe: Recipe) -> Dataset:
         return load_images(path, recipe, cache)
     if kind == ".npz":
         _no_resizing(recipe, f"the arrays of {path} are taken as they are")
-        return load_npz(path)
+        return load_npz(path, cache)
     raise UserError(f"data.path {path} is neither a folder, nor a .zip, nor an .npz file; give one of these")
 
 

@@ -9,6 +9,7 @@ Data without levels are standardised by their `Units`, and pass unchanged where 
 of unit scale by construction.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiment.data.stored import in_blocks
 from experiment.data.units import Units
 
 Array = Any
@@ -100,6 +102,36 @@ class Scaling:
         if self.levels is None:
             raise ValueError("vectors have no grey values: to_uint8 is for data with levels or units")
         return np.rint(np.asarray(k, np.float64) * 255.0 / (self.levels - 1)).astype(np.uint8)
+
+
+class Scaled:
+    """Examples as the network sees them, float32, without dequantisation: those that are asked for, scaled then.
+
+    A large set, which lies in a mapped file, is never in memory.
+    """
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, scaling: Scaling, x: np.ndarray):
+        self._scaling, self._x = scaling, x
+
+    def __len__(self) -> int:
+        return len(self._x)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n, ...)."""
+        return self._x.shape
+
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        units = self._scaling.units  # on the host: a batch goes to its devices once
+        x = self._x[rows]
+        return np.asarray(self._scaling.to_model(x)) if units is None else units.to_model(x)
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """All of them in order, some at a time."""
+        for x in in_blocks(self._x):
+            yield Scaled(self._scaling, x)[:]
 
 
 def _uniform_in_bin(key: Array, shape: tuple[int, ...]) -> jax.Array:

@@ -14,11 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiment.data.stored import in_blocks
 from sde_lib import SDE, NetworkFlowMap, NetworkScore, register_dataclass
 
 Array = Any
-
-_ROWS = 4096  # examples at once: in float64 all of them would take twice their memory
 
 
 @register_dataclass
@@ -41,10 +40,11 @@ class Units:
     def of(x: np.ndarray) -> "Units":
         """The units of examples x (n, d) or (n, ..., channels), by their mean and deviation, 0 where constant."""
         axes, count = tuple(range(x.ndim - 1)), x[..., 0].size
-        parts = [x[i : i + _ROWS] for i in range(0, len(x), _ROWS)]
-        mean = sum(part.sum(axis=axes, dtype=np.float64) for part in parts) / count
-        square = sum(np.square(part.astype(np.float64) - mean).sum(axis=axes) for part in parts)
-        constant = x.min(axis=axes) == x.max(axis=axes)  # where rounding would leave a little
+        mean = sum(part.sum(axis=axes, dtype=np.float64) for part in in_blocks(x)) / count
+        square = sum(_squares(part, mean).sum(axis=axes) for part in in_blocks(x))
+        least = np.min([part.min(axis=axes) for part in in_blocks(x)], axis=0)
+        most = np.max([part.max(axis=axes) for part in in_blocks(x)], axis=0)
+        constant = least == most  # where rounding would leave a little
         return Units(mean, np.where(constant, 0.0, np.sqrt(square / count)))
 
     @property
@@ -71,6 +71,13 @@ class Units:
     def log_det(self, shape: tuple[int, ...]) -> float:
         """The sum of log std over the entries of an example of this shape: log p(x) = log p(z) - log_det."""
         return float(np.sum(np.broadcast_to(np.log(self.std), shape)))
+
+
+def _squares(x: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """(x - mean)², in float64 and in place."""
+    off = x.astype(np.float64)
+    off -= mean
+    return np.square(off, out=off)
 
 
 @register_dataclass

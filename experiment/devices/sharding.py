@@ -7,7 +7,7 @@ pay.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -65,7 +65,16 @@ def weight_shardings(mesh: Mesh, tree: Any) -> Any:
     return jax.tree.map(lambda leaf: _weight(mesh, leaf.shape), tree)
 
 
-def put_rows(rows: np.ndarray, source: np.ndarray, mesh: Mesh) -> jax.Array:
+class Rows(Protocol):
+    """An array, or what gives some rows of one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, rows: np.ndarray, /) -> np.ndarray: ...
+
+
+def put_rows(rows: np.ndarray, source: Rows, mesh: Mesh) -> jax.Array:
     """Put source[rows] on the mesh, split over the rows' last axis, the batch.
 
     Each host reads only the rows of its own devices.

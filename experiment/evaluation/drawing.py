@@ -10,8 +10,8 @@ import jax
 import numpy as np
 
 from experiment.common.progress import progress
+from experiment.data.stored import release
 from experiment.devices.hosts import Place
-from experiment.evaluation.images import release
 from experiment.evaluation.points import Point
 from experiment.evaluation.settings import Settings
 from experiment.run.conditions import arrays_of, conditions, kind_of_run

@@ -17,7 +17,7 @@ from experiment.evaluation.calibration import calibrated, calibration, calibrati
 from experiment.evaluation.comparison import SPLITS, compare, comparison_seconds, points_each_side
 from experiment.evaluation.curves import quality_curve
 from experiment.evaluation.drawing import Drawn, Kept, Strip, draw_point, draw_share, draw_strip, sample_key
-from experiment.evaluation.guidance_curve import guidance_curve, guidance_seconds, scales_of
+from experiment.evaluation.guidance_curve import guidance_curve, guidance_seconds, guidance_share, scales_of
 from experiment.evaluation.known_distribution import exact_errors, with_exact_score
 from experiment.evaluation.likelihood import (
     LikelihoodSettings,
@@ -164,6 +164,7 @@ class Asked:
         """Do the share of a process that is not the first one: of the samples, then of the likelihood."""
         for point in points_at(self.samplers, self.budgets):
             draw_share(self.run, point, self.settings, kept)
+        guidance_share(self.run, self.scales, self.settings, kept)
         held_out = _of_likelihood(self.settings)
         folder = folder_of(self.run, held_out, kept.folder)
         likelihood_share(self.run, held_out, folder, kept.place, budget=False)

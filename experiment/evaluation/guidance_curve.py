@@ -6,7 +6,7 @@ class that was asked for; without classes all of them are held against all of th
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from experiment.build.samplers import make_sampler
 from experiment.common.errors import UserError
 from experiment.evaluation.comparison import SPLITS, against, floor_of
-from experiment.evaluation.drawing import FlatPoints, Kept, Wanted, draw_examples, flat_points
+from experiment.evaluation.drawing import FlatPoints, Kept, Wanted, draw_examples, flat_points, in_parts
 from experiment.evaluation.metrics import ClassFeatures, Points, disjoint_parts, sliced_wasserstein
 from experiment.evaluation.results import GuidancePoint, GuidanceResult
 from experiment.evaluation.settings import Settings
@@ -75,8 +75,8 @@ def guidance_curve(run: Any, scales: Sequence[float], settings: Settings, kept: 
     Raises UserError for a run that cannot be guided.
     """
     test, reference = run.dataset.test, getattr(run.dataset, settings.reference)
-    n = min(settings.n, MOST)
-    rows = np.resize(np.random.RandomState(settings.seed).permutation(len(test)), n)
+    rows = _told_rows(run, settings)
+    n = len(rows)
     classes = test.labels is not None and run.dataset.num_classes > 1
     asked, labels = (
         (test.labels[rows], reference.labels) if classes else (np.zeros(n, int), np.zeros(len(reference), int))
@@ -85,18 +85,36 @@ def guidance_curve(run: Any, scales: Sequence[float], settings: Settings, kept: 
     distances, size = _distances_within(FlatPoints(run, reference.x), labels, asked, settings.seed)
     floor = floor_of(distances(None), size)
     samplers: dict[str, list[GuidancePoint]] = {name: [] for name in METHODS}
+    for scale, name, wanted in _wanted(run, scales, settings):
+        draws = draw_examples(wanted, kept)
+        drawn = flat_points(run, draws.data)
+        obeyed = None if features is None else features.accuracy(drawn, asked)
+        samplers[name].append(GuidancePoint(scale, draws.nfe, against(distances(drawn), floor), obeyed))
+    known = None if features is None else features.accuracy(FlatPoints(run, test.x), test.labels)
+    return GuidanceResult(n, STEPS, dict(METHODS), samplers, floor, known)
+
+
+def guidance_share(run: Any, scales: Sequence[float], settings: Settings, kept: Kept) -> None:
+    """Draw this process's share of the curve's samples."""
+    for _, _, wanted in _wanted(run, scales, settings):
+        in_parts(wanted, kept, run.scaling.to_data)
+
+
+def _told_rows(run: Any, settings: Settings) -> Array:
+    """The held-out examples whose conditions the samples are told, one for each sample."""
+    order = np.random.RandomState(settings.seed).permutation(len(run.dataset.test))
+    return np.resize(order, min(settings.n, MOST))
+
+
+def _wanted(run: Any, scales: Sequence[float], settings: Settings) -> Iterator[tuple[float, str, Wanted]]:
+    """The samples of each scale by each of METHODS, whose name is given."""
+    rows = _told_rows(run, settings)
+    cond = conditions_of(run, run.dataset.test, rows)
     for scale in scales:
         for name, method in METHODS.items():
             guidance, sampler = Guidance(scale), make_sampler(method, run.config, steps=STEPS)
-            of_scale, cond = guided(run, guidance), conditions_of(run, test, rows)
-            what = f"{method} at guidance {scale:g}"
-            seed, size = settings.seed, settings.batch_size
-            draws = draw_examples(Wanted(of_scale, sampler, what, seed, n, size, cond, guidance), kept)
-            drawn = flat_points(run, draws.data)
-            obeyed = None if features is None else features.accuracy(drawn, asked)
-            samplers[name].append(GuidancePoint(scale, draws.nfe, against(distances(drawn), floor), obeyed))
-    known = None if features is None else features.accuracy(FlatPoints(run, test.x), test.labels)
-    return GuidanceResult(n, STEPS, dict(METHODS), samplers, floor, known)
+            what, seed, size = f"{method} at guidance {scale:g}", settings.seed, settings.batch_size
+            yield scale, name, Wanted(guided(run, guidance), sampler, what, seed, len(rows), size, cond, guidance)
 
 
 def _distances_within(

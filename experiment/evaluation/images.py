@@ -1,12 +1,12 @@
 """Images that are read some at a time: those of a set of hundreds of thousands are never all in memory."""
 
-import mmap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from experiment.data.scaling import Scaling
+from experiment.data.stored import release
 
 Array = np.ndarray
 
@@ -43,14 +43,3 @@ class Images:
         """All of them in memory."""
         whole = np.concatenate([self._grey(part) for part in self._parts])
         return whole if dtype is None else whole.astype(dtype)
-
-
-def release(array: Array) -> None:
-    """Let the system take back the memory of a mapped file that is only read; of other arrays nothing is done."""
-    base: Any = array
-    while isinstance(base, np.ndarray):
-        if base.flags.writeable:
-            return
-        base = base.base
-    if isinstance(base, mmap.mmap) and hasattr(base, "madvise"):
-        base.madvise(mmap.MADV_DONTNEED)

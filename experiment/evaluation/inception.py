@@ -24,7 +24,8 @@ import numpy as np
 from experiment.common.errors import UserError, one_line
 from experiment.common.files import read_regular
 from experiment.common.progress import progress
-from experiment.evaluation.images import Images, release
+from experiment.data.stored import release
+from experiment.evaluation.images import Images
 
 Array = np.ndarray
 MOST_BYTES = 2**30  # of the weights, which have 2**27

@@ -24,6 +24,7 @@ from experiment.common.errors import UserError, choose
 from experiment.common.files import check_folder, user_path, write_bytes, write_json, write_text
 from experiment.common.progress import progress, say_start
 from experiment.data.dataset import some_of
+from experiment.data.scaling import Scaled
 from experiment.devices.hosts import Place, shared_out
 from experiment.devices.memory import check_fits
 from experiment.devices.sharding import mesh_here, round_up
@@ -351,10 +352,12 @@ def prior_mismatch(run: Any) -> float:
 
     m and v are the mean and variance of each entry of the training data.
     """
-    x = np.asarray(run.scaling.to_model(run.dataset.train.x), np.float64)
-    variance = x.var(axis=0) + (0 if run.scaling.bin_width is None else run.scaling.bin_width**2 / 12)
+    examples = Scaled(run.scaling, run.dataset.train.x)
+    mean = sum(x.astype(np.float64).sum(axis=0) for x in examples.blocks()) / len(examples)
+    variance = sum(np.square(x.astype(np.float64) - mean).sum(axis=0) for x in examples.blocks()) / len(examples)
+    variance += 0 if run.scaling.bin_width is None else run.scaling.bin_width**2 / 12
     sde = run.score_fn.sde
-    moments = DiagonalGaussian(jnp.asarray(x.mean(axis=0)), jnp.asarray(np.sqrt(variance)))
+    moments = DiagonalGaussian(jnp.asarray(mean), jnp.asarray(np.sqrt(variance)))
     return float(moments.at(sde, sde.t_max).kl(sde.prior(tuple(run.shape))))
 
 

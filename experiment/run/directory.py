@@ -18,7 +18,7 @@ from experiment.common.provenance import provenance
 from experiment.config import FOLLOWING, FREE_ON_RESUME, differences, filled, flatten, load_config, save_config
 from experiment.data.dataset import Dataset
 from experiment.data.gaussian import fit_gaussian
-from experiment.data.scaling import Scaling
+from experiment.data.scaling import Scaled, Scaling
 from experiment.data.units import Units
 from experiment.run.checkpoint import Checkpoints
 
@@ -256,7 +256,7 @@ class RunDirectory:
             return {}
         if dataset is not None and not self.checkpoints.steps():
             scaling = Scaling(dataset.levels, config.data.centered, dataset.units)
-            return fit_gaussian(np.asarray(scaling.to_model(dataset.train.x)))
+            return fit_gaussian(Scaled(scaling, dataset.train.x))
         try:
             with np.load(self.gaussian_path) as saved:
                 return dict(saved)

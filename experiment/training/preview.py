@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from experiment.data.dataset import some_of
+from experiment.data.scaling import Scaled
 from experiment.devices.sharding import put_rows, round_up
 from experiment.run.sampling import as_data, picture_of
 from experiment.training.trainer import State, Trainer
@@ -66,10 +67,8 @@ class Preview:
 
     def _batch(self, rows: np.ndarray) -> Any:
         trainer = self._trainer
-        x, rows_of_x = trainer.dataset.test.x, rows
-        if trainer.scaling.units is not None:
-            x, rows_of_x = trainer.scaling.units.to_model(x[rows]), np.arange(len(rows))
-        batch = {"x": put_rows(rows_of_x, x, trainer.mesh)}
+        x = trainer.dataset.test.x
+        batch = {"x": put_rows(rows, x if trainer.scaling.units is None else Scaled(trainer.scaling, x), trainer.mesh)}
         told = trainer.conditions(trainer.dataset.test.rows(rows))
         if told is not None:
             batch["cond"] = jax.tree.map(lambda part: put_rows(np.arange(len(rows)), part, trainer.mesh), told)

@@ -14,6 +14,7 @@ import numpy as np
 from experiment.config import filled
 from experiment.data.dataset import Dataset
 from experiment.data.scaling import Scaling
+from experiment.data.stored import release
 
 SMALL, LARGE = 32**2, 64**2  # places
 MANY = 5_000  # examples, of which a wide network learns fewer by heart
@@ -90,6 +91,7 @@ def sigma_data(dataset: Dataset, scaling: Scaling) -> float:
     """The standard deviation of the data in the model's space, to two digits."""
     some = dataset.train.x[:: max(1, len(dataset.train) // 1000)]
     spread = 1.0 if dataset.units is not None else float(np.std(np.asarray(scaling.to_model(some), np.float64)))
+    release(some)
     return float(f"{max(spread, 1e-3):.2g}")
 
 

@@ -31,8 +31,8 @@ from experiment.data.augmentation import augment
 from experiment.data.batches import batch_indices
 from experiment.data.conditions import check_cond_units, condition_rows
 from experiment.data.dataset import Split
-from experiment.data.scaling import Scaling, random_flip
-from experiment.devices.sharding import OverBatch, make_mesh, over_batch, put_rows, replicated, weight_shardings
+from experiment.data.scaling import Scaled, Scaling, random_flip
+from experiment.devices.sharding import OverBatch, Rows, make_mesh, over_batch, put_rows, replicated, weight_shardings
 from experiment.training.clock import Clock
 from models import Augmented, Vector
 from sde_lib import NetworkScore, power_ema_decay
@@ -124,8 +124,6 @@ class Trainer:
         # Never on CPU, where convolutions in a compiled loop are slow (jax issue 12868).
         self.steps_per_call = 1 if self.mesh.devices.flat[0].platform == "cpu" else config.train.steps_per_call
         self.scaling = Scaling(dataset.levels, config.data.centered, dataset.units)
-        # Floats are standardised here, in float64, once; on the device they are as the network sees them.
-        self.standardised = None if dataset.units is None else dataset.units.to_model(dataset.train.x)
         self.kind = condition_kind(config, dataset)
         self.told = None if self.kind is None else self.conditions(dataset.train)
         self.sde, self.parameterization = build_sde(config), build_parameterization(config, gaussian)
@@ -169,6 +167,12 @@ class Trainer:
             )
 
     @property
+    def examples(self) -> Rows:
+        """The examples to train on: floats standardised on the host, in float64, as they are taken; levels as such."""
+        x = self.dataset.train.x
+        return x if self.scaling.units is None else Scaled(self.scaling, x)
+
+    @property
     def weights(self) -> int:
         """The number of the network's weights."""
         return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(self.abstract_state["params"]))
@@ -210,7 +214,7 @@ class Trainer:
         def like(source: Any) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct((size, *source.shape[1:]), source.dtype, sharding=rows)
 
-        batch = {"x": like(self.dataset.train.x if self.standardised is None else self.standardised)}
+        batch = {"x": like(self.examples)}
         if self.told is not None:
             batch["cond"] = jax.tree.map(like, self.told)
         window = {name: jax.ShapeDtypeStruct((), dtype, sharding=whole) for name, dtype in self._window_types().items()}
@@ -224,7 +228,7 @@ class Trainer:
         data, size = self.dataset.train, self.config.train.batch_size
         found = [batch_indices(self.config.seed, k, size, len(data)) for k in range(step, step + max(steps, 1))]
         rows = np.stack(found) if steps else found[0]
-        batch = {"x": put_rows(rows, data.x if self.standardised is None else self.standardised, self.mesh)}
+        batch = {"x": put_rows(rows, self.examples, self.mesh)}
         if self.told is not None:
             batch["cond"] = jax.tree.map(lambda told: put_rows(rows, told, self.mesh), self.told)
         return batch

@@ -17,6 +17,7 @@ from experiment.common.errors import UserError
 from experiment.common.progress import progress
 from experiment.data.conditions import condition_rows
 from experiment.data.dataset import some_of
+from experiment.data.scaling import Scaled
 from experiment.data.units import StandardizedScore
 from experiment.report.explorer.page import rounded
 from experiment.run.conditions import kind_of_run
@@ -125,7 +126,7 @@ def choices(run: Any) -> list[Choice]:
     "Nothing" comes first where it was trained.
     """
     kind, test = kind_of_run(run), run.dataset.test
-    scaled, some = np.asarray(run.scaling.to_model(test.x), np.float32), some_of(EXAMPLES, len(test))
+    scaled, some = Scaled(run.scaling, test.x), some_of(EXAMPLES, len(test))
     if kind is None:
         return [Choice("", None, scaled[some])]
     found = []
@@ -134,7 +135,7 @@ def choices(run: Any) -> list[Choice]:
     if isinstance(kind, Label):
         for label in range(min(kind.num_classes, CLASSES)):
             cond = np.asarray(label, np.int32)
-            found.append(Choice(f"class {label}", cond, scaled[test.labels == label][:EXAMPLES]))
+            found.append(Choice(f"class {label}", cond, scaled[np.flatnonzero(test.labels == label)[:EXAMPLES]]))
         return found
     told = some_of(TOLD, len(test))
     units, rows = run.data_shape.cond_units, condition_rows(kind, test.rows(told))

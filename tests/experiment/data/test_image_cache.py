@@ -12,6 +12,7 @@ from PIL import Image
 from experiment.common.errors import UserError
 from experiment.data import image_cache
 from experiment.data import image_files as images
+from experiment.data import stored as stored_arrays
 from experiment.data.batches import batch_indices
 from experiment.data.load import load_dataset
 from experiment.devices.sharding import make_mesh, put_rows
@@ -197,8 +198,8 @@ def test_what_is_damaged_is_decoded_again_and_said_so_in_one_line(tmp_path, path
 
 def test_every_block_has_its_turn(tmp_path, path, monkeypatch, capfd):
     """Of a set too large to be checked whole, some blocks are, others each time."""
-    monkeypatch.setattr(image_cache, "BLOCK", 100)  # 12 images of 90 bytes: 11 blocks
-    monkeypatch.setattr(image_cache, "CHECKED", 2)
+    monkeypatch.setattr(stored_arrays, "BLOCK", 100)  # 12 images of 90 bytes: 11 blocks
+    monkeypatch.setattr(stored_arrays, "CHECKED", 2)
     load_dataset("", path)
     assert len(json.loads((stored(tmp_path) / "record.json").read_text())["record"]["blocks"]) == 11
     whole = (stored(tmp_path) / "images.npy").read_bytes()

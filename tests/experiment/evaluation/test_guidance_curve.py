@@ -1,6 +1,7 @@
 """Quality and obedience over the scale of guidance, on exact scores: the distributions that are drawn are known."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,10 +13,17 @@ from experiment.common.errors import UserError
 from experiment.config import whole_config
 from experiment.data.dataset import Dataset, Split
 from experiment.data.scaling import Scaling
+from experiment.devices.hosts import Place
+from experiment.evaluation import evaluate as evaluation
+from experiment.evaluation.drawing import Kept
+from experiment.evaluation.evaluate import Asked
 from experiment.evaluation.guidance_curve import guidance_curve, read_scales, scales_of
 from experiment.evaluation.results import GuidanceResult, plain
+from experiment.evaluation.settings import Settings
 from experiment.plots.evaluation import guidance_curves
 from experiment.report.tables import guidance_rows
+from experiment.run import samples as run_samples
+from experiment.run.sampling import draw_rows
 from sde_lib import VP
 from tests.oracles import ClassScore
 
@@ -125,3 +133,29 @@ def test_scales_are_read_from_the_flag() -> None:
     for texts in (["2", "x"], ["nan"], ["inf"]):
         with pytest.raises(UserError, match="give numbers"):
             read_scales(texts)
+
+
+def test_a_killed_curve_is_read_and_not_drawn_anew_and_others_do_their_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in its third batch of four, gone on with by another process, and then read: the same to the bit."""
+    run = run_of(CONFIG)
+    settings = Settings.from_config(run.config, n=40, batch_size=20, seeds=1)
+    whole, draws = guidance_curve(run, [3.0], settings), []
+
+    def counted(*given: Any, **more: Any) -> Any:
+        draws.append(given[3])
+        if len(draws) == 3:
+            raise KeyboardInterrupt
+        return draw_rows(*given, **more)
+
+    monkeypatch.setattr(run_samples, "draw_rows", counted)
+    with pytest.raises(KeyboardInterrupt):
+        guidance_curve(run, [3.0], settings, Kept(tmp_path, Place()))
+    asked = Asked(run, {}, settings, (), (3.0,))
+    monkeypatch.setattr(evaluation, "likelihood_share", lambda *_, **__: None)
+    asked.share(Kept(tmp_path, Place(1, 2, "job")))
+    assert draws == [0, 20, 0, 20, 0]  # its own part first, and none that is there
+    monkeypatch.setattr(run_samples, "draw_rows", None)  # nothing is left to draw
+    found = guidance_curve(run, [3.0], settings, Kept(tmp_path, Place(0, 2, "job")))
+    assert plain(found) == plain(whole)

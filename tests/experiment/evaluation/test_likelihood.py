@@ -15,6 +15,7 @@ import pytest
 
 from experiment.common.errors import UserError
 from experiment.config import whole_config
+from experiment.data import stored
 from experiment.data.dataset import Dataset, Split, some_of
 from experiment.data.scaling import Scaling
 from experiment.devices.hosts import Place
@@ -239,7 +240,10 @@ def test_the_picture_s_parts_hold_the_means_of_their_steps() -> None:
     np.testing.assert_allclose((step[0], kl[0]), (100.5, 3.5))
 
 
-def test_the_prior_s_mismatch_is_the_kl_of_the_data_s_moments() -> None:
+@pytest.mark.parametrize("rows", [4096, 100])
+def test_the_prior_s_mismatch_is_the_kl_of_the_data_s_moments(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the data are read some rows at a time."""
+    monkeypatch.setattr(stored, "ROWS", rows)
     sde = VP(beta_max=3.0)
     run = SimpleNamespace(**{**vars(VECTORS), "score_fn": ExactScore(LAW, sde)})
     x = VECTORS.dataset.train.x.astype(float)
