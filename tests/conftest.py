@@ -19,7 +19,7 @@ from experiment.cli import convolutions_on_all_cores
 from tests import shapes
 
 _CACHE = Path(
-    os.environ.get("JAX_COMPILATION_CACHE_DIR", Path(tempfile.gettempdir()) / f"noise_compass_tests_{os.getuid()}")
+    os.environ.get("JAX_COMPILATION_CACHE_DIR") or Path(tempfile.gettempdir()) / f"noise_compass_tests_{os.getuid()}"
 )
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_CACHE)  # for the commands that tests start
 convolutions_on_all_cores()  # as the commands do
