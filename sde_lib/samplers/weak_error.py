@@ -14,6 +14,7 @@ cubics in all of them together are near.
 import itertools
 import math
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -104,6 +105,7 @@ def _without_noise(table: Table, i: int, x: np.ndarray, values: list[np.ndarray]
     return table.a[i] * x + sum(b * m for b, m in zip(table.b[i], values, strict=True))
 
 
+@lru_cache(maxsize=16)
 def _normal_quadrature(nodes: int) -> tuple[np.ndarray, np.ndarray]:
     z, weight = np.polynomial.hermite_e.hermegauss(nodes)
     return z, weight / weight.sum()
