@@ -46,7 +46,7 @@ def network(x, t):
 MIXTURE, NETWORK = ExactScore(random_mixture(3, 16), VP()), FunctionScore(network, VP())
 MASK, MATRIX = Mask(RNG.random(SHAPE) < 0.5), Linear(RNG.normal(size=(5, 16)).astype(np.float32))
 BLUR = Convolve(np.array([[0.1, 0.2], [0.3, 0.4]], np.float32))
-ODE, SDE = DPMSolverPP2M(steps=8), EulerMaruyama(steps=8)
+ODE, SDE, TWISTED = DPMSolverPP2M(steps=8), EulerMaruyama(steps=8), TwistedSMC(8, 5, keep=True)
 CASES = {
     "moment matching": (ODE, MIXTURE, MATRIX, MomentMatching(3)),
     "moment matching, a network": (PredictorCorrector(steps=8), NETWORK, MASK, MomentMatching(2)),
@@ -55,7 +55,7 @@ CASES = {
     "jensen": (ODE, MIXTURE, Operator(jnp.abs), Jensen()),
     "proximal": (SDE, NETWORK, MATRIX, Proximal()),
     "projection": (ODE, MIXTURE, MASK, Projection()),
-    "twisted": (TwistedSMC(8, 5), MIXTURE, MASK, MomentMatching()),
+    "twisted": (TWISTED, MIXTURE, MASK, MomentMatching()),
     "split gibbs": (SplitGibbs(2, 0.4, sampler=SDEDPMSolverPP2M(steps=4)), MIXTURE, MATRIX, MomentMatching()),
     "repaint": (RePaint(8, 2), NETWORK, MASK, MomentMatching()),
 }
@@ -82,20 +82,17 @@ def test_a_sample_has_the_same_bits_in_draws_of_1_7_and_64(case):
 
 
 def test_frames_and_weights_come_with_their_samples():
-    y = jax.random.normal(jax.random.key(1), (9, *SHAPE))
-    for sampler, names in ((SDE, ("path",)), (TwistedSMC(8, 5, keep=True), ("ess", "particles", "log_weights"))):
-        frames = 3 if "path" in names else 0
-        score_fn = Observed(MIXTURE, MASK, 0.4)
+    y, score_fn = jax.random.normal(jax.random.key(1), (20, *SHAPE)), Observed(MIXTURE, MASK, 0.4)
+    for sampler, axes, frames in ((SDE, {"path": 1}, 3), (TWISTED, {"ess": 1, "particles": 0, "log_weights": 0}, 0)):
 
-        def drawn(first, n, sampler=sampler, score_fn=score_fn, frames=frames):
+        def drawn(first, n, sampler=sampler, frames=frames):
             cond = {"y": y[first : first + n], "cond": None}
-            kwargs = {"frames": frames, "batch_size": 4, "fixed_batches": True}
+            kwargs = {"frames": frames, "batch_size": BATCH, "fixed_batches": True}
             return sample(sampler, score_fn, jax.random.key(0), n, SHAPE, cond=cond, first=first, **kwargs)
 
-        whole, part = drawn(0, 9), drawn(3, 4)
-        for name in names:
-            axis = 1 if name in ("path", "ess") else 0
-            expected = np.take(np.asarray(getattr(whole, name)), range(3, 7), axis)
+        whole, part = drawn(0, 20), drawn(13, 5)
+        for name, axis in axes.items():
+            expected = np.take(np.asarray(getattr(whole, name)), range(13, 18), axis)
             np.testing.assert_array_equal(getattr(part, name), expected)
 
 
